@@ -1,0 +1,29 @@
+"""Surface-defect classifiers that learn from few labels and show where they looked."""
+
+from importlib import import_module
+from typing import Any
+
+
+# Public names and the modules that hold them, imported on first use: `import kgl` stays fast.
+_MODULE_OF = {
+    "KGLConfig": "configuration_kgl",
+    "KGLForImageClassification": "modeling_kgl",
+    "KGLImageClassifierOutput": "modeling_kgl",
+    "KGLTrainingArguments": "trainer",
+    "KnowledgeGuidedTrainer": "trainer",
+    "add_saliency_priors": "prior",
+    "compute_saliency": "saliency",
+    "load_defect_dataset": "data",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

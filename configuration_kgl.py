@@ -1,0 +1,90 @@
+"""Configuration of knowledge-guided defect classifiers."""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+
+@strict
+class KGLConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`KGLForImageClassification`].
+
+    backbone_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a `ResNetConfig`):
+        Configuration of the backbone; its `out_features` name the stages whose maps are used, finest first.
+    fusion_size (`int`, *optional*, defaults to 256):
+        Channels that each stage is projected to where the backbone yields more than one map. One map is used as it is.
+    detach_saliency (`bool`, *optional*, defaults to `False`):
+        Stop the classification gradient at the saliency logits during training, as mixed-supervision networks do.
+    defect_free_label (`str`, *optional*):
+        The name in `id2label` of the class without defects. Its images have a blank saliency prior.
+    problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
+        `"single_label_classification"` (softmax; the good/defect case has two labels) or
+        `"multi_label_classification"` (one sigmoid per label, one label allowed).
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation of the heads' initial weights.
+
+    Example:
+    ```python
+    >>> from transformers import ResNetConfig
+    >>> from kgl import KGLConfig, KGLForImageClassification
+
+    >>> backbone_config = ResNetConfig(layer_type="basic", depths=[2, 2, 2], hidden_sizes=[64, 128, 256])
+    >>> config = KGLConfig(backbone_config=backbone_config, id2label={0: "good", 1: "defect"}, defect_free_label="good")
+    >>> model = KGLForImageClassification(config)
+    ```
+    """
+
+    model_type = "kgl"
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+    # What Trainer.evaluate and predict need not gather from every process.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["saliency", "feature_map", "hidden_states"]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    fusion_size: int = 256
+    detach_saliency: bool = False
+    defect_free_label: str | None = None
+    problem_type: str | None = "single_label_classification"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.backbone_config is None:
+            self.backbone_config = CONFIG_MAPPING["resnet"]()
+        elif isinstance(self.backbone_config, dict):
+            model_type = self.backbone_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config needs a `model_type` that transformers knows, got {model_type!r}.")
+            self.backbone_config = CONFIG_MAPPING[model_type].from_dict(self.backbone_config)
+        super().__post_init__(**kwargs)
+
+    def validate_problem_type(self) -> None:
+        """Only the two classification problems have a loss and a saliency map here."""
+        if self.problem_type not in ("single_label_classification", "multi_label_classification"):
+            raise ValueError(
+                f"problem_type={self.problem_type!r}: choose single_label_classification or multi_label_classification."
+            )
+
+    def validate_fusion_size(self) -> None:
+        """A projection needs at least one channel."""
+        if self.fusion_size < 1:
+            raise ValueError(f"fusion_size={self.fusion_size}: it must be at least 1.")
+
+    def validate_defect_free_label(self) -> None:
+        """The defect-free class is one of the labels."""
+        if self.defect_free_label is not None and self.defect_free_label not in self.id2label.values():
+            raise ValueError(
+                f"defect_free_label={self.defect_free_label!r} is none of the labels {list(self.id2label.values())}."
+            )
+
+    @property
+    def defect_free_id(self) -> int | None:
+        """Index of the class without defects, `None` where every class is a defect."""
+        if self.defect_free_label is None:
+            return None
+        return {label: index for index, label in self.id2label.items()}[self.defect_free_label]
+
+
+KGLConfig.register_for_auto_class()
+
+__all__ = ["KGLConfig"]

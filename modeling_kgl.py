@@ -1,0 +1,214 @@
+"""A classifier with a saliency head, on any backbone of transformers (arXiv 2605.17780)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_kgl import KGLConfig
+
+
+# The settings that hold one entry a stage: cut short, the stages behind the last one used are never built.
+_PER_STAGE_SETTINGS = {
+    "resnet": ("depths", "hidden_sizes"),
+    "convnext": ("depths", "hidden_sizes"),
+    "convnextv2": ("depths", "hidden_sizes"),
+    "swin": ("depths", "num_heads"),
+    "swinv2": ("depths", "num_heads"),
+}
+
+
+@dataclass
+class KGLImageClassifierOutput(ModelOutput):
+    """
+    Output of [`KGLForImageClassification`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is provided):
+            Cross-entropy, or binary cross-entropy for multi-label problems.
+        logits (`torch.FloatTensor` of shape `(B, K)`):
+            Scores before softmax, or before the sigmoid for multi-label problems.
+        saliency (`torch.FloatTensor` of shape `(B, 1, h, w)`):
+            Logits of "there is a defect in this cell"; their sigmoid is the heat map in 0..1.
+        feature_map (`torch.FloatTensor` of shape `(B, C, h, w)`):
+            What the head pools: the backbone's map, or several of them fused at the finest stride.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            The backbone's hidden states.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    saliency: torch.FloatTensor | None = None
+    feature_map: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class KGLPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading shared by the models of this file."""
+
+    config_class = KGLConfig
+    base_model_prefix = "kgl"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    # The loss is a mean over the batch: the Trainer has to divide it by the accumulation steps.
+    accepts_loss_kwargs = False
+
+
+class KGLStageFusion(nn.Module):
+    """Projects the maps of several stages to one width and sums them at the finest one's resolution."""
+
+    def __init__(self, in_channels: list[int], out_channels: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv2d(channels, out_channels, kernel_size=1) for channels in in_channels)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Maps of shapes `(B, C_i, h_i, w_i)`, finest first, to one `(B, C, h_0, w_0)`."""
+        fused = self.projections[0](feature_maps[0])
+        for projection, feature_map in zip(self.projections[1:], feature_maps[1:], strict=True):
+            coarse = projection(feature_map)
+            fused = fused + nn.functional.interpolate(
+                coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False
+            )
+        return nn.functional.relu(fused)
+
+
+class KGLForImageClassification(KGLPreTrainedModel):
+    """
+    Image classifier whose saliency head can be taught where to look.
+
+    For features `F` `(B, C, h, w)`: `H = conv1x1(F)`, `P = [F, H]`, `z = [avg(P), max(P)]`, `logits = W z + b`.
+    """
+
+    def __init__(self, config: KGLConfig) -> None:
+        super().__init__(config)
+        if type(config.backbone_config) not in MODEL_FOR_BACKBONE_MAPPING:
+            raise ValueError(
+                f"A {config.backbone_config.model_type!r} model is no backbone. transformers has backbones for: "
+                f"{_backbone_names()}."
+            )
+        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        channels = self.backbone.channels
+        self.fusion = KGLStageFusion(channels, config.fusion_size) if len(channels) > 1 else None
+        num_features = config.fusion_size if len(channels) > 1 else channels[0]
+        self.saliency_head = nn.Conv2d(num_features, 1, kernel_size=1)
+        self.classifier = nn.Linear(2 * (num_features + 1), config.num_labels)
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        pretrained_model_name_or_path: str,
+        *,
+        out_features: list[str] | None = None,
+        **config_kwargs: Any,
+    ) -> KGLForImageClassification:
+        """
+        Start from a pretrained backbone: new heads on its weights.
+
+        Args:
+            pretrained_model_name_or_path: a local folder, a Hub id, or `timm/NAME` for a timm model (needs `timm`).
+            out_features: the stages to use, finest first (`["stage2", "stage3"]`); the last stage by default. For timm
+                models, their feature indices as strings (`["2", "3"]`). Stages behind the last one are left out of
+                ResNet, ConvNeXt and Swin.
+            config_kwargs: what [`KGLConfig`] takes, such as `id2label`, `label2id`, `defect_free_label`.
+
+        Raises:
+            ValueError: the model is no backbone, or has no such stage.
+            OSError: there is no such model.
+        """
+        if pretrained_model_name_or_path.startswith("timm/"):
+            indices = [int(index) for index in out_features] if out_features else [-1]
+            backbone = AutoBackbone.from_pretrained(
+                pretrained_model_name_or_path.removeprefix("timm/"), use_timm_backbone=True, out_indices=indices
+            )
+        else:
+            backbone_config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
+            if type(backbone_config) not in MODEL_FOR_BACKBONE_MAPPING:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds a {backbone_config.model_type!r} model, which is no "
+                    f"backbone. transformers has backbones for: {_backbone_names()}."
+                )
+            backbone_config = _with_stages(backbone_config, out_features)
+            # AutoBackbone.from_pretrained takes no local path.
+            backbone = MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)].from_pretrained(
+                pretrained_model_name_or_path, config=backbone_config
+            )
+        backbone_config = backbone.config.to_dict()
+        for foreign in ("_name_or_path", "architectures", "id2label", "label2id"):  # the checkpoint's, not this model's
+            backbone_config.pop(foreign, None)
+        model = cls(KGLConfig(backbone_config=backbone_config, **config_kwargs))
+        model.backbone.load_state_dict(backbone.state_dict())
+        return model
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> KGLImageClassifierOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)`, or `(B, 1, H, W)` for grey pictures, normalised.
+            labels: `(B,)` class indices, or `(B, K)` zeros and ones as floats for multi-label problems.
+            output_hidden_states: return the backbone's hidden states too.
+        """
+        num_channels = self.config.backbone_config.num_channels
+        if pixel_values.shape[1] == 1 and num_channels > 1:
+            pixel_values = pixel_values.expand(-1, num_channels, -1, -1)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        backbone_output = self.backbone(pixel_values, output_hidden_states=output_hidden_states)
+        feature_maps = backbone_output.feature_maps
+        feature_map = feature_maps[0] if self.fusion is None else self.fusion(feature_maps)
+
+        saliency = self.saliency_head(feature_map)
+        pooled_saliency = saliency.detach() if self.config.detach_saliency and self.training else saliency
+        pooled = torch.cat([feature_map, pooled_saliency], dim=1)
+        pooled = torch.cat([pooled.mean(dim=(2, 3)), pooled.flatten(2).max(dim=2).values], dim=1)
+        logits = self.classifier(pooled)
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config)
+        return KGLImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            saliency=saliency,
+            feature_map=feature_map,
+            hidden_states=backbone_output.hidden_states,
+        )
+
+
+def _with_stages(config: PreTrainedConfig, out_features: list[str] | None) -> PreTrainedConfig:
+    """The backbone's config with `out_features` as outputs and, where we know how, no stage behind the last one."""
+    if out_features is None:
+        out_features = [config.stage_names[-1]]
+    unknown = [name for name in out_features if name not in config.stage_names]
+    if unknown:
+        raise ValueError(f"out_features: no stage {unknown} in this backbone; it has {list(config.stage_names)}.")
+    values = config.to_dict()
+    # The stem comes before the first stage, so a stage's index is the number of stages up to it.
+    num_stages = max(config.stage_names.index(name) for name in out_features)
+    if num_stages > 0:
+        for setting in _PER_STAGE_SETTINGS.get(config.model_type, ()):
+            values[setting] = values[setting][:num_stages]
+    for derived in ("stage_names", "out_indices", "out_features"):
+        values.pop(derived, None)
+    return type(config).from_dict({**values, "out_features": list(out_features)})
+
+
+def _backbone_names() -> str:
+    return ", ".join(sorted({config.model_type for config in MODEL_FOR_BACKBONE_MAPPING}))
+
+
+KGLForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+__all__ = ["KGLForImageClassification", "KGLImageClassifierOutput", "KGLPreTrainedModel"]
