@@ -31,7 +31,8 @@ class KGLConfig(PreTrainedConfig):
     >>> from kgl import KGLConfig, KGLForImageClassification
 
     >>> backbone_config = ResNetConfig(layer_type="basic", depths=[2, 2, 2], hidden_sizes=[64, 128, 256])
-    >>> config = KGLConfig(backbone_config=backbone_config, id2label={0: "good", 1: "defect"}, defect_free_label="good")
+    >>> id2label = {0: "good", 1: "defect"}
+    >>> config = KGLConfig(backbone_config=backbone_config, id2label=id2label, defect_free_label="good")
     >>> model = KGLForImageClassification(config)
     ```
     """
@@ -62,7 +63,8 @@ class KGLConfig(PreTrainedConfig):
         """Only the two classification problems have a loss and a saliency map here."""
         if self.problem_type not in ("single_label_classification", "multi_label_classification"):
             raise ValueError(
-                f"problem_type={self.problem_type!r}: choose single_label_classification or multi_label_classification."
+                f"problem_type={self.problem_type!r}: choose single_label_classification or "
+                "multi_label_classification."
             )
 
     def validate_fusion_size(self) -> None:

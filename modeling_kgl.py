@@ -140,7 +140,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
                 pretrained_model_name_or_path, config=backbone_config
             )
         backbone_config = backbone.config.to_dict()
-        for foreign in ("_name_or_path", "architectures", "id2label", "label2id"):  # the checkpoint's, not this model's
+        # These speak of the checkpoint, not of this model.
+        for foreign in ("_name_or_path", "architectures", "id2label", "label2id"):
             backbone_config.pop(foreign, None)
         model = cls(KGLConfig(backbone_config=backbone_config, **config_kwargs))
         model.backbone.load_state_dict(backbone.state_dict())
@@ -200,6 +201,8 @@ def _with_stages(config: PreTrainedConfig, out_features: list[str] | None) -> Pr
     if num_stages > 0:
         for setting in _PER_STAGE_SETTINGS.get(config.model_type, ()):
             values[setting] = values[setting][:num_stages]
+        if "num_stages" in values:  # ConvNeXt counts them too
+            values["num_stages"] = num_stages
     for derived in ("stage_names", "out_indices", "out_features"):
         values.pop(derived, None)
     return type(config).from_dict({**values, "out_features": list(out_features)})

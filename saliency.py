@@ -45,7 +45,7 @@ def layer_cam(
     meets_h = cells == cell_h
 
     maps = torch.einsum("bc,bcn->bn", F.relu(everywhere), features)
-    # What the two kinds of arg-max cell add to the constant part: one cell a channel, and H's one cell for all channels.
+    # What the two kinds of arg-max cell add to the constant part: one cell a channel, and H's cell for all channels.
     at_max = F.relu(everywhere + max_weight + through_h * meets_h) - F.relu(everywhere)
     maps = maps.scatter_add(1, cells, at_max * values)
     features_h = features.gather(2, cell_h[:, None, :].expand(batch, channels, 1)).squeeze(2)

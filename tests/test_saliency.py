@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY_BACKBONES, tiny_model
+from tiny import TINY_BACKBONES, tiny_model
 
 from kgl.saliency import compute_saliency, layer_cam, to_uint8
 

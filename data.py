@@ -1,0 +1,327 @@
+"""Folders and published layouts to one schema, and splits that keep groups whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+from datasets.data_files import EmptyDatasetError
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
+
+from .errors import InputError
+from .surfaces import CLASSES, generate_surface
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataArguments:
+    """What to learn from, and what to hold out."""
+
+    dataset: str = field(
+        default="imagefolder",
+        metadata={
+            "help": "How data_dir is laid out: imagefolder (one folder a class, optionally below train/ and test/), "
+            "kolektorsdd, magnetic_tile, or surfaces (generated, no data_dir).",
+            "choices": ["imagefolder", "kolektorsdd", "magnetic_tile", "surfaces"],
+        },
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "The folder that holds the pictures."})
+    defect_free_label: str | None = field(
+        default=None,
+        metadata={"help": "imagefolder: the class without defects, if there is one. Published layouts know theirs."},
+    )
+    num_folds: int = field(
+        default=3, metadata={"help": "Folds, stratified by class with groups whole; one of them is held out."}
+    )
+    fold: int = field(default=0, metadata={"help": "The fold held out, from 0. A test/ folder is used instead."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the folds and of the few-label selection."})
+    train_per_class: int | None = field(
+        default=None, metadata={"help": "Keep this many training pictures of each defect class (the rest is unused)."}
+    )
+    train_defect_free: int | None = field(
+        default=None, metadata={"help": "Keep this many defect-free training pictures."}
+    )
+    train_on_masks: bool = field(
+        default=False,
+        metadata={"help": "Where a training picture has a mask, use it in place of the saliency prior."},
+    )
+    num_surfaces: int = field(default=600, metadata={"help": "surfaces: how many pictures to generate."})
+    surface_size: int = field(default=96, metadata={"help": "surfaces: side of the pictures in pixels."})
+
+
+def load_defect_dataset(args: DataArguments) -> DatasetDict:
+    """
+    Read what `args` names into `train` and `test` splits of one schema.
+
+    Columns: `image` (Image), `label` (ClassLabel), `mask` (Image or None; non-zero where the defect is), `group`
+    (string: what never straddles a split; pictures of equal bytes share one), `file_name` and `digest` (strings). The
+    training split has masks only with `args.train_on_masks`.
+
+    Raises:
+        InputError: nothing usable there; the message names the folder, the files or the argument.
+    """
+    if args.dataset == "surfaces":
+        pictures = _read_surfaces(args.num_surfaces, args.surface_size, args.split_seed)
+    else:
+        if args.data_dir is None:
+            raise InputError(f"--dataset {args.dataset} needs --data_dir.")
+        root = Path(args.data_dir)
+        if not root.is_dir():
+            raise InputError(f"--data_dir {root}: there is no such folder.")
+        readers = {
+            "imagefolder": _read_image_folder,
+            "kolektorsdd": _read_kolektorsdd,
+            "magnetic_tile": _read_magnetic_tile,
+        }
+        pictures = readers[args.dataset](root)
+
+    defect_free = defect_free_label(args)
+    splits = DatasetDict({name: _finish(split) for name, split in pictures.items()})
+    names = splits["train"].features["label"].names
+    if len(names) < 2:
+        raise InputError(f"--data_dir {args.data_dir}: one class only ({names[0]}); a classifier needs two or more.")
+    if defect_free is not None and defect_free not in names:
+        raise InputError(f"--defect_free_label {defect_free}: no such class; there are {', '.join(names)}.")
+    if "test" not in splits:
+        splits = _hold_out_fold(splits["train"], args)
+    splits["train"] = _few_labels(splits["train"], args, defect_free)
+    for name, split in splits.items():
+        missing = sorted(set(names) - {names[label] for label in split["label"]})
+        if missing:
+            raise InputError(f"The {name} split has no picture of {', '.join(missing)}; use fewer --num_folds.")
+    if not args.train_on_masks:
+        train = splits["train"]
+        splits["train"] = train.remove_columns("mask").add_column("mask", [None] * len(train), feature=Image())
+    return splits
+
+
+def defect_free_label(args: DataArguments) -> str | None:
+    """The class without defects: the layout's own where it has one."""
+    published = {"kolektorsdd": "good", "magnetic_tile": "Free", "surfaces": "good"}
+    return published.get(args.dataset, args.defect_free_label)
+
+
+def picture_digests(dataset: Dataset) -> list[str]:
+    """
+    SHA-1 of every picture's bytes, every picture having been decoded once.
+
+    Raises:
+        InputError: pictures that cannot be read, all of them named.
+    """
+    digests, unreadable = [], []
+    encoded = dataset.select_columns(["image", "file_name"]).cast_column("image", Image(decode=False))
+    for row in encoded:
+        content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+        try:
+            PILImage.open(io.BytesIO(content)).load()
+        except (UnidentifiedImageError, OSError, PILImage.DecompressionBombError):
+            unreadable.append(row["file_name"])
+        digests.append(hashlib.sha1(content).hexdigest())
+    if unreadable:
+        raise InputError(f"{len(unreadable)} pictures cannot be read, mend or remove them: {', '.join(unreadable)}.")
+    return digests
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Changes whenever a picture, a label or the order does."""
+    digest = hashlib.sha1()
+    for row in zip(dataset["digest"], dataset["label"], strict=True):
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray | None:
+    """A mask as `(H, W)` bool at `size = (H, W)`, or None; masks stored as grey count from half-way up."""
+    if mask is None:
+        return None
+    height, width = size
+    return np.asarray(mask.convert("L").resize((width, height), PILImage.Resampling.BOX)) > 127
+
+
+def _read_image_folder(root: Path) -> dict[str, Dataset]:
+    try:
+        splits = load_dataset("imagefolder", data_dir=str(root))
+    except EmptyDatasetError as error:
+        raise InputError(f"--data_dir {root}: there is no picture in it.") from error
+    if not set(splits) & {"train"} or "label" not in splits["train"].features:
+        classes = sorted({path.parent.name for path in root.rglob("*") if path.is_file()})
+        raise InputError(
+            f"--data_dir {root}: pictures must lie in one folder a class, two classes or more; found {classes}."
+        )
+    test = next((name for name in ("test", "validation") if name in splits), None)
+    pictures = {"train": splits["train"]} | ({"test": splits[test]} if test else {})
+    for name, split in pictures.items():
+        paths = [Path(row["path"]) for row in split.cast_column("image", Image(decode=False))["image"]]
+        pictures[name] = _dataset(
+            images=[str(path) for path in paths],
+            labels=[split.features["label"].names[label] for label in split["label"]],
+            names=split.features["label"].names,
+            masks=[None] * len(split),
+            groups=[str(path) for path in paths],
+            file_names=[str(path.relative_to(root)) for path in paths],
+        )
+    return pictures
+
+
+def _read_kolektorsdd(root: Path) -> dict[str, Dataset]:
+    """`kosNN/PartM.jpg` with `PartM_label.bmp`; defective where the mask is not empty; one item is one group."""
+    images = sorted(root.glob("kos*/Part*.jpg"), key=lambda path: (path.parent.name, _number(path.stem)))
+    if not images:
+        raise InputError(f"--data_dir {root}: no kosNN/PartM.jpg in it, so this is not KolektorSDD.")
+    masks = [path.with_name(f"{path.stem}_label.bmp") for path in images]
+    _require(masks)
+    labels = ["defect" if np.asarray(PILImage.open(mask).convert("L")).any() else "good" for mask in masks]
+    return {
+        "train": _dataset(
+            images=[str(path) for path in images],
+            labels=labels,
+            names=["good", "defect"],
+            masks=[str(path) for path in masks],
+            groups=[path.parent.name for path in images],
+            file_names=[str(path.relative_to(root)) for path in images],
+        )
+    }
+
+
+def _read_magnetic_tile(root: Path) -> dict[str, Dataset]:
+    """`MT_Class/Imgs/expK_num_N.jpg` with a `.png` mask; pictures of one N are one tile and so one group."""
+    images = sorted(root.glob("MT_*/Imgs/*.jpg"))
+    if not images:
+        raise InputError(f"--data_dir {root}: no MT_*/Imgs/*.jpg in it, so these are not the magnetic tiles.")
+    masks = [path.with_suffix(".png") for path in images]
+    _require(masks)
+    labels = [path.parent.parent.name.removeprefix("MT_") for path in images]
+    return {
+        "train": _dataset(
+            images=[str(path) for path in images],
+            labels=labels,
+            names=sorted(set(labels), key=lambda name: (name != "Free", name)),
+            masks=[str(path) for path in masks],
+            groups=[path.stem.rpartition("_")[2] for path in images],
+            file_names=[str(path.relative_to(root)) for path in images],
+        )
+    }
+
+
+def _read_surfaces(count: int, size: int, seed: int) -> dict[str, Dataset]:
+    """Half of them good, the other half shared by the defects."""
+    labels = [CLASSES[0] if index % 2 == 0 else CLASSES[1 + index // 2 % 3] for index in range(count)]
+    surfaces = [generate_surface(label, size, seed * 1_000_003 + index) for index, label in enumerate(labels)]
+    return {
+        "train": _dataset(
+            images=[_png(surface.image) for surface in surfaces],
+            labels=labels,
+            names=list(CLASSES),
+            masks=[_png(surface.mask.astype(np.uint8) * 255) for surface in surfaces],
+            groups=[f"surface-{index}" for index in range(count)],
+            file_names=[f"surface-{index}.png" for index in range(count)],
+        )
+    }
+
+
+def _dataset(
+    *,
+    images: list[Any],
+    labels: list[str],
+    names: list[str],
+    masks: list[Any],
+    groups: list[str],
+    file_names: list[str],
+) -> Dataset:
+    features = Features(
+        image=Image(), label=ClassLabel(names=names), mask=Image(), group=Value("string"), file_name=Value("string")
+    )
+    columns = {"image": images, "label": labels, "mask": masks, "group": groups, "file_name": file_names}
+    return Dataset.from_dict(columns, features=features)
+
+
+def _finish(pictures: Dataset) -> Dataset:
+    """Check every picture, note its digest, and put pictures of equal bytes in one group."""
+    digests = picture_digests(pictures)
+    groups = _keep_duplicates_together(pictures["group"], digests)
+    return pictures.remove_columns("group").add_column("group", groups).add_column("digest", digests)
+
+
+def _keep_duplicates_together(groups: list[str], digests: list[str]) -> list[str]:
+    """Groups that hold a picture of equal bytes become one, named after its first."""
+    names, group_codes = np.unique(groups, return_inverse=True)
+    hashes, digest_codes = np.unique(digests, return_inverse=True)
+    nodes = len(names) + len(hashes)
+    edges = (np.ones(len(groups)), (group_codes, len(names) + digest_codes))
+    _, component = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)
+    first_of = {}
+    for name, code in zip(names.tolist(), component[: len(names)].tolist(), strict=True):
+        if first_of.setdefault(code, name) != name:
+            logger.warning("%s and %s hold the same picture: kept in one split.", first_of[code], name)
+    return [first_of[component[code]] for code in group_codes]
+
+
+def _hold_out_fold(pictures: Dataset, args: DataArguments) -> DatasetDict:
+    if not 0 <= args.fold < args.num_folds:
+        raise InputError(f"--fold {args.fold}: it must lie in 0..{args.num_folds - 1} (--num_folds {args.num_folds}).")
+    labels = np.asarray(pictures["label"])
+    names = pictures.features["label"].names
+    groups_of = {
+        name: len({g for g, k in zip(pictures["group"], labels, strict=True) if names[k] == name}) for name in names
+    }
+    scarce = [f"{name} ({count})" for name, count in groups_of.items() if count < args.num_folds]
+    if scarce:
+        raise InputError(f"--num_folds {args.num_folds}: too few independent pictures of {', '.join(scarce)}.")
+    folds = StratifiedGroupKFold(args.num_folds, shuffle=True, random_state=args.split_seed)
+    train, test = list(folds.split(labels, labels, pictures["group"]))[args.fold]
+    return DatasetDict(train=pictures.select(train), test=pictures.select(test))
+
+
+def _few_labels(train: Dataset, args: DataArguments, defect_free: str | None) -> Dataset:
+    """The first so many of each class in a fixed random order, so that larger budgets contain smaller ones."""
+    if args.train_per_class is None and args.train_defect_free is None:
+        return train
+    names, labels = train.features["label"].names, train["label"]
+    taken = dict.fromkeys(names, 0)
+    keep = []
+    for index in np.random.default_rng(args.split_seed).permutation(len(train)).tolist():
+        name = names[labels[index]]
+        limit = args.train_defect_free if name == defect_free else args.train_per_class
+        if limit is None or taken[name] < limit:
+            taken[name] += 1
+            keep.append(index)
+    return train.select(sorted(keep))
+
+
+def _require(paths: list[Path]) -> None:
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(f"{len(missing)} masks are missing, the first is {missing[0]}.")
+
+
+def _number(text: str) -> int:
+    return int(re.sub(r"\D", "", text) or 0)
+
+
+def _png(pixels: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    PILImage.fromarray(pixels).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+__all__ = [
+    "DataArguments",
+    "defect_free_label",
+    "fingerprint",
+    "load_defect_dataset",
+    "mask_array",
+    "picture_digests",
+]

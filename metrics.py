@@ -1,0 +1,68 @@
+"""Metrics computed on this machine: `evaluate.Metric` classes that need no network."""
+
+from __future__ import annotations
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+class DefectClassification(evaluate.Metric):
+    """
+    Accuracy, average precision (AP) and AUROC of class probabilities.
+
+    `compute(predictions=probabilities (N, K), references=labels (N,), defect_free_id=...)` returns `accuracy`, `ap`
+    and `auroc`. With two classes these rank by the defect class (the second, or the one that is not
+    `defect_free_id`); with more they are macro averages of one class against the rest, and, given `defect_free_id`,
+    `defect_ap` and `defect_auroc` rank all defects against the defect-free class by `1 - P(defect-free)`.
+
+    Raises:
+        ValueError: hard labels instead of probabilities, or a class that no reference has.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            features=datasets.Features(
+                predictions=datasets.Sequence(datasets.Value("float32")), references=datasets.Value("int64")
+            ),
+        )
+
+    def _compute(
+        self, predictions: list[list[float]], references: list[int], defect_free_id: int | None = None
+    ) -> dict[str, float]:
+        scores, labels = np.asarray(predictions), np.asarray(references)
+        classes = scores.shape[1]
+        if np.isin(scores, (0.0, 1.0)).all() and len(scores) > 1:
+            raise ValueError("predictions are hard labels: AP and AUROC rank, so they need probabilities.")
+        absent = sorted(set(range(classes)) - set(labels.tolist()))
+        if absent:
+            raise ValueError(f"No reference has class {absent}: AP and AUROC are not defined for it.")
+        results = {"accuracy": float((scores.argmax(axis=1) == labels).mean())}
+        if classes == 2:
+            positive = 1 if defect_free_id is None else 1 - defect_free_id
+            return results | _ranking(labels == positive, scores[:, positive])
+        each = [_ranking(labels == index, scores[:, index]) for index in range(classes)]
+        results |= {name: float(np.mean([one[name] for one in each])) for name in ("ap", "auroc")}
+        if defect_free_id is not None:
+            defect = 1 - scores[:, defect_free_id]
+            results |= {f"defect_{name}": value for name, value in _ranking(labels != defect_free_id, defect).items()}
+        return results
+
+
+def _ranking(positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    return {
+        "ap": float(average_precision_score(positive, scores)),
+        "auroc": float(roc_auc_score(positive, scores)),
+    }
+
+
+def pixel_average_precision(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:
+    """AP of all pixels of `maps` against `masks`, each pair `(H, W)`, pooled over the pictures."""
+    truth = np.concatenate([mask.ravel() for mask in masks])
+    return float(average_precision_score(truth, np.concatenate([one.ravel() for one in maps])))
+
+
+__all__ = ["DefectClassification", "pixel_average_precision"]

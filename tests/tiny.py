@@ -1,0 +1,48 @@
+"""Tiny models and paths that several tests use."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ConvNextV2Config, Dinov2Config, PreTrainedConfig, ResNetConfig, SwinConfig
+
+from kgl.configuration_kgl import KGLConfig
+from kgl.modeling_kgl import KGLForImageClassification
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
+
+TINY_BACKBONES: dict[str, PreTrainedConfig] = {
+    "resnet": ResNetConfig(
+        layer_type="basic", embedding_size=8, depths=[1, 1, 1], hidden_sizes=[8, 12, 16], out_features=["stage3"]
+    ),
+    "convnextv2": ConvNextV2Config(
+        num_stages=3, depths=[1, 1, 1], hidden_sizes=[8, 12, 16], out_features=["stage3"]
+    ),
+    "swin": SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 2], window_size=4,
+        out_features=["stage3"],
+    ),
+    "dinov2": Dinov2Config(
+        image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        out_features=["stage2"],
+    ),
+}  # fmt: skip
+
+
+def tiny_model(backbone: str = "resnet", *, seed: int = 0, **config_kwargs: object) -> KGLForImageClassification:
+    """A tiny random classifier in eval mode."""
+    config_kwargs = {"id2label": {0: "good", 1: "scratch", 2: "pit"}, "defect_free_label": "good"} | config_kwargs
+    config_kwargs["label2id"] = {label: index for index, label in config_kwargs["id2label"].items()}
+    torch.manual_seed(seed)
+    backbone_config = TINY_BACKBONES[backbone].to_dict()
+    return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config_kwargs)).eval()
+
+
+def shared(*parts: str) -> Path:
+    """A path in the shared data folder; the test is skipped where it is missing."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs the shared data: {Path(*parts)} is not there")
+    return path

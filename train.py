@@ -1,0 +1,335 @@
+"""The two-phase job: a primary classifier, its priors, a guided classifier, and how the two compare."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import torch
+import transformers
+import yaml
+from datasets import Dataset, DatasetDict, load_from_disk
+from transformers import AutoImageProcessor, BaseImageProcessor, HfArgumentParser, Trainer, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers.trainer_utils import SaveStrategy
+
+from kgl.augmentation import PairedAugmentation
+from kgl.collator import DefectCollator
+from kgl.configuration_kgl import KGLConfig
+from kgl.data import DataArguments, defect_free_label, fingerprint, load_defect_dataset
+from kgl.errors import InputError
+from kgl.evaluation import evaluate_predictions, predict
+from kgl.modeling_kgl import KGLForImageClassification
+from kgl.prior import add_saliency_priors, save_whole
+from kgl.report import comparison_table, grid_rows, save_grid
+from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
+
+
+@dataclass
+class ModelArguments:
+    """The classifier, the same in both phases."""
+
+    backbone: str | None = field(
+        default=None, metadata={"help": "A pretrained backbone: a folder, a Hub id, or timm/NAME."}
+    )
+    backbone_config: dict | str | None = field(
+        default=None, metadata={"help": "Or the settings of one to train from scratch, as JSON with its model_type."}
+    )
+    out_features: list[str] | None = field(
+        default=None, metadata={"help": "Backbone stages to use, finest first (stage2 stage3); the last by default."}
+    )
+    fusion_size: int = field(default=256, metadata={"help": "Channels that several stages are projected to."})
+    detach_saliency: bool = field(
+        default=False, metadata={"help": "Stop the classification gradient at the saliency logits."}
+    )
+    image_height: int = field(default=224, metadata={"help": "Pictures are resized to this height."})
+    image_width: int = field(default=224, metadata={"help": "Pictures are resized to this width."})
+    augment: bool = field(default=True, metadata={"help": "Flips, small moves, brightness and contrast."})
+
+
+# Settings that change how a run is watched, saved or shared, never what comes out of it.
+_OPERATIONAL = (
+    "average_tokens", "batch_eval_metrics", "dataloader_", "ddp_", "debug", "disable_tqdm", "do_", "enable_jit_checkpoint",
+    "eval_", "greater_is_better", "hub_", "include_", "load_best_model_at_end", "local_rank", "log_", "logging_",
+    "metric_for_best_model", "output_dir", "per_device_eval_batch_size", "prediction_loss_only", "project", "push_to_hub",
+    "report_to", "restore_callback", "resume_from_checkpoint", "run_name", "save_", "skip_memory_metrics",
+    "torch_empty_cache_steps", "trackio_",
+)  # fmt: skip
+
+
+def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, KGLTrainingArguments]:
+    """
+    `[RECIPE.yaml] [--flag value ...]` to settings; flags go before the recipe's.
+
+    Raises:
+        InputError: no such recipe, or a setting in it that there is none of.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, KGLTrainingArguments), prog="kgl-train")
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        recipe = Path(arguments.pop(0))
+        if not recipe.is_file():
+            raise InputError(f"{recipe}: there is no such recipe.")
+        settings = yaml.safe_load(recipe.read_text())
+        unknown = sorted(set(settings) - {action.dest for action in parser._actions})
+        if unknown:
+            raise InputError(f"{recipe}: there is no setting {', '.join(unknown)}; see --help.")
+        parser.set_defaults(**settings)
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGLTrainingArguments) -> dict[str, Any]:
+    """
+    Train, make priors, train again, compare. Finished parts in `training_args.output_dir` are not done again.
+
+    Returns:
+        What `metrics.json` holds: `results` for `plain` and `guided`, and the settings and versions behind them.
+
+    Raises:
+        InputError: something given cannot be used, or the folder holds another run.
+    """
+    _check(model_args, training_args)
+    splits = load_defect_dataset(data_args)
+    output_dir = Path(training_args.output_dir)
+    settings = _settings(model_args, data_args, training_args, splits)
+    with training_args.main_process_first(desc="claiming the output folder"):
+        _claim(output_dir, settings)
+    image_processor = _image_processor(model_args)
+    if training_args.process_index == 0:
+        _say_what_is_there(splits)
+
+    primary_seconds = _train_phase("primary", splits["train"], image_processor, model_args, data_args, training_args)
+    primary = KGLForImageClassification.from_pretrained(output_dir / "primary").to(training_args.device)
+    started = time.perf_counter()
+    with training_args.main_process_first(desc="saliency priors"):
+        if not (output_dir / "priors").exists():
+            priors = add_saliency_priors(
+                splits["train"], primary, image_processor, training_args.per_device_eval_batch_size
+            )
+            save_whole(priors, output_dir / "priors")
+    prior_seconds = time.perf_counter() - started
+    train = load_from_disk(output_dir / "priors")
+    final_seconds = _train_phase("final", train, image_processor, model_args, data_args, training_args)
+    if training_args.process_index > 0:
+        return {}
+
+    final = KGLForImageClassification.from_pretrained(output_dir / "final").to(training_args.device)
+    results = {}
+    size = (model_args.image_height, model_args.image_width)
+    for arm, model in (("plain", primary), ("guided", final)):
+        predictions = predict(model, splits["test"], image_processor, training_args.per_device_eval_batch_size)
+        results[arm] = evaluate_predictions(predictions, splits["test"], model.config.defect_free_id, size)
+    results["plain"]["seconds"] = primary_seconds
+    results["guided"]["seconds"] = primary_seconds + prior_seconds + final_seconds
+    _draw(output_dir, splits, train, primary, final, image_processor, size)
+    report = {
+        "results": results,
+        "seconds": {"primary": primary_seconds, "priors": prior_seconds, "final": final_seconds},
+        "pictures": {name: len(split) for name, split in splits.items()},
+        "settings": settings,
+        "versions": {
+            "python": platform.python_version(),
+            **{module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
+        },
+    }
+    _write_json(output_dir / "metrics.json", report)
+    print(f"\n{comparison_table(results)}\n")
+    print(f"Held out: {len(splits['test'])} pictures. {output_dir / 'metrics.json'}, {output_dir / 'grid_test.png'}")
+    return report
+
+
+def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> None:
+    if training_args.output_dir is None:
+        raise InputError("--output_dir: name a folder for the run.")
+    if (model_args.backbone is None) == (model_args.backbone_config is None):
+        raise InputError("Give either --backbone (pretrained) or --backbone_config (from scratch).")
+    if training_args.eval_strategy != "no":
+        raise InputError("--eval_strategy: there is no validation split, and the test split is used once, at the end.")
+    if training_args.save_strategy == SaveStrategy.BEST or training_args.load_best_model_at_end:
+        raise InputError("--save_strategy best and --load_best_model_at_end need a validation split; there is none.")
+
+
+def _build_model(model_args: ModelArguments, data_args: DataArguments, names: list[str]) -> KGLForImageClassification:
+    config = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "defect_free_label": defect_free_label(data_args),
+        "fusion_size": model_args.fusion_size,
+        "detach_saliency": model_args.detach_saliency,
+    }
+    try:
+        if model_args.backbone is not None:
+            return KGLForImageClassification.from_backbone(
+                model_args.backbone, out_features=model_args.out_features, **config
+            )
+        backbone_config = model_args.backbone_config
+        if isinstance(backbone_config, str):
+            backbone_config = json.loads(backbone_config)
+        if model_args.out_features is not None:
+            backbone_config = {**backbone_config, "out_features": model_args.out_features}
+        return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config))
+    except (OSError, ValueError) as error:
+        option = "--backbone" if model_args.backbone is not None else "--backbone_config"
+        raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {error}") from error
+
+
+def _image_processor(model_args: ModelArguments) -> BaseImageProcessor:
+    """Resizing to the size asked for, and the backbone's own normalisation where it has one."""
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if model_args.backbone is not None and not model_args.backbone.startswith("timm/"):
+        try:
+            own = AutoImageProcessor.from_pretrained(model_args.backbone, backend="pil")
+        except (OSError, ValueError) as error:
+            raise InputError(f"--backbone {model_args.backbone}: no image processor beside it. {error}") from error
+        mean, std = own.image_mean, own.image_std
+    size = {"height": model_args.image_height, "width": model_args.image_width}
+    return ViTImageProcessorPil(size=size, image_mean=list(mean), image_std=list(std))
+
+
+def _train_phase(
+    phase: str,
+    train: Dataset,
+    image_processor: BaseImageProcessor,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: KGLTrainingArguments,
+) -> float:
+    """Train one classifier into `output_dir/phase`, from its last checkpoint where there is one; seconds it took."""
+    folder = Path(training_args.output_dir) / phase
+    finished = folder / "phase.json"
+    if finished.exists():
+        return json.loads(finished.read_text())["seconds"]
+    args = copy.copy(training_args)
+    args.output_dir = str(folder)
+    args.run_name = f"{training_args.run_name or Path(training_args.output_dir).name}-{phase}"
+    set_seed(args.seed)  # both phases start from the same weights and see the same batches
+    model = _build_model(model_args, data_args, train.features["label"].names)
+    trainer_class = Trainer if phase == "primary" else KnowledgeGuidedTrainer
+    trainer = trainer_class(
+        model=model,
+        args=args,
+        train_dataset=train,
+        data_collator=DefectCollator(image_processor, PairedAugmentation() if model_args.augment else None),
+        processing_class=image_processor,
+    )
+    checkpoint = _last_whole_checkpoint(folder)
+    before = json.loads((checkpoint / "seconds.json").read_text()) if checkpoint else 0.0
+    trainer.add_callback(_SecondsCallback(before))
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = before + time.perf_counter() - started
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        _write_json(finished, {"seconds": seconds, "steps": trainer.state.global_step})
+    trainer.accelerator.wait_for_everyone()
+    return seconds
+
+
+class _SecondsCallback(transformers.TrainerCallback):
+    """Notes in every checkpoint how long training took up to it, so that a resumed run can tell its whole time."""
+
+    def __init__(self, before: float) -> None:
+        self._started = time.perf_counter() - before
+
+    def on_save(
+        self, args: transformers.TrainingArguments, state: transformers.TrainerState, *_: Any, **__: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            _write_json(folder / "seconds.json", time.perf_counter() - self._started)
+
+
+def _last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose last file was written: what a killed run left half-done does not count."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/seconds.json")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _settings(
+    model_args: ModelArguments, data_args: DataArguments, training_args: KGLTrainingArguments, splits: DatasetDict
+) -> dict[str, Any]:
+    """All that decides what comes out of a run."""
+    training = {name: value for name, value in training_args.to_dict().items() if not name.startswith(_OPERATIONAL)}
+    data = asdict(data_args) | {f"{name}_pictures": fingerprint(split) for name, split in splits.items()}
+    settings = {
+        "model": asdict(model_args),
+        "data": data,
+        "training": training | {"processes": training_args.world_size},
+    }
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _claim(output_dir: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into a new folder; in a used one, insist that they are the same."""
+    stored = output_dir / "run.json"
+    if not stored.exists():
+        if output_dir.exists() and any(output_dir.iterdir()):
+            raise InputError(f"--output_dir {output_dir}: it holds something else; choose a new or empty folder.")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        _write_json(stored, settings)
+        return
+    there = json.loads(stored.read_text())
+    differences = [
+        f"{name} is {there.get(part, {}).get(name)!r} there and {settings[part].get(name)!r} here"
+        for part in settings
+        for name in sorted(settings[part].keys() | there.get(part, {}).keys())
+        if there.get(part, {}).get(name) != settings[part].get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"--output_dir {output_dir} holds a run with other settings: {'; '.join(differences)}. "
+            "Choose another folder, or the same settings to resume."
+        )
+
+
+def _say_what_is_there(splits: DatasetDict) -> None:
+    names = splits["train"].features["label"].names
+    for split_name, split in splits.items():
+        labels = split["label"]
+        counts = ", ".join(f"{labels.count(index)} {name}" for index, name in enumerate(names))
+        print(f"{split_name}: {len(split)} pictures ({counts})")
+
+
+def _draw(
+    output_dir: Path,
+    splits: DatasetDict,
+    train: Dataset,
+    primary: KGLForImageClassification,
+    final: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    size: tuple[int, int],
+) -> None:
+    pictures = {"train": (train, 6, "Training pictures"), "test": (splits["test"], 8, "Held-out pictures")}
+    for name, (split, count, title) in pictures.items():
+        rows = split.select(grid_rows(split, count, primary.config.defect_free_label))
+        plain, guided = (predict(model, rows, image_processor) for model in (primary, final))
+        save_grid(output_dir / f"grid_{name}.png", rows, plain, guided, size, title)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def main() -> None:
+    """The command `kgl-train`."""
+    try:
+        run(*parse(sys.argv[1:]))
+    except InputError as error:
+        print(f"kgl-train: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()
