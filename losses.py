@@ -83,9 +83,10 @@ def pseudo_mask_loss(
             f"The priors' grid {tuple(pseudo_mask.shape[-2:])} is not the model's {tuple(saliency.shape[-2:])}: they "
             "were made for another image size or backbone. Make them again with this model's own."
         )
+    saliency = saliency.to(torch.promote_types(saliency.dtype, torch.float32))  # autocast hands out half precision
     cell_weight = torch.where(pseudo_mask, balance.positive, balance.negative)
     cell_loss = F.binary_cross_entropy_with_logits(
-        saliency.float(), pseudo_mask.float(), weight=cell_weight, reduction="none"
+        saliency, pseudo_mask.to(saliency.dtype), weight=cell_weight, reduction="none"
     )
     return (cell_loss.mean(dim=(1, 2, 3)) * image_weight).mean()
 

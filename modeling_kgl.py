@@ -19,8 +19,6 @@ _PER_STAGE_SETTINGS = {
     "resnet": ("depths", "hidden_sizes"),
     "convnext": ("depths", "hidden_sizes"),
     "convnextv2": ("depths", "hidden_sizes"),
-    "swin": ("depths", "num_heads"),
-    "swinv2": ("depths", "num_heads"),
 }
 
 
@@ -114,8 +112,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
         Args:
             pretrained_model_name_or_path: a local folder, a Hub id, or `timm/NAME` for a timm model (needs `timm`).
             out_features: the stages to use, finest first (`["stage2", "stage3"]`); the last stage by default. For timm
-                models, their feature indices as strings (`["2", "3"]`). Stages behind the last one are left out of
-                ResNet, ConvNeXt and Swin.
+                models, their feature indices as strings (`["2", "3"]`). ResNet and ConvNeXt are built without the
+                stages behind the last one.
             config_kwargs: what [`KGLConfig`] takes, such as `id2label`, `label2id`, `defect_free_label`.
 
         Raises:

@@ -12,7 +12,7 @@ from .data import mask_array
 from .evaluation import Predictions, enlarge
 
 
-# Metric -> heading. Time counts what each needs: the guided classifier needs the primary and its priors too.
+# Metric -> heading. The guided classifier's seconds include the primary and the priors, which it needs.
 _COLUMNS = {
     "ap": "AP",
     "auroc": "AUROC",
@@ -69,42 +69,40 @@ def save_grid(
         size: `(H, W)` that everything is drawn at.
         title: what stands above it all.
     """
-    headings = ["image", "prior", "plain: class map", "guided: class map", "guided: H", "true mask"]
     height, width = size
-    figure = Figure(figsize=(1.9 * len(headings), 0.6 + (1.9 * height / width + 0.25) * len(dataset)), dpi=110)
-    axes = figure.subplots(len(dataset), len(headings), squeeze=False)
-    maps = {
-        "plain: class map": enlarge(plain.class_map, size),
-        "guided: class map": enlarge(guided.class_map, size),
-        "guided: H": enlarge(guided.saliency, size),
-    }
+    maps = {}
     if "saliency_prior" in dataset.column_names:
         maps["prior"] = enlarge(np.asarray(dataset["saliency_prior"]) / 255, size)
+    maps["plain: class map"] = enlarge(plain.class_map, size)
+    maps["guided: class map"] = enlarge(guided.class_map, size)
+    maps["guided: H"] = enlarge(guided.saliency, size)
+    masks = [mask_array(mask, size) for mask in dataset["mask"]]
+    headings = ["image", *maps, *(["true mask"] if any(mask is not None for mask in masks) else [])]
+
+    tile = 1.9
+    figure = Figure(
+        figsize=(tile * len(headings) + 0.9, tile * 1.08 * height / width * len(dataset) + 0.9),
+        dpi=110,
+        layout="constrained",
+    )
+    axes = figure.subplots(len(dataset), len(headings), squeeze=False)
     names = dataset.features["label"].names
     heat = None
     for index, row in enumerate(dataset):
         picture = np.asarray(row["image"].convert("L").resize((width, height)))
         for axis, heading in zip(axes[index], headings, strict=True):
-            axis.set_axis_off()
+            axis.set(xticks=[], yticks=[])
             if index == 0:
                 axis.set_title(heading, fontsize=9)
-            if heading == "true mask":
-                mask = mask_array(row["mask"], size)
-                if mask is None:
-                    axis.text(0.5, 0.5, "none", ha="center", va="center", transform=axis.transAxes)
-                else:
-                    axis.imshow(mask, cmap="gray", vmin=0, vmax=1)
-            elif heading == "prior" and heading not in maps:
-                axis.text(0.5, 0.5, "held out", ha="center", va="center", transform=axis.transAxes)
-            else:
+            if heading != "true mask":
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            elif masks[index] is not None:
+                axis.imshow(masks[index], cmap="gray", vmin=0, vmax=1)
             if heading in maps:
                 heat = axis.imshow(maps[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.6)
-        axes[index][0].text(0, -0.04, names[row["label"]], fontsize=8, va="top", transform=axes[index][0].transAxes)
+        axes[index][0].set_ylabel(names[row["label"]], fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout(rect=(0, 0, 0.94, 1))
-    bar = figure.add_axes((0.95, 0.15, 0.012, 0.7))
-    figure.colorbar(heat, cax=bar).set_label("saliency, 0..1", fontsize=8)
+    figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, label="saliency")
     figure.savefig(path)
 
 

@@ -32,11 +32,12 @@ def layer_cam(
         `(B, h, w)`, not negative, in units of the logit.
     """
     batch, channels, height, width = feature_map.shape
-    features = feature_map.flatten(2).float()
-    weight = model.classifier.weight.float()[targets]
+    features = feature_map.flatten(2)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))  # autocast hands out half precision
+    weight = model.classifier.weight.to(features.dtype)[targets]
     mean_weight, max_weight = weight[:, :channels], weight[:, channels + 1 : 2 * channels + 1]
     mean_weight_h, max_weight_h = weight[:, channels, None], weight[:, 2 * channels + 1, None]
-    head = model.saliency_head.weight.float().view(1, channels)
+    head = model.saliency_head.weight.to(features.dtype).view(1, channels)
 
     everywhere = (mean_weight + mean_weight_h * head) / (height * width)
     through_h = max_weight_h * head

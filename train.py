@@ -58,11 +58,11 @@ class ModelArguments:
 
 # Settings that change how a run is watched, saved or shared, never what comes out of it.
 _OPERATIONAL = (
-    "average_tokens", "batch_eval_metrics", "dataloader_", "ddp_", "debug", "disable_tqdm", "do_", "enable_jit_checkpoint",
-    "eval_", "greater_is_better", "hub_", "include_", "load_best_model_at_end", "local_rank", "log_", "logging_",
-    "metric_for_best_model", "output_dir", "per_device_eval_batch_size", "prediction_loss_only", "project", "push_to_hub",
-    "report_to", "restore_callback", "resume_from_checkpoint", "run_name", "save_", "skip_memory_metrics",
-    "torch_empty_cache_steps", "trackio_",
+    "average_tokens", "batch_eval_metrics", "dataloader_", "ddp_", "debug", "disable_tqdm", "do_",
+    "enable_jit_checkpoint", "eval_", "greater_is_better", "hub_", "include_", "load_best_model_at_end",
+    "local_rank", "log_", "logging_", "metric_for_best_model", "output_dir", "per_device_eval_batch_size",
+    "prediction_loss_only", "project", "push_to_hub", "report_to", "restore_callback", "resume_from_checkpoint",
+    "run_name", "save_", "skip_memory_metrics", "torch_empty_cache_steps", "trackio_",
 )  # fmt: skip
 
 
@@ -311,7 +311,7 @@ def _draw(
     pictures = {"train": (train, 6, "Training pictures"), "test": (splits["test"], 8, "Held-out pictures")}
     for name, (split, count, title) in pictures.items():
         rows = split.select(grid_rows(split, count, primary.config.defect_free_label))
-        plain, guided = (predict(model, rows, image_processor) for model in (primary, final))
+        plain, guided = (predict(model, rows, image_processor, count) for model in (primary, final))
         save_grid(output_dir / f"grid_{name}.png", rows, plain, guided, size, title)
 
 

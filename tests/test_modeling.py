@@ -1,0 +1,192 @@
+"""The model: its formula, its inputs, its backbones, and the way to disk and back."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import TINY_BACKBONES, shared, tiny_model
+from torch.nn import functional as F
+from transformers import BertConfig, ResNetConfig, ResNetForImageClassification
+
+from kgl.configuration_kgl import KGLConfig
+from kgl.modeling_kgl import KGLForImageClassification
+
+
+def two_stages(backbone: str) -> dict:
+    return TINY_BACKBONES[backbone].to_dict() | {"out_features": ["stage1", "stage2"], "out_indices": [1, 2]}
+
+
+def test_logits_and_loss_are_those_of_the_formula():
+    model = tiny_model()
+    pixel_values = torch.randn(2, 3, 32, 48)
+    labels = torch.tensor([2, 0])
+    output = model(pixel_values, labels=labels)
+    features = model.backbone(pixel_values).feature_maps[0]
+    saliency = F.conv2d(features, model.saliency_head.weight, model.saliency_head.bias)
+    maps = torch.cat([features, saliency], dim=1)
+    pooled = torch.cat([F.adaptive_avg_pool2d(maps, 1), F.adaptive_max_pool2d(maps, 1)], dim=1).flatten(1)
+    logits = pooled @ model.classifier.weight.T + model.classifier.bias
+    torch.testing.assert_close(output.logits, logits)
+    torch.testing.assert_close(output.saliency, saliency)
+    torch.testing.assert_close(output.loss, F.cross_entropy(logits, labels))
+    assert output.hidden_states is None
+
+
+@pytest.mark.parametrize("backbone", TINY_BACKBONES)
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (40, 72)])
+def test_every_backbone_takes_any_size_with_one_stage_or_two(backbone, size):
+    pixel_values = torch.randn(2, 3, *size)
+    one = tiny_model(backbone)
+    output = one(pixel_values, output_hidden_states=True)
+    assert output.logits.shape == (2, 3)
+    assert output.saliency.shape == (2, 1, *output.feature_map.shape[-2:])
+    assert len(output.hidden_states) > 1
+
+    config = KGLConfig(backbone_config=two_stages(backbone), fusion_size=5, num_labels=3)
+    two = KGLForImageClassification(config).eval()
+    finest = two.backbone(pixel_values).feature_maps[0].shape[-2:]
+    assert two(pixel_values).feature_map.shape == (2, 5, *finest)
+
+
+@pytest.mark.parametrize("backbone", TINY_BACKBONES)
+def test_every_parameter_takes_part_in_the_guided_loss(backbone):
+    model = tiny_model(backbone).train()
+    output = model(torch.randn(4, 3, 32, 32), labels=torch.tensor([0, 1, 2, 1]))
+    (output.loss + output.saliency.mean()).backward()
+    # These two are in transformers' backbones without being used by them.
+    idle = {"backbone.swin.layernorm.weight", "backbone.swin.layernorm.bias", "backbone.embeddings.mask_token"}
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is None} <= idle
+
+
+def test_grey_pictures_are_repeated_over_the_channels():
+    model, grey = tiny_model(), torch.randn(2, 1, 32, 32)
+    assert torch.equal(model(grey).logits, model(grey.repeat(1, 3, 1, 1)).logits)
+
+
+def test_multi_label_and_one_logit():
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    model = tiny_model(problem_type="multi_label_classification", defect_free_label=None)
+    output = model(torch.randn(2, 3, 32, 32), labels=labels)
+    torch.testing.assert_close(output.loss, F.binary_cross_entropy_with_logits(output.logits, labels))
+
+    one = tiny_model(id2label={0: "defect"}, problem_type="multi_label_classification", defect_free_label=None)
+    output = one(torch.randn(2, 3, 32, 32), labels=torch.tensor([[1.0], [0.0]]))
+    assert output.logits.shape == (2, 1) and output.loss > 0
+
+
+def test_detach_saliency_stops_the_classification_gradient_in_training_only():
+    for detach, training, reaches in ((True, True, False), (True, False, True), (False, True, True)):
+        model = tiny_model(detach_saliency=detach).train(training)
+        model(torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1])).loss.backward()
+        gradient = model.saliency_head.weight.grad
+        assert (gradient is not None and bool(gradient.abs().sum() > 0)) == reaches
+
+
+def test_return_dict_false_gives_a_tuple():
+    loss, logits, *_ = tiny_model()(torch.randn(1, 3, 32, 32), labels=torch.tensor([0]), return_dict=False)
+    assert loss.shape == () and logits.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"problem_type": "regression"}, "single_label_classification or"),
+        ({"defect_free_label": "fine"}, "'fine' is none of the labels"),
+        ({"fusion_size": 0}, "at least 1"),
+        ({"backbone_config": {"model_type": "nonesuch"}}, "model_type"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(Exception, match=message):
+        KGLConfig(**{"id2label": {0: "good", 1: "bad"}, **wrong})
+
+
+def test_a_model_that_is_no_backbone_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'bert' model is no backbone"):
+        KGLForImageClassification(KGLConfig(backbone_config=BertConfig().to_dict()))
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a 'bert' model, which is no backbone"):
+        KGLForImageClassification.from_backbone(str(tmp_path))
+
+
+@pytest.fixture
+def pretrained_resnet(tmp_path):
+    torch.manual_seed(1)
+    config = ResNetConfig(layer_type="basic", embedding_size=8, depths=[1, 1, 1, 1], hidden_sizes=[8, 12, 16, 20])
+    resnet = ResNetForImageClassification(config).eval()
+    resnet.save_pretrained(tmp_path / "resnet")
+    return resnet, str(tmp_path / "resnet")
+
+
+def test_from_backbone_takes_the_pretrained_weights_and_leaves_later_stages_out(pretrained_resnet):
+    resnet, folder = pretrained_resnet
+    model = KGLForImageClassification.from_backbone(folder, out_features=["stage2"], num_labels=2).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    hidden_states = resnet(pixel_values, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(model(pixel_values).feature_map, hidden_states[2])
+    assert len(model.backbone.encoder.stages) == 2
+    assert model.config.num_labels == 2 and model.config.backbone_config.num_labels == 2
+    with pytest.raises(ValueError, match=r"no stage \['stage9'\] in this backbone; it has \['stem', 'stage1'"):
+        KGLForImageClassification.from_backbone(folder, out_features=["stage9"])
+
+
+@pytest.mark.parametrize("backbone", ["convnextv2", "swin", "dinov2"])
+def test_from_backbone_with_fewer_stages_gives_the_full_backbone_s_features(backbone, tmp_path):
+    full = tiny_model(backbone).backbone
+    full.save_pretrained(tmp_path)
+    model = KGLForImageClassification.from_backbone(str(tmp_path), out_features=["stage2"]).eval()
+    pixel_values = torch.randn(1, 3, 32, 64)
+    hidden_states = full(pixel_values, output_hidden_states=True).hidden_states
+    assert model(pixel_values).feature_map.isfinite().all()
+    kept = model.backbone(pixel_values, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(kept[1], hidden_states[1])
+    torch.testing.assert_close(kept[2], hidden_states[2])
+
+
+def test_shared_resnet_18():
+    folder = shared("models", "resnet-18")
+    model = KGLForImageClassification.from_backbone(str(folder), out_features=["stage2", "stage3"])
+    assert model(torch.randn(1, 1, 64, 96)).saliency.shape == (1, 1, 8, 12)
+
+
+IN_A_STRANGER_S_PROCESS = """
+import json, sys
+sys.modules["kgl"] = None  # importing it fails from here on
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+folder = sys.argv[1]
+model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+torch.set_num_threads(1)
+logits = model(torch.load(folder + "/pixels.pt")).logits
+classifier = pipeline("image-classification", model=folder, trust_remote_code=True)
+print(json.dumps({"logits": logits.tolist(), "pipeline": classifier(folder + "/picture.png")}))
+"""
+
+
+def test_saved_model_runs_where_kgl_cannot_be_imported(tmp_path):
+    from PIL import Image
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    from kgl.collator import to_pixel_values
+
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    image_processor = ViTImageProcessorPil(size={"height": 48, "width": 32})
+    image_processor.save_pretrained(tmp_path)
+    pixel_values = torch.randn(2, 3, 40, 56)
+    torch.save(pixel_values, tmp_path / "pixels.pt")
+    picture = Image.effect_noise((50, 70), 80)
+    picture.save(tmp_path / "picture.png")
+    process = subprocess.run(
+        [sys.executable, "-c", IN_A_STRANGER_S_PROCESS, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert process.returncode == 0, process.stderr
+    stranger = json.loads(process.stdout)
+    assert stranger["logits"] == model(pixel_values).logits.tolist()
+    scores = model(to_pixel_values([picture], image_processor)).logits.softmax(dim=1)[0]
+    assert {one["label"]: one["score"] for one in stranger["pipeline"]} == pytest.approx(
+        dict(zip(("good", "scratch", "pit"), scores.tolist(), strict=True))
+    )
