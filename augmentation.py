@@ -39,13 +39,11 @@ class PairedAugmentation:
         Returns:
             Both, of the same shapes and ranges.
         """
-        # Drawn beforehand: kornia itself draws in another order where there are masks.
-        moves = self._moves.forward_parameters(images.shape)
         if priors is None:
-            return self._light(self._moves(images, params=moves)), None
+            return self._light(self._moves(images)), None
         # The moves are in image pixels: the prior takes part at that size, and its cells average what came to them.
         full_size = F.interpolate(priors, size=images.shape[-2:], mode="nearest")
-        images, full_size = self._moves(images, full_size, params=moves, data_keys=["input", "mask"])
+        images, full_size = self._moves(images, full_size, data_keys=["input", "mask"])
         return self._light(images), F.adaptive_avg_pool2d(full_size, priors.shape[-2:])
 
 

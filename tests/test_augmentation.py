@@ -34,9 +34,9 @@ def test_a_coarse_prior_follows_its_image(moves_only):
 
 
 def test_the_same_seed_shows_the_same_pictures_with_and_without_priors():
-    augmentation, images = PairedAugmentation(), torch.rand(4, 3, 16, 16)
+    augmentation, images, priors = PairedAugmentation(), torch.rand(4, 3, 16, 16), torch.rand(4, 1, 4, 4)
     torch.manual_seed(3)
-    with_priors, _ = augmentation(images, torch.rand(4, 1, 4, 4))
+    with_priors, _ = augmentation(images, priors)
     torch.manual_seed(3)
     without, none = augmentation(images)
     assert torch.equal(with_priors, without) and none is None

@@ -18,7 +18,7 @@ def test_schedules(schedule, weights):
 
 
 def test_unknown_schedule():
-    with pytest.raises(ValueError, match="'cubic'.*linear"):
+    with pytest.raises(ValueError, match=r"'cubic'.*linear"):
         guidance_weight("cubic", 0.5)
 
 
