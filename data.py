@@ -103,8 +103,7 @@ def load_defect_dataset(args: DataArguments) -> DatasetDict:
         if missing:
             raise InputError(f"The {name} split has no picture of {', '.join(missing)}; use fewer --num_folds.")
     if not args.train_on_masks:
-        train = splits["train"]
-        splits["train"] = train.remove_columns("mask").add_column("mask", [None] * len(train), feature=Image())
+        splits["train"] = _without_masks(splits["train"])
     return splits
 
 
@@ -153,7 +152,7 @@ def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray
 
 def _read_image_folder(root: Path) -> dict[str, Dataset]:
     try:
-        splits = load_dataset("imagefolder", data_dir=str(root))
+        splits = load_dataset("imagefolder", data_dir=str(root.resolve()))
     except EmptyDatasetError as error:
         raise InputError(f"--data_dir {root}: there is no picture in it.") from error
     if not set(splits) & {"train"} or "label" not in splits["train"].features:
@@ -171,7 +170,7 @@ def _read_image_folder(root: Path) -> dict[str, Dataset]:
             names=split.features["label"].names,
             masks=[None] * len(split),
             groups=[str(path) for path in paths],
-            file_names=[str(path.relative_to(root)) for path in paths],
+            file_names=[str(path.relative_to(root.resolve())) for path in paths],
         )
     return pictures
 
@@ -299,6 +298,11 @@ def _few_labels(train: Dataset, args: DataArguments, defect_free: str | None) ->
             taken[name] += 1
             keep.append(index)
     return train.select(sorted(keep))
+
+
+def _without_masks(pictures: Dataset) -> Dataset:
+    unmarked = pictures.remove_columns("mask").add_column("mask", [None] * len(pictures), feature=Image())
+    return unmarked.select_columns(pictures.column_names)
 
 
 def _require(paths: list[Path]) -> None:

@@ -11,6 +11,8 @@ import torch
 from skimage.filters import threshold_otsu
 from torch.nn import functional as F
 
+from .errors import InputError
+
 
 SCHEDULES = ("linear", "cosine", "constant")
 
@@ -76,10 +78,10 @@ def pseudo_mask_loss(
         balance: the weight of each kind of cell.
 
     Raises:
-        ValueError: mask and logits have different grids.
+        InputError: mask and logits have different grids.
     """
     if saliency.shape != pseudo_mask.shape:
-        raise ValueError(
+        raise InputError(
             f"The priors' grid {tuple(pseudo_mask.shape[-2:])} is not the model's {tuple(saliency.shape[-2:])}: they "
             "were made for another image size or backbone. Make them again with this model's own."
         )

@@ -99,7 +99,7 @@ def save_grid(
             elif masks[index] is not None:
                 axis.imshow(masks[index], cmap="gray", vmin=0, vmax=1)
             if heading in maps:
-                heat = axis.imshow(maps[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.6)
+                heat = axis.imshow(maps[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
         axes[index][0].set_ylabel(names[row["label"]], fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, label="saliency")

@@ -102,20 +102,21 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
     settings = _settings(model_args, data_args, training_args, splits)
     with training_args.main_process_first(desc="claiming the output folder"):
         _claim(output_dir, settings)
+    finished = output_dir / "metrics.json"
+    if finished.exists():
+        report = json.loads(finished.read_text())
+        if training_args.process_index == 0:
+            print(f"{output_dir} holds this very run, finished.\n")
+            _say_results(report, output_dir)
+        return report
     image_processor = _image_processor(model_args)
     if training_args.process_index == 0:
         _say_what_is_there(splits)
 
     primary_seconds = _train_phase("primary", splits["train"], image_processor, model_args, data_args, training_args)
     primary = KGLForImageClassification.from_pretrained(output_dir / "primary").to(training_args.device)
-    started = time.perf_counter()
     with training_args.main_process_first(desc="saliency priors"):
-        if not (output_dir / "priors").exists():
-            priors = add_saliency_priors(
-                splits["train"], primary, image_processor, training_args.per_device_eval_batch_size
-            )
-            save_whole(priors, output_dir / "priors")
-    prior_seconds = time.perf_counter() - started
+        prior_seconds = _make_priors(output_dir, splits["train"], primary, image_processor, training_args)
     train = load_from_disk(output_dir / "priors")
     final_seconds = _train_phase("final", train, image_processor, model_args, data_args, training_args)
     if training_args.process_index > 0:
@@ -140,9 +141,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
             **{module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
         },
     }
-    _write_json(output_dir / "metrics.json", report)
-    print(f"\n{comparison_table(results)}\n")
-    print(f"Held out: {len(splits['test'])} pictures. {output_dir / 'metrics.json'}, {output_dir / 'grid_test.png'}")
+    _write_json(finished, report)
+    _say_results(report, output_dir)
     return report
 
 
@@ -226,12 +226,30 @@ def _train_phase(
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = before + time.perf_counter() - started
-    trainer.save_model()
-    trainer.save_state()
     if trainer.is_world_process_zero():
+        model.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
         _write_json(finished, {"seconds": seconds, "steps": trainer.state.global_step})
     trainer.accelerator.wait_for_everyone()
     return seconds
+
+
+def _make_priors(
+    output_dir: Path,
+    train: Dataset,
+    primary: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    training_args: KGLTrainingArguments,
+) -> float:
+    """Write the training set with its priors to `output_dir/priors`, unless it is there; seconds it took."""
+    noted = output_dir / "priors.json"
+    if not (output_dir / "priors").exists():
+        started = time.perf_counter()
+        priors = add_saliency_priors(train, primary, image_processor, training_args.per_device_eval_batch_size)
+        _write_json(noted, {"seconds": time.perf_counter() - started})
+        save_whole(priors, output_dir / "priors")
+    return json.loads(noted.read_text())["seconds"]
 
 
 class _SecondsCallback(transformers.TrainerCallback):
@@ -297,6 +315,11 @@ def _say_what_is_there(splits: DatasetDict) -> None:
         labels = split["label"]
         counts = ", ".join(f"{labels.count(index)} {name}" for index, name in enumerate(names))
         print(f"{split_name}: {len(split)} pictures ({counts})")
+
+
+def _say_results(report: dict[str, Any], output_dir: Path) -> None:
+    print(f"\n{comparison_table(report['results'])}\n")
+    print(f"On {report['pictures']['test']} held-out pictures. See also metrics.json and grid_*.png in {output_dir}.")
 
 
 def _draw(

@@ -1,0 +1,185 @@
+"""Readers and splits."""
+
+import logging
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import shared
+
+from kgl.data import DataArguments, fingerprint, load_defect_dataset, mask_array
+from kgl.errors import InputError
+from kgl.surfaces import CLASSES, generate_surface
+
+
+def labels_of(split):
+    return Counter(split.features["label"].int2str(split["label"]))
+
+
+def test_image_folder(image_folder):
+    splits = load_defect_dataset(DataArguments(data_dir=str(image_folder), defect_free_label="good"))
+    assert labels_of(splits["train"]) == {"good": 8, "scratch": 4}
+    assert labels_of(splits["test"]) == {"good": 4, "scratch": 2}
+    assert splits["train"].column_names == splits["test"].column_names
+    assert set(splits["train"]["file_name"]).isdisjoint(splits["test"]["file_name"])
+    assert splits["train"][0]["image"].size == (48, 40)
+
+
+def test_image_folder_with_its_own_test_folder(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "split" / "train")
+    shutil.copytree(image_folder, tmp_path / "split" / "test")
+    splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split")))
+    assert labels_of(splits["train"]) == labels_of(splits["test"]) == {"good": 12, "scratch": 6}
+
+
+def test_folds_part_the_pictures(image_folder):
+    tests = [load_defect_dataset(DataArguments(data_dir=str(image_folder), fold=fold))["test"] for fold in range(3)]
+    names = [name for test in tests for name in test["file_name"]]
+    assert len(names) == len(set(names)) == 18
+
+
+def test_pictures_of_equal_bytes_stay_together(image_folder, caplog):
+    for index in range(4):
+        shutil.copy(image_folder / "good" / "0.png", image_folder / "good" / f"copy{index}.png")
+    with caplog.at_level(logging.WARNING):
+        for fold in range(3):
+            splits = load_defect_dataset(DataArguments(data_dir=str(image_folder), fold=fold))
+            assert not set(splits["train"]["digest"]) & set(splits["test"]["digest"])
+    assert "hold the same picture" in caplog.text
+
+
+def test_larger_budgets_contain_smaller_ones(image_folder):
+    def names(**budget):
+        args = DataArguments(data_dir=str(image_folder), defect_free_label="good", **budget)
+        return set(load_defect_dataset(args)["train"]["file_name"])
+
+    small, large = names(train_per_class=2, train_defect_free=3), names(train_per_class=3, train_defect_free=5)
+    assert len(small) == 5 and len(large) == 8 and small < large
+    assert len(names(train_per_class=2)) == 2 + 8
+
+
+def test_fingerprint_follows_the_pictures(image_folder):
+    args = DataArguments(data_dir=str(image_folder))
+    before = fingerprint(load_defect_dataset(args)["train"])
+    assert fingerprint(load_defect_dataset(args)["train"]) == before
+    train = load_defect_dataset(args)["train"]
+    Image.new("L", (48, 40), 7).save(image_folder / train[0]["file_name"])
+    assert fingerprint(load_defect_dataset(args)["train"]) != before
+
+
+def test_unreadable_pictures_are_all_named(image_folder):
+    (image_folder / "good" / "3.png").write_bytes(b"no picture")
+    whole = (image_folder / "scratch" / "1.png").read_bytes()
+    (image_folder / "scratch" / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"2 pictures cannot be read.*good/3\.png, scratch/1\.png"):
+        load_defect_dataset(DataArguments(data_dir=str(image_folder)))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"data_dir": "nowhere"}, "--data_dir nowhere: there is no such folder"),
+        ({"data_dir": None}, "needs --data_dir"),
+        ({"data_dir": "."}, "there is no picture in it"),
+        ({"data_dir": "pictures", "defect_free_label": "fine"}, "no such class; there are good, scratch"),
+        ({"data_dir": "pictures", "fold": 3}, "must lie in 0..2"),
+        ({"data_dir": "pictures", "num_folds": 7}, r"too few independent pictures of scratch \(6\)"),
+        ({"data_dir": "pictures", "dataset": "kolektorsdd"}, "this is not KolektorSDD"),
+        ({"data_dir": "pictures", "dataset": "magnetic_tile"}, "not the magnetic tiles"),
+    ],
+)
+def test_bad_input_is_named(args, message, image_folder, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    if args["data_dir"] == ".":
+        shutil.rmtree(image_folder)
+    with pytest.raises(InputError, match=message):
+        load_defect_dataset(DataArguments(**args))
+
+
+def test_one_class_is_refused(image_folder):
+    shutil.rmtree(image_folder / "scratch")
+    with pytest.raises(InputError, match=r"two classes or more; found \['good'\]"):
+        load_defect_dataset(DataArguments(data_dir=str(image_folder)))
+
+
+def test_kolektorsdd_layout(tmp_path):
+    for item in range(6):
+        folder = tmp_path / f"kos{item:02d}"
+        folder.mkdir()
+        for part in range(2):
+            pixels = np.random.default_rng([item, part]).integers(0, 255, (50, 20), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"Part{part}.jpg")
+            mask = np.zeros((50, 20), dtype=bool)
+            mask[10:20, 5] = part == 1
+            Image.fromarray(mask).save(folder / f"Part{part}_label.bmp")
+    splits = load_defect_dataset(DataArguments(dataset="kolektorsdd", data_dir=str(tmp_path)))
+    assert labels_of(splits["train"]) == {"good": 4, "defect": 4}
+    assert not set(splits["train"]["group"]) & set(splits["test"]["group"])
+    assert set(splits["train"]["mask"]) == {None}  # trained on labels alone
+    assert mask_array(splits["test"][1]["mask"], (50, 20)).sum() == 10
+    with_masks = load_defect_dataset(DataArguments("kolektorsdd", str(tmp_path), train_on_masks=True))
+    assert None not in with_masks["train"]["mask"]
+    (tmp_path / "kos03" / "Part1_label.bmp").unlink()
+    with pytest.raises(InputError, match=r"1 masks are missing, the first is .*kos03/Part1_label\.bmp"):
+        load_defect_dataset(DataArguments("kolektorsdd", str(tmp_path)))
+
+
+def test_magnetic_tile_layout(tmp_path):
+    for name in ("Free", "Crack"):
+        folder = tmp_path / f"MT_{name}" / "Imgs"
+        folder.mkdir(parents=True)
+        for tile in range(4):
+            for exposure in (1, 2):
+                pixels = np.random.default_rng([tile, exposure, len(name)]).integers(0, 255, (20, 30), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"exp{exposure}_num_{len(name)}{tile}.jpg")
+                Image.fromarray(pixels // 2).save(folder / f"exp{exposure}_num_{len(name)}{tile}.png")
+    splits = load_defect_dataset(DataArguments("magnetic_tile", str(tmp_path), num_folds=2))
+    assert splits["train"].features["label"].names == ["Free", "Crack"]
+    assert not set(splits["train"]["group"]) & set(splits["test"]["group"])
+    assert len(splits["train"]) == len(splits["test"]) == 8
+
+
+def test_shared_kolektorsdd_keeps_its_duplicates_together():
+    folder = shared("data", "kolektorsdd")
+    for fold in range(3):
+        splits = load_defect_dataset(DataArguments("kolektorsdd", str(folder), fold=fold))
+        assert not set(splits["train"]["digest"]) & set(splits["test"]["digest"])
+        assert len(splits["train"]) + len(splits["test"]) == 399
+        labels = labels_of(splits["train"]) + labels_of(splits["test"])
+        assert labels == {"good": 347, "defect": 52}
+
+
+def test_shared_magnetic_tiles():
+    args = DataArguments(
+        "magnetic_tile", str(shared("data", "magnetic-tile")), train_per_class=16, train_defect_free=64
+    )
+    splits = load_defect_dataset(args)
+    names = splits["train"].features["label"].names
+    assert names == ["Free", "Blowhole", "Break", "Crack", "Fray", "Uneven"]
+    assert labels_of(splits["train"]) == {name: 64 if name == "Free" else 16 for name in names}
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_surfaces_are_the_same_again_and_marked_exactly(label):
+    for seed in range(20):
+        surface, twin = generate_surface(label, 64, seed), generate_surface(label, 64, seed)
+        assert np.array_equal(surface.image, twin.image) and np.array_equal(surface.mask, twin.mask)
+        assert surface.image.shape == (64, 64) and surface.image.dtype == np.uint8
+        assert surface.mask.any() == (label != "good")
+        assert surface.mask.mean() < 0.3
+    assert not np.array_equal(generate_surface(label, 64, 0).image, generate_surface(label, 64, 1).image)
+
+
+def test_generated_data_set():
+    splits = load_defect_dataset(DataArguments("surfaces", num_surfaces=60, surface_size=32))
+    assert labels_of(splits["train"]) == {"good": 20, "scratch": 7, "pit": 7, "stain": 6} or len(splits["train"]) == 40
+    assert all(
+        mask_array(mask, (32, 32)).any() == (label > 0)
+        for mask, label in zip(*[splits["test"][c] for c in ("mask", "label")], strict=True)
+    )
+    with pytest.raises(ValueError, match="'rust': choose one of"):
+        generate_surface("rust", 64, 0)
+    with pytest.raises(ValueError, match="start at 32"):
+        generate_surface("good", 16, 0)

@@ -1,0 +1,218 @@
+"""The job as a user runs it: from a folder to a table, stopped, resumed and refused."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from datasets import load_from_disk
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import TRAIN_SCRIPT, shared
+from transformers import pipeline
+
+from kgl.errors import InputError
+from kgl.report import comparison_table
+from kgl.train import parse
+
+
+SETTINGS = {
+    "defect_free_label": "good", "image_height": 32, "image_width": 48, "num_folds": 2, "out_features": ["stage2"],
+    "backbone_config": {
+        "model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],
+    },
+    "num_train_epochs": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_strategy": "epoch",
+    "logging_steps": 2, "use_cpu": True,
+}  # fmt: skip
+
+
+def recipe(folder: Path, **settings: object) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS | settings))
+    return str(path)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(TRAIN_SCRIPT), *map(str, arguments)]
+
+
+def train(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, request):
+    """One whole run on a folder of pictures; its recipe, its output folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    generator = np.random.default_rng(0)
+    for label, count in (("good", 12), ("scratch", 6)):
+        (folder / "pictures" / label).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(90, 130, (40, 48), dtype=np.uint8)
+            if label == "scratch":
+                pixels[index + 5, 8:40] = 250
+            Image.fromarray(pixels).save(folder / "pictures" / label / f"{index}.png")
+    settings = recipe(folder, data_dir=str(folder / "pictures"))
+    done = train(settings, "--output_dir", folder / "out")
+    assert done.returncode == 0, done.stderr
+    return settings, folder / "out", done.stdout
+
+
+def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
+    _, out, printed = finished
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["results"]) == {"plain", "guided"}
+    assert set(metrics["results"]["plain"]) == {"accuracy", "ap", "auroc", "seconds"}  # no masks, so no map metrics
+    assert comparison_table(metrics["results"]) in printed
+    assert metrics["pictures"] == {"train": 9, "test": 9}
+    assert metrics["results"]["guided"]["seconds"] == pytest.approx(sum(metrics["seconds"].values()))
+    for name in ("grid_train.png", "grid_test.png"):
+        assert Image.open(out / name).size[0] > 400
+    priors = load_from_disk(out / "priors")
+    blank = np.asarray(priors["saliency_prior"]).max(axis=(1, 2)) == 0
+    assert blank.tolist() == [label == 0 for label in priors["label"]]
+    logs = json.loads((out / "final" / "trainer_state.json").read_text())["log_history"]
+    assert {"loss", "loss_cls", "loss_kg", "kg_lambda"} <= set(logs[0])
+    assert "kg_lambda" not in (out / "primary" / "trainer_state.json").read_text()
+
+
+def test_the_trained_model_is_a_pipeline(finished):
+    _, out, _ = finished
+    classifier = pipeline("image-classification", model=str(out / "final"), trust_remote_code=True)
+    picture = sorted((out.parent / "pictures" / "scratch").iterdir())[0]
+    assert {one["label"] for one in classifier(str(picture))} == {"good", "scratch"}
+
+
+def test_both_classifiers_start_from_the_same_weights_and_end_apart(finished):
+    _, out, _ = finished
+    plain, guided = (load_file(out / phase / "model.safetensors") for phase in ("primary", "final"))
+    assert plain.keys() == guided.keys()
+    assert any((plain[name] != guided[name]).any() for name in plain)
+
+
+def test_a_finished_run_is_not_done_again(finished):
+    settings, out, printed = finished
+    before = {path: path.stat().st_mtime for path in out.rglob("*")}
+    again = train(settings, "--output_dir", out)
+    assert again.returncode == 0, again.stderr
+    assert "finished" in again.stdout
+    assert again.stdout.splitlines()[-6:] == printed.splitlines()[-6:]  # the same table
+    assert {path: path.stat().st_mtime for path in out.rglob("*")} == before
+
+
+def test_another_setting_in_the_same_folder_is_refused_by_name(finished):
+    settings, out, _ = finished
+    other = train(settings, "--output_dir", out, "--learning_rate", "0.01", "--fold", "1")
+    assert other.returncode == 2
+    assert (
+        "fold is 0 there and 1 here" in other.stderr and "learning_rate is 0.001 there and 0.01 here" in other.stderr
+    )
+    assert "Traceback" not in other.stderr
+    harmless = train(settings, "--output_dir", out, "--logging_steps", "7")
+    assert harmless.returncode == 0, harmless.stderr
+
+
+def test_a_changed_picture_is_another_run(finished):
+    settings, out, _ = finished
+    picture = out.parent / "pictures" / "good" / "0.png"
+    kept = picture.read_bytes()
+    Image.new("L", (48, 40), 3).save(picture)
+    changed = train(settings, "--output_dir", out)
+    picture.write_bytes(kept)
+    assert changed.returncode == 2 and "_pictures is" in changed.stderr
+
+
+@pytest.mark.parametrize("phase", ["primary", "final"])
+def test_a_killed_run_resumes_to_the_same_weights(finished, phase, tmp_path):
+    settings, out, _ = finished
+    process = subprocess.Popen(command(settings, "--output_dir", tmp_path / "out"), stdout=-3, stderr=-3)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out" / phase).glob("checkpoint-*/seconds.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out" / phase / "phase.json").exists()
+    resumed = train(settings, "--output_dir", tmp_path / "out")
+    assert resumed.returncode == 0, resumed.stderr
+    for name, weights in load_file(out / "final" / "model.safetensors").items():
+        assert (load_file(tmp_path / "out" / "final" / "model.safetensors")[name] == weights).all(), name
+
+
+def test_a_folder_of_something_else_is_refused(finished, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    refused = train(finished[0], "--output_dir", tmp_path)
+    assert refused.returncode == 2 and "holds something else" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data_dir", "/nowhere"], "there is no such folder"),
+        (["--backbone_config", '{"model_type": "bert"}'], "no backbone"),
+        (["--out_features", "stage7"], "stage7"),
+        (["--eval_strategy", "epoch"], "no validation split"),
+        (["--kg_lambda", "3"], "--kg_lambda 3.0: it must lie in 0..1"),
+        (["--backbone", "/nowhere"], "Give either --backbone"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, finished, tmp_path):
+    refused = train(finished[0], "--output_dir", tmp_path / "out", *arguments)
+    assert refused.returncode == 2
+    assert message in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.stderr.splitlines()[-1].startswith("kgl-train: error: ")
+
+
+def test_priors_of_another_grid_are_refused(finished, tmp_path):
+    settings, out, _ = finished
+    shutil.copytree(out, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "final")
+    (tmp_path / "out" / "metrics.json").unlink()
+    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    stored["model"]["image_height"] = 64
+    (tmp_path / "out" / "run.json").write_text(json.dumps(stored))
+    refused = train(settings, "--output_dir", tmp_path / "out", "--image_height", "64")
+    assert refused.returncode == 2 and "grid" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_flags_go_before_the_recipe_s(tmp_path):
+    path = recipe(tmp_path, data_dir="pictures", learning_rate="5e-4")
+    model_args, data_args, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
+    assert (data_args.fold, training_args.learning_rate, model_args.image_width) == (1, 5e-4, 48)
+    with pytest.raises(InputError, match="no setting learning_rat"):
+        parse([recipe(tmp_path, learning_rat=1)])
+    with pytest.raises(InputError, match="no such recipe"):
+        parse(["nowhere.yaml"])
+
+
+@pytest.mark.parametrize("path", sorted(TRAIN_SCRIPT.parent.glob("recipes/*.yaml")), ids=lambda path: path.stem)
+def test_recipes_can_be_read(path):
+    assert parse([str(path), "--use_cpu", "true"])[2].output_dir.startswith("runs/")
+
+
+def test_generated_surfaces_have_map_metrics(tmp_path):
+    done = train(
+        recipe(tmp_path), "--dataset", "surfaces", "--num_surfaces", 48, "--surface_size", 32, "--num_train_epochs", 1,
+        "--output_dir", tmp_path / "out", "--augment", "false",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "class map's pixel AP" in done.stdout
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]["guided"]
+    assert {"map_ap", "saliency_ap", "defect_ap", "defect_auroc"} <= set(metrics)
+
+
+def test_shared_magnetic_tiles_end_to_end(tmp_path):
+    done = train(
+        TRAIN_SCRIPT.parent / "recipes" / "magnetic_tile.yaml", "--data_dir", shared("data", "magnetic-tile"),
+        "--backbone", shared("models", "resnet-18"), "--image_height", 48, "--image_width", 48, "--max_steps", 2,
+        "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "out", "--use_cpu", "true",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "grid_test.png").exists()

@@ -1,0 +1,196 @@
+"""The guided Trainer: what it optimises, what it logs, and that batching changes neither."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from tiny import tiny_model
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from kgl.collator import DefectCollator
+from kgl.errors import InputError
+from kgl.losses import CellBalance, otsu_threshold, pseudo_mask_loss
+from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
+
+
+PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
+
+
+def guided_rows(count: int = 8, grid: int = 2) -> Dataset:
+    generator = np.random.default_rng(0)
+    return Dataset.from_dict(
+        {
+            "image": [PILImage.fromarray(generator.integers(0, 255, (32, 32), dtype=np.uint8)) for _ in range(count)],
+            "label": [index % 3 for index in range(count)],
+            "saliency_prior": [
+                generator.integers(0, 256, (grid, grid), dtype=np.uint8) * (index % 3 > 0) for index in range(count)
+            ],
+            "prior_weight": [1.0 if index % 4 else 0.5 for index in range(count)],
+        },
+        features=Features(
+            image=Image(),
+            label=ClassLabel(names=["good", "scratch", "pit"]),
+            saliency_prior=Array2D((grid, grid), "uint8"),
+            prior_weight=Value("float32"),
+        ),
+    )
+
+
+def guided_trainer(tmp_path: Path, rows: Dataset | None = None, **arguments: object) -> KnowledgeGuidedTrainer:
+    settings = {
+        "per_device_train_batch_size": 4, "num_train_epochs": 1, "logging_steps": 1, "optim": "sgd",
+        "learning_rate": 0.1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    return KnowledgeGuidedTrainer(
+        model=tiny_model("convnextv2").train(),  # no batch norm: what one image gives does not depend on the others
+        args=KGLTrainingArguments(output_dir=str(tmp_path), **settings | arguments),
+        train_dataset=guided_rows() if rows is None else rows,
+        data_collator=DefectCollator(PROCESSOR),
+    )
+
+
+def test_the_loss_is_the_sum_of_its_terms_by_lambda(tmp_path):
+    trainer = guided_trainer(tmp_path, kg_schedule="constant", kg_lambda=0.3)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    outputs = trainer.model(batch["pixel_values"], labels=batch["labels"])
+    stored = np.asarray(trainer.train_dataset["saliency_prior"], dtype=np.uint8)
+    balance = CellBalance.of(stored, trainer.train_dataset["prior_weight"])
+    mask = np.stack([prior > otsu_threshold(prior) for prior in stored[:4]])
+    weight = torch.tensor(trainer.train_dataset["prior_weight"][:4])
+    loss_kg = pseudo_mask_loss(outputs.saliency, torch.from_numpy(mask)[:, None], weight, balance)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.state.max_steps = 10
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), 0.3 * loss_kg + 0.7 * outputs.loss)
+
+
+def test_evaluation_reports_the_classification_loss_only(tmp_path):
+    trainer = guided_trainer(tmp_path)
+    trainer.model.eval()
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(8)])
+    with torch.no_grad():
+        expected = trainer.model(batch["pixel_values"], labels=batch["labels"]).loss.item()
+    metrics = trainer.evaluate(trainer.train_dataset.remove_columns(["saliency_prior", "prior_weight"]))
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_logged_terms_add_up_to_the_logged_loss(tmp_path, schedule):
+    trainer = guided_trainer(
+        tmp_path, kg_schedule=schedule, kg_lambda=0.9, num_train_epochs=3, gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+    )  # fmt: skip
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss_kg" in entry]
+    assert len(logs) == trainer.state.max_steps == 6
+    for entry in logs:
+        lambda_ = entry["kg_lambda"]
+        assert entry["loss"] == pytest.approx(lambda_ * entry["loss_kg"] + (1 - lambda_) * entry["loss_cls"], rel=1e-4)
+    expected = {"linear": [0.9 * (1 - step / 6) for step in range(6)], "constant": [0.9] * 6}
+    if schedule in expected:
+        assert [entry["kg_lambda"] for entry in logs] == pytest.approx(expected[schedule])
+
+
+def test_logs_are_averages_over_the_window(tmp_path):
+    every, windowed = guided_trainer(tmp_path, num_train_epochs=2), guided_trainer(
+        tmp_path, num_train_epochs=2, logging_steps=4
+    )  # fmt: skip
+    every.train()
+    windowed.train()
+    for term in ("loss", "loss_kg", "loss_cls", "kg_lambda"):
+        each = [entry[term] for entry in every.state.log_history if "loss_kg" in entry]
+        (window,) = [entry[term] for entry in windowed.state.log_history if "loss_kg" in entry]
+        assert len(each) == 4 and window == pytest.approx(np.mean(each), rel=1e-4)
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    """The same weights after training on 8 images at once or 2 at a time, however uneven their priors."""
+    at_once = guided_trainer(tmp_path, per_device_train_batch_size=8, num_train_epochs=2)
+    in_parts = guided_trainer(
+        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, num_train_epochs=2
+    )
+    at_once.train()
+    in_parts.train()
+    start = tiny_model("convnextv2").state_dict()
+    for name, weights in at_once.model.state_dict().items():
+        torch.testing.assert_close(weights, in_parts.model.state_dict()[name], rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(weights, start[name]) for name, weights in at_once.model.state_dict().items())
+
+
+IN_EACH_PROCESS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_trainer import guided_trainer
+trainer = guided_trainer(Path(sys.argv[2]), per_device_train_batch_size=int(sys.argv[3]), num_train_epochs=2)
+trainer.train()
+if trainer.is_world_process_zero():
+    trainer.save_model(sys.argv[2])
+    logs = [entry for entry in trainer.state.log_history if "loss_kg" in entry]
+    Path(sys.argv[2], "logs.json").write_text(json.dumps(logs))
+"""
+
+
+def test_two_processes_are_one(tmp_path):
+    from safetensors.torch import load_file
+
+    script = tmp_path / "job.py"
+    script.write_text(IN_EACH_PROCESS)
+    results = {}
+    for processes, batch_size in ((1, 8), (2, 4)):
+        folder = tmp_path / str(processes)
+        # accelerate launch --cpu starts one process, whatever it is asked for.
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        done = subprocess.run(
+            [*command, str(script), str(Path(__file__).parent), str(folder), str(batch_size)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        results[processes] = load_file(folder / "model.safetensors"), json.loads((folder / "logs.json").read_text())
+    one, two = results[1], results[2]
+    for name, weights in one[0].items():
+        torch.testing.assert_close(weights, two[0][name], rtol=1e-4, atol=1e-6)
+    for entry, twin in zip(one[1], two[1], strict=True):
+        for term in ("loss_kg", "loss_cls", "kg_lambda"):
+            assert entry[term] == pytest.approx(twin[term], rel=1e-3)
+
+
+def test_guidance_teaches_the_saliency_head(tmp_path):
+    rows = guided_rows(12)
+    trainer = guided_trainer(
+        tmp_path, rows, num_train_epochs=30, kg_schedule="constant", kg_lambda=0.9, learning_rate=0.5
+    )
+    trainer.train()
+    logs = [entry["loss_kg"] for entry in trainer.state.log_history if "loss_kg" in entry]
+    assert np.mean(logs[-6:]) < 0.85 * np.mean(logs[:3])
+
+
+def test_a_data_set_without_priors_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no prior_weight and no saliency_prior"):
+        guided_trainer(tmp_path, guided_rows().remove_columns(["saliency_prior", "prior_weight"]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kg_schedule": "cubic"}, "--kg_schedule cubic"),
+        ({"kg_lambda": 1.5}, "--kg_lambda 1.5"),
+        ({"kg_schedule": "constant"}, "never trains the classifier"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, wrong, message):
+    with pytest.raises(InputError, match=message):
+        KGLTrainingArguments(output_dir=str(tmp_path), **wrong)
+
+
+def test_the_model_card_is_not_overwritten(tmp_path):
+    (tmp_path / "README.md").write_text("my own words")
+    trainer = guided_trainer(tmp_path)
+    trainer.create_model_card()
+    assert (tmp_path / "README.md").read_text() == "my own words"
