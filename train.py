@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import platform
 import sys
 import time
@@ -281,7 +282,11 @@ def _settings(
     settings = {
         "model": asdict(model_args),
         "data": data,
-        "training": training | {"processes": training_args.world_size},
+        "training": training
+        | {
+            "processes": training_args.world_size,
+            "mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),  # --bf16 or accelerate launch's
+        },
     }
     return json.loads(json.dumps(settings, default=str))
 

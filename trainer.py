@@ -70,8 +70,7 @@ class KnowledgeGuidedTrainer(Trainer):
         prior = inputs.pop("saliency_prior", None)
         threshold = inputs.pop("prior_threshold", None)
         weight = inputs.pop("prior_weight", None)
-        outputs = model(**inputs)
-        loss = outputs.loss
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             mask = prior > threshold.view(-1, 1, 1, 1)
             loss_kg = pseudo_mask_loss(outputs.saliency, mask, weight, self._balance)

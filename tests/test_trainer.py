@@ -69,6 +69,25 @@ def test_the_loss_is_the_sum_of_its_terms_by_lambda(tmp_path):
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), 0.3 * loss_kg + 0.7 * outputs.loss)
 
 
+def test_the_trainer_s_own_loss_settings_hold_for_the_classification_term(tmp_path):
+    smooth, plain = guided_trainer(tmp_path, label_smoothing_factor=0.2), guided_trainer(tmp_path)
+    batch = plain.data_collator([plain.train_dataset[index] for index in range(4)])
+    outputs = plain.model(batch["pixel_values"])
+    expected = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], label_smoothing=0.2)
+    smooth.model.eval()
+    plain.model.eval()
+    torch.testing.assert_close(smooth.compute_loss(smooth.model, dict(batch)), expected)
+    assert plain.compute_loss(plain.model, dict(batch)) != expected
+
+
+def test_mixed_precision(tmp_path):
+    trainer = guided_trainer(tmp_path, bf16=True, num_train_epochs=2)
+    trainer.train()
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert trainer.state.log_history[0]["loss_kg"] > 0
+
+
 def test_evaluation_reports_the_classification_loss_only(tmp_path):
     trainer = guided_trainer(tmp_path)
     trainer.model.eval()
