@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoBackbone,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -122,8 +129,9 @@ class KGLForImageClassification(KGLPreTrainedModel):
         """
         if pretrained_model_name_or_path.startswith("timm/"):
             indices = [int(index) for index in out_features] if out_features else [-1]
-            backbone = AutoBackbone.from_pretrained(
-                pretrained_model_name_or_path.removeprefix("timm/"), use_timm_backbone=True, out_indices=indices
+            timm_backbone = MODEL_FOR_BACKBONE_MAPPING[CONFIG_MAPPING["timm_backbone"]]
+            backbone = timm_backbone.from_pretrained(
+                pretrained_model_name_or_path.removeprefix("timm/"), out_indices=indices
             )
         else:
             backbone_config = AutoConfig.from_pretrained(pretrained_model_name_or_path)

@@ -190,3 +190,16 @@ def test_saved_model_runs_where_kgl_cannot_be_imported(tmp_path):
     assert {one["label"]: one["score"] for one in stranger["pipeline"]} == pytest.approx(
         dict(zip(("good", "scratch", "pit"), scores.tolist(), strict=True))
     )
+
+
+def test_timm_backbone(tmp_path):
+    pytest.importorskip("timm", reason="timm is an optional extra, and needs torchvision")
+    from transformers import TimmBackboneConfig
+
+    backbone_config = TimmBackboneConfig(backbone="resnet10t", out_indices=[2, 3]).to_dict()
+    model = KGLForImageClassification(KGLConfig(backbone_config=backbone_config, fusion_size=8)).eval()
+    pixel_values = torch.randn(1, 3, 64, 96)
+    assert model(pixel_values).saliency.shape == (1, 1, 8, 12)
+    model.save_pretrained(tmp_path)
+    again = KGLForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(pixel_values).logits, model(pixel_values).logits)
