@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Array2D, Dataset, Features, Value, concatenate_datasets
-from transformers import AutoImageProcessor, BaseImageProcessor, HfArgumentParser
+from transformers import BaseImageProcessor, HfArgumentParser
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.collator import to_pixel_values
 from kgl.data import DataArguments, load_defect_dataset
@@ -99,7 +100,7 @@ def run(args: PriorArguments, data_args: DataArguments) -> None:
         raise InputError(f"--output_dir {output_dir}: it exists already; choose a new folder.")
     try:
         model = KGLForImageClassification.from_pretrained(args.model)
-        image_processor = AutoImageProcessor.from_pretrained(args.model)
+        image_processor = ViTImageProcessorPil.from_pretrained(args.model)  # what kgl-train saves
     except (OSError, ValueError) as error:
         raise InputError(f"--model {args.model}: it is no saved classifier of kgl. {error}") from error
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,7 +18,7 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset, DatasetDict, load_from_disk
-from transformers import AutoImageProcessor, BaseImageProcessor, HfArgumentParser, Trainer, set_seed
+from transformers import BaseImageProcessor, HfArgumentParser, Trainer, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.trainer_utils import SaveStrategy
@@ -187,10 +187,11 @@ def _image_processor(model_args: ModelArguments) -> BaseImageProcessor:
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if model_args.backbone is not None and not model_args.backbone.startswith("timm/"):
         try:
-            own = AutoImageProcessor.from_pretrained(model_args.backbone, backend="pil")
-        except (OSError, ValueError) as error:
+            # Only the numbers: AutoImageProcessor needs torchvision in transformers before 5.18.
+            own, _ = BaseImageProcessor.get_image_processor_dict(model_args.backbone)
+            mean, std = own["image_mean"], own["image_std"]
+        except (OSError, KeyError) as error:
             raise InputError(f"--backbone {model_args.backbone}: no image processor beside it. {error}") from error
-        mean, std = own.image_mean, own.image_std
     size = {"height": model_args.image_height, "width": model_args.image_width}
     return ViTImageProcessorPil(size=size, image_mean=list(mean), image_std=list(std))
 

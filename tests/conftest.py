@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 
 torch.set_num_threads(1)
@@ -30,3 +32,13 @@ def image_folder(tmp_path: Path) -> Path:
                 pixels[index + 5, 8:40] = 250
             Image.fromarray(pixels).save(folder / f"{index}.png")
     return tmp_path / "pictures"
+
+
+@pytest.fixture
+def auto_image_processor(tmp_path: Path) -> None:
+    """Skips where `AutoImageProcessor`, and so every image pipeline, cannot be used at all."""
+    ViTImageProcessorPil().save_pretrained(tmp_path / "processor")
+    try:
+        AutoImageProcessor.from_pretrained(tmp_path / "processor")
+    except ImportError:
+        pytest.skip("this transformers needs torchvision for AutoImageProcessor")

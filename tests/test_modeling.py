@@ -166,7 +166,7 @@ print(json.dumps({"logits": logits.tolist(), "pipeline": classifier(folder + "/p
 """
 
 
-def test_saved_model_runs_where_kgl_cannot_be_imported(tmp_path):
+def test_saved_model_runs_where_kgl_cannot_be_imported(tmp_path, auto_image_processor):
     from PIL import Image
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 

@@ -82,7 +82,7 @@ def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
     assert "kg_lambda" not in (out / "primary" / "trainer_state.json").read_text()
 
 
-def test_the_trained_model_is_a_pipeline(finished):
+def test_the_trained_model_is_a_pipeline(finished, auto_image_processor):
     _, out, _ = finished
     classifier = pipeline("image-classification", model=str(out / "final"), trust_remote_code=True)
     picture = sorted((out.parent / "pictures" / "scratch").iterdir())[0]
