@@ -81,7 +81,7 @@ def save_grid(
 
     tile = 1.9
     figure = Figure(
-        figsize=(tile * len(headings) + 0.9, tile * 1.08 * height / width * len(dataset) + 0.9),
+        figsize=(tile * len(headings) + 0.9, tile * 0.92 * height / width * len(dataset) + 0.9),
         dpi=110,
         layout="constrained",
     )
@@ -102,7 +102,7 @@ def save_grid(
                 heat = axis.imshow(maps[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
         axes[index][0].set_ylabel(names[row["label"]], fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, label="saliency")
+    figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, pad=0.02, label="saliency")
     figure.savefig(path)
 
 
