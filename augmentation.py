@@ -34,7 +34,7 @@ class PairedAugmentation:
         """
         Args:
             images: `(B, C, H, W)` in 0..1.
-            priors: `(B, 1, h, w)` in 0..1 on a grid of its own, or None.
+            priors: `(B, M, h, w)` in 0..1, maps on a grid of their own, or None.
 
         Returns:
             Both, of the same shapes and ranges.

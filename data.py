@@ -7,6 +7,7 @@ import io
 import logging
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,12 @@ def _read_kolektorsdd(root: Path) -> dict[str, Dataset]:
 
 
 def _read_magnetic_tile(root: Path) -> dict[str, Dataset]:
-    """`MT_Class/Imgs/expK_num_N.jpg` with a `.png` mask; pictures of one N are one tile and so one group."""
+    """
+    `MT_Class/Imgs/expK_num_N.jpg` with a `.png` mask.
+
+    The exposures of one tile were taken one after another: their N lie close together. So a group goes on, over all
+    classes, as long as the next N is at most 300 away.
+    """
     images = sorted(root.glob("MT_*/Imgs/*.jpg"))
     if not images:
         raise InputError(f"--data_dir {root}: no MT_*/Imgs/*.jpg in it, so these are not the magnetic tiles.")
@@ -209,7 +215,7 @@ def _read_magnetic_tile(root: Path) -> dict[str, Dataset]:
             labels=labels,
             names=sorted(set(labels), key=lambda name: (name != "Free", name)),
             masks=[str(path) for path in masks],
-            groups=[path.stem.rpartition("_")[2] for path in images],
+            groups=_runs_of_numbers([int(path.stem.rpartition("_")[2]) for path in images], gap=300),
             file_names=[str(path.relative_to(root)) for path in images],
         )
     }
@@ -309,6 +315,15 @@ def _require(paths: list[Path]) -> None:
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"{len(missing)} masks are missing, the first is {missing[0]}.")
+
+
+def _runs_of_numbers(numbers: list[int], gap: int) -> list[str]:
+    """For each number the run it belongs to, named after its first; a run ends where the next is over `gap` away."""
+    ordered = sorted(set(numbers))
+    run_of = {ordered[0]: ordered[0]}
+    for before, number in pairwise(ordered):
+        run_of[number] = run_of[before] if number - before <= gap else number
+    return [f"tile-{run_of[number]}" for number in numbers]
 
 
 def _number(text: str) -> int:

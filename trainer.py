@@ -67,12 +67,11 @@ class KnowledgeGuidedTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The guided loss in training, a mean over the batch's images; the classification loss in evaluation."""
-        prior = inputs.pop("saliency_prior", None)
-        threshold = inputs.pop("prior_threshold", None)
+        inputs.pop("saliency_prior", None)
+        mask = inputs.pop("pseudo_mask", None)
         weight = inputs.pop("prior_weight", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            mask = prior > threshold.view(-1, 1, 1, 1)
             loss_kg = pseudo_mask_loss(outputs.saliency, mask, weight, self._balance)
             progress = self.state.global_step / self.state.max_steps
             lambda_ = guidance_weight(self.args.kg_schedule, progress, self.args.kg_lambda)
