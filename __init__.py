@@ -6,11 +6,13 @@ from typing import Any
 
 # Public names and the modules that hold them, imported on first use: `import kgl` stays fast.
 _MODULE_OF = {
+    "DefectCollator": "collator",
     "KGLConfig": "configuration_kgl",
     "KGLForImageClassification": "modeling_kgl",
     "KGLImageClassifierOutput": "modeling_kgl",
     "KGLTrainingArguments": "trainer",
     "KnowledgeGuidedTrainer": "trainer",
+    "PairedAugmentation": "augmentation",
     "add_saliency_priors": "prior",
     "compute_saliency": "saliency",
     "load_defect_dataset": "data",

@@ -46,7 +46,7 @@ class KGLConfig(PreTrainedConfig):
     fusion_size: int = 256
     detach_saliency: bool = False
     defect_free_label: str | None = None
-    problem_type: str | None = "single_label_classification"
+    problem_type: str = "single_label_classification"
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -58,6 +58,7 @@ class KGLConfig(PreTrainedConfig):
                 raise ValueError(f"backbone_config needs a `model_type` that transformers knows, got {model_type!r}.")
             self.backbone_config = CONFIG_MAPPING[model_type].from_dict(self.backbone_config)
         super().__post_init__(**kwargs)
+        self.label2id = {label: index for index, label in self.id2label.items()}
 
     def validate_problem_type(self) -> None:
         """Only the two classification problems have a loss and a saliency map here."""
@@ -84,7 +85,7 @@ class KGLConfig(PreTrainedConfig):
         """Index of the class without defects, `None` where every class is a defect."""
         if self.defect_free_label is None:
             return None
-        return {label: index for index, label in self.id2label.items()}[self.defect_free_label]
+        return self.label2id[self.defect_free_label]
 
 
 KGLConfig.register_for_auto_class()

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
-from datasets.data_files import EmptyDatasetError
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
@@ -62,6 +60,15 @@ class DataArguments:
     num_surfaces: int = field(default=600, metadata={"help": "surfaces: how many pictures to generate."})
     surface_size: int = field(default=96, metadata={"help": "surfaces: side of the pictures in pixels."})
 
+    def __post_init__(self) -> None:
+        least = {"num_folds": 2, "split_seed": 0, "train_per_class": 1, "train_defect_free": 1, "surface_size": 32}
+        for name, minimum in least.items():
+            value = vars(self)[name]
+            if value is not None and value < minimum:
+                raise InputError(f"--{name} {value}: it must be at least {minimum}.")
+        if not 0 <= self.fold < self.num_folds:
+            raise InputError(f"--fold {self.fold}: it must lie in 0..{self.num_folds - 1} (--num_folds).")
+
 
 def load_defect_dataset(args: DataArguments) -> DatasetDict:
     """
@@ -98,11 +105,14 @@ def load_defect_dataset(args: DataArguments) -> DatasetDict:
         raise InputError(f"--defect_free_label {defect_free}: no such class; there are {', '.join(names)}.")
     if "test" not in splits:
         splits = _hold_out_fold(splits["train"], args)
+    shared = set(splits["train"]["digest"]) & set(splits["test"]["digest"])
+    if shared:  # a split that was given is kept as it is
+        logger.warning("%d pictures of the test split are in the training split too.", len(shared))
     splits["train"] = _few_labels(splits["train"], args, defect_free)
     for name, split in splits.items():
         missing = sorted(set(names) - {names[label] for label in split["label"]})
         if missing:
-            raise InputError(f"The {name} split has no picture of {', '.join(missing)}; use fewer --num_folds.")
+            raise InputError(f"The {name} split has no picture of {', '.join(missing)}: try another --split_seed.")
     if not args.train_on_masks:
         splits["train"] = _without_masks(splits["train"])
     return splits
@@ -116,30 +126,42 @@ def defect_free_label(args: DataArguments) -> str | None:
 
 def picture_digests(dataset: Dataset) -> list[str]:
     """
-    SHA-1 of every picture's bytes, every picture having been decoded once.
+    SHA-1 of every picture's bytes, every picture and mask having been decoded once.
 
     Raises:
-        InputError: pictures that cannot be read, all of them named.
+        InputError: pictures or masks that cannot be read or have more than 8 bits a channel, all of them named.
     """
     digests, unreadable = [], []
-    encoded = dataset.select_columns(["image", "file_name"]).cast_column("image", Image(decode=False))
+    encoded = dataset.select_columns(["image", "mask", "file_name"])
+    encoded = encoded.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
     for row in encoded:
-        content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-        try:
-            PILImage.open(io.BytesIO(content)).load()
-        except (UnidentifiedImageError, OSError, PILImage.DecompressionBombError):
-            unreadable.append(row["file_name"])
-        digests.append(hashlib.sha1(content).hexdigest())
+        for column, name in (("image", row["file_name"]), ("mask", f"the mask of {row['file_name']}")):
+            if row[column] is None:
+                continue
+            try:
+                content = _content(row[column])
+                with PILImage.open(io.BytesIO(content)) as picture:
+                    picture.load()
+                    if picture.mode.startswith(("I", "F")):
+                        unreadable.append(f"{name} (mode {picture.mode}: convert it to 8 bits)")
+            except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError):  # what Pillow raises
+                unreadable.append(name)
+                content = b""
+            if column == "image":
+                digests.append(hashlib.sha1(content).hexdigest())
     if unreadable:
         raise InputError(f"{len(unreadable)} pictures cannot be read, mend or remove them: {', '.join(unreadable)}.")
     return digests
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Changes whenever a picture, a label or the order does."""
+    """Changes whenever a picture, the name of its class, its mask or the order does."""
     digest = hashlib.sha1()
-    for row in zip(dataset["digest"], dataset["label"], strict=True):
-        digest.update(repr(row).encode())
+    names = dataset.features["label"].int2str(dataset["label"])
+    masks = dataset.cast_column("mask", Image(decode=False))["mask"]
+    for picture, name, mask in zip(dataset["digest"], names, masks, strict=True):
+        digest.update(repr((picture, name)).encode())
+        digest.update(b"" if mask is None else _content(mask))
     return digest.hexdigest()
 
 
@@ -152,28 +174,37 @@ def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray
 
 
 def _read_image_folder(root: Path) -> dict[str, Dataset]:
-    try:
-        splits = load_dataset("imagefolder", data_dir=str(root.resolve()))
-    except EmptyDatasetError as error:
-        raise InputError(f"--data_dir {root}: there is no picture in it.") from error
-    if not set(splits) & {"train"} or "label" not in splits["train"].features:
-        classes = sorted({path.parent.name for path in root.rglob("*") if path.is_file()})
-        raise InputError(
-            f"--data_dir {root}: pictures must lie in one folder a class, two classes or more; found {classes}."
+    """One folder a class, in `root` itself or in `root/train` and `root/test`; pictures at any depth within."""
+    train = root / "train" if (root / "train").is_dir() else root
+    splits = {"train": train} | ({"test": root / "test"} if train != root and (root / "test").is_dir() else {})
+    names = sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith("."))
+    suffixes = PILImage.registered_extensions()
+    datasets = {}
+    for split, folder in splits.items():
+        found = [
+            (path, name)
+            for name in names
+            for path in sorted((folder / name).rglob("*"))
+            if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
+        ]
+        if not found:
+            raise InputError(f"--data_dir {folder}: there is no picture in a folder of a class in it.")
+        empty = sorted(set(names) - {name for _, name in found})
+        if empty:
+            raise InputError(f"--data_dir {folder}: there is no picture in {', '.join(empty)}.")
+        if split == "test":
+            others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
+            if others:
+                raise InputError(f"--data_dir {folder}: {', '.join(others)} is no class of {train}.")
+        datasets[split] = _dataset(
+            images=[str(path) for path, _ in found],
+            labels=[name for _, name in found],
+            names=names,
+            masks=[None] * len(found),
+            groups=[str(path) for path, _ in found],
+            file_names=[str(path.relative_to(root)) for path, _ in found],
         )
-    test = next((name for name in ("test", "validation") if name in splits), None)
-    pictures = {"train": splits["train"]} | ({"test": splits[test]} if test else {})
-    for name, split in pictures.items():
-        paths = [Path(row["path"]) for row in split.cast_column("image", Image(decode=False))["image"]]
-        pictures[name] = _dataset(
-            images=[str(path) for path in paths],
-            labels=[split.features["label"].names[label] for label in split["label"]],
-            names=split.features["label"].names,
-            masks=[None] * len(split),
-            groups=[str(path) for path in paths],
-            file_names=[str(path.relative_to(root.resolve())) for path in paths],
-        )
-    return pictures
+    return datasets
 
 
 def _read_kolektorsdd(root: Path) -> dict[str, Dataset]:
@@ -183,7 +214,7 @@ def _read_kolektorsdd(root: Path) -> dict[str, Dataset]:
         raise InputError(f"--data_dir {root}: no kosNN/PartM.jpg in it, so this is not KolektorSDD.")
     masks = [path.with_name(f"{path.stem}_label.bmp") for path in images]
     _require(masks)
-    labels = ["defect" if np.asarray(PILImage.open(mask).convert("L")).any() else "good" for mask in masks]
+    labels = ["defect" if _not_empty(mask) else "good" for mask in masks]
     return {
         "train": _dataset(
             images=[str(path) for path in images],
@@ -275,8 +306,6 @@ def _keep_duplicates_together(groups: list[str], digests: list[str]) -> list[str
 
 
 def _hold_out_fold(pictures: Dataset, args: DataArguments) -> DatasetDict:
-    if not 0 <= args.fold < args.num_folds:
-        raise InputError(f"--fold {args.fold}: it must lie in 0..{args.num_folds - 1} (--num_folds {args.num_folds}).")
     labels = np.asarray(pictures["label"])
     names = pictures.features["label"].names
     groups_of = {
@@ -309,6 +338,18 @@ def _few_labels(train: Dataset, args: DataArguments, defect_free: str | None) ->
 def _without_masks(pictures: Dataset) -> Dataset:
     unmarked = pictures.remove_columns("mask").add_column("mask", [None] * len(pictures), feature=Image())
     return unmarked.select_columns(pictures.column_names)
+
+
+def _not_empty(mask: Path) -> bool:
+    try:
+        return np.asarray(PILImage.open(mask).convert("L")).any()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{mask}: this mask cannot be read.") from error
+
+
+def _content(encoded: dict[str, Any]) -> bytes:
+    """The bytes of an undecoded `Image` value."""
+    return encoded["bytes"] or Path(encoded["path"]).read_bytes()
 
 
 def _require(paths: list[Path]) -> None:

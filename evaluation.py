@@ -15,7 +15,7 @@ from .collator import to_pixel_values
 from .data import mask_array
 from .metrics import DefectClassification, pixel_average_precision
 from .modeling_kgl import KGLForImageClassification
-from .saliency import layer_cam
+from .saliency import layer_cam, to_peak_one
 
 
 @dataclass
@@ -34,10 +34,10 @@ def predict(
     """
     Classes and maps of every picture, by nothing but the picture: labels and masks are not looked at.
 
-    The class map is the LayerCAM of the most probable class that is a defect, scaled by its own peak.
+    The model is put in eval mode. The class map is the LayerCAM of the most probable class that is a defect, scaled by
+    its own peak.
     """
-    was_training = model.training
-    model.eval()
+    model = model.eval()
     parts: dict[str, list[torch.Tensor]] = {"probabilities": [], "class_map": [], "saliency": []}
     for batch in tqdm(dataset.select_columns("image").iter(batch_size), "Predictions", -(-len(dataset) // batch_size)):
         output = model(to_pixel_values(batch["image"], image_processor).to(model.device))
@@ -46,11 +46,9 @@ def predict(
         if model.config.defect_free_id is not None:
             defects[:, model.config.defect_free_id] = -torch.inf
         maps = layer_cam(model, output.feature_map, output.saliency, defects.argmax(dim=1))
-        peaks = maps.amax(dim=(1, 2), keepdim=True)
-        parts["probabilities"].append(logits.softmax(dim=1).cpu())
-        parts["class_map"].append((maps / peaks.clamp_min(torch.finfo(maps.dtype).tiny)).cpu())
+        parts["probabilities"].append(logits.double().softmax(dim=1).cpu())  # no exact 0 and 1
+        parts["class_map"].append(to_peak_one(maps).cpu())
         parts["saliency"].append(output.saliency[:, 0].float().sigmoid().cpu())
-    model.train(was_training)
     return Predictions(**{name: torch.cat(tensors).numpy() for name, tensors in parts.items()})
 
 

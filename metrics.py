@@ -26,7 +26,7 @@ class DefectClassification(evaluate.Metric):
             description=self.__doc__,
             citation="",
             features=datasets.Features(
-                predictions=datasets.Sequence(datasets.Value("float32")), references=datasets.Value("int64")
+                predictions=datasets.Sequence(datasets.Value("float64")), references=datasets.Value("int64")
             ),
         )
 

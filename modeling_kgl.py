@@ -98,6 +98,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
                 f"{_backbone_names()}."
             )
         self.backbone = AutoBackbone.from_config(config.backbone_config)
+        # A few backbones take colour pictures without saying so.
+        self.num_channels = config.backbone_config.to_dict().get("num_channels", 3)
         channels = self.backbone.channels
         self.fusion = KGLStageFusion(channels, config.fusion_size) if len(channels) > 1 else None
         num_features = config.fusion_size if len(channels) > 1 else channels[0]
@@ -128,10 +130,12 @@ class KGLForImageClassification(KGLPreTrainedModel):
             OSError: there is no such model.
         """
         if pretrained_model_name_or_path.startswith("timm/"):
-            indices = [int(index) for index in out_features] if out_features else [-1]
+            indices = out_features or ["-1"]
+            if not all(index.lstrip("-").isdigit() for index in indices):
+                raise ValueError(f"out_features: timm's features are numbered, so no {indices}.")
             timm_backbone = MODEL_FOR_BACKBONE_MAPPING[CONFIG_MAPPING["timm_backbone"]]
             backbone = timm_backbone.from_pretrained(
-                pretrained_model_name_or_path.removeprefix("timm/"), out_indices=indices
+                pretrained_model_name_or_path.removeprefix("timm/"), out_indices=[int(index) for index in indices]
             )
         else:
             backbone_config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
@@ -142,9 +146,13 @@ class KGLForImageClassification(KGLPreTrainedModel):
                 )
             backbone_config = _with_stages(backbone_config, out_features)
             # AutoBackbone.from_pretrained takes no local path.
-            backbone = MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)].from_pretrained(
-                pretrained_model_name_or_path, config=backbone_config
+            backbone, loading = MODEL_FOR_BACKBONE_MAPPING[type(backbone_config)].from_pretrained(
+                pretrained_model_name_or_path, config=backbone_config, output_loading_info=True
             )
+            # The norms of intermediate maps belong to backbones alone, no classifier's checkpoint has them.
+            missing = [key for key in loading["missing_keys"] if not key.startswith("hidden_states_norms")]
+            if missing:
+                raise ValueError(f"{pretrained_model_name_or_path} lacks weights of its backbone: {sorted(missing)}.")
         backbone_config = backbone.config.to_dict()
         # These speak of the checkpoint, not of this model.
         for foreign in ("_name_or_path", "architectures", "id2label", "label2id"):
@@ -167,13 +175,17 @@ class KGLForImageClassification(KGLPreTrainedModel):
             labels: `(B,)` class indices, or `(B, K)` zeros and ones as floats for multi-label problems.
             output_hidden_states: return the backbone's hidden states too.
         """
-        num_channels = self.config.backbone_config.num_channels
-        if pixel_values.shape[1] == 1 and num_channels > 1:
-            pixel_values = pixel_values.expand(-1, num_channels, -1, -1)
+        if pixel_values.shape[1] == 1 and self.num_channels == 3:
+            pixel_values = pixel_values.expand(-1, 3, -1, -1)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         backbone_output = self.backbone(pixel_values, output_hidden_states=output_hidden_states)
         feature_maps = backbone_output.feature_maps
+        if any(one.dim() != 4 for one in feature_maps):
+            raise ValueError(
+                f"The {self.config.backbone_config.model_type} backbone gives {tuple(feature_maps[0].shape)} where "
+                "maps (B, C, h, w) are needed; see its reshape_hidden_states."
+            )
         feature_map = feature_maps[0] if self.fusion is None else self.fusion(feature_maps)
 
         saliency = self.saliency_head(feature_map)

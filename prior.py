@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Array2D, Dataset, Features, Value, concatenate_datasets
-from transformers import BaseImageProcessor, HfArgumentParser
+from safetensors import SafetensorError
+from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.collator import to_pixel_values
-from kgl.data import DataArguments, load_defect_dataset
+from kgl.commands import parse_settings, run_command
+from kgl.configuration_kgl import KGLConfig
+from kgl.data import DataArguments, load_defect_dataset, mask_array
 from kgl.errors import InputError
 from kgl.modeling_kgl import KGLForImageClassification
+from kgl.runs import save_whole
 from kgl.saliency import compute_saliency, to_uint8
 
 
@@ -52,7 +56,7 @@ def add_saliency_priors(
             maps[(targets == model.config.defect_free_id).cpu().numpy()] = 0
         for index, mask in enumerate(batch.get("mask", [])):
             if mask is not None:
-                maps[index] = _mask_on_grid(np.asarray(mask.convert("L")) > 127, grid)
+                maps[index] = _mask_on_grid(mask_array(mask, (mask.height, mask.width)), grid)
         return {"saliency_prior": list(maps), "prior_weight": [1.0] * len(maps)}
 
     try:
@@ -92,6 +96,10 @@ class PriorArguments:
     output_dir: str = field(metadata={"help": "A new folder for the data set with its priors (load_from_disk)."})
     batch_size: int = field(default=16, metadata={"help": "Pictures a forward pass."})
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
+
 
 def run(args: PriorArguments, data_args: DataArguments) -> None:
     """Write the training split of a data set, with its priors, to a new folder."""
@@ -99,9 +107,11 @@ def run(args: PriorArguments, data_args: DataArguments) -> None:
     if output_dir.exists():
         raise InputError(f"--output_dir {output_dir}: it exists already; choose a new folder.")
     try:
+        if PreTrainedConfig.get_config_dict(args.model)[0].get("model_type") != KGLConfig.model_type:
+            raise InputError(f"--model {args.model}: it is a model, but none that kgl-train saved.")
         model = KGLForImageClassification.from_pretrained(args.model)
         image_processor = ViTImageProcessorPil.from_pretrained(args.model)  # what kgl-train saves
-    except (OSError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"--model {args.model}: it is no saved classifier of kgl. {error}") from error
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     train = load_defect_dataset(data_args)["train"]
@@ -109,23 +119,12 @@ def run(args: PriorArguments, data_args: DataArguments) -> None:
     print(f"Priors of {len(train)} pictures in {output_dir}")
 
 
-def save_whole(dataset: Dataset, folder: Path) -> None:
-    """`save_to_disk` under another name first, so that a folder of this name is always a whole one."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    dataset.save_to_disk(unfinished)
-    unfinished.rename(folder)
-
-
 def main() -> None:
     """The command `kgl-prior`."""
-    try:
-        run(*HfArgumentParser((PriorArguments, DataArguments), prog="kgl-prior").parse_args_into_dataclasses())
-    except InputError as error:
-        print(f"kgl-prior: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    run_command("kgl-prior", lambda: run(*parse_settings("kgl-prior", (PriorArguments, DataArguments), sys.argv[1:])))
 
 
-__all__ = ["PriorArguments", "add_saliency_priors", "main", "run", "save_whole"]
+__all__ = ["PriorArguments", "add_saliency_priors", "main", "run"]
 
 
 if __name__ == "__main__":

@@ -81,11 +81,15 @@ def compute_saliency(
     return layer_cam(model, output.feature_map, output.saliency, targets)
 
 
-def to_uint8(maps: torch.Tensor) -> np.ndarray:
-    """Maps `(B, h, w)` scaled by their own maxima to 0..255; an all-zero map stays zero."""
+def to_peak_one(maps: torch.Tensor) -> torch.Tensor:
+    """Maps `(B, h, w)`, not negative, each divided by its own peak; an all-zero map stays zero."""
     peaks = maps.amax(dim=(1, 2), keepdim=True)
-    scaled = torch.where(peaks > 0, maps / peaks, torch.zeros_like(maps))
-    return (scaled * 255).round().to(torch.uint8).cpu().numpy()
+    return torch.where(peaks > 0, maps / peaks, torch.zeros_like(maps))
 
 
-__all__ = ["compute_saliency", "layer_cam", "to_uint8"]
+def to_uint8(maps: torch.Tensor) -> np.ndarray:
+    """Maps `(B, h, w)` as they are stored: each scaled by its own peak to 0..255."""
+    return (to_peak_one(maps) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+__all__ = ["compute_saliency", "layer_cam", "to_peak_one", "to_uint8"]

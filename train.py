@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -16,22 +17,25 @@ import accelerate
 import datasets
 import torch
 import transformers
-import yaml
 from datasets import Dataset, DatasetDict, load_from_disk
-from transformers import BaseImageProcessor, HfArgumentParser, Trainer, set_seed
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import BaseImageProcessor, Trainer, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.trainer_utils import SaveStrategy
 
 from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator
+from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
 from kgl.data import DataArguments, defect_free_label, fingerprint, load_defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation import evaluate_predictions, predict
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import add_saliency_priors, save_whole
+from kgl.prior import add_saliency_priors
 from kgl.report import comparison_table, grid_rows, save_grid
+from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, save_whole, write_json
 from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
 
 
@@ -58,33 +62,26 @@ class ModelArguments:
 
 
 # Settings that change how a run is watched, saved or shared, never what comes out of it.
-_OPERATIONAL = (
-    "average_tokens", "batch_eval_metrics", "dataloader_", "ddp_", "debug", "disable_tqdm", "do_",
-    "enable_jit_checkpoint", "eval_", "greater_is_better", "hub_", "include_", "load_best_model_at_end",
-    "local_rank", "log_", "logging_", "metric_for_best_model", "output_dir", "per_device_eval_batch_size",
-    "prediction_loss_only", "project", "push_to_hub", "report_to", "restore_callback", "resume_from_checkpoint",
-    "run_name", "save_", "skip_memory_metrics", "torch_empty_cache_steps", "trackio_",
-)  # fmt: skip
+_OPERATIONAL = {
+    "average_tokens_across_devices", "batch_eval_metrics", "dataloader_persistent_workers", "dataloader_pin_memory",
+    "dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters", "ddp_timeout", "debug", "disable_tqdm", "do_eval", "do_predict", "do_train",
+    "enable_jit_checkpoint", "eval_accumulation_steps", "eval_delay", "eval_do_concat_batches", "eval_on_start",
+    "eval_steps", "eval_strategy", "eval_use_gather_object", "greater_is_better", "hub_always_push", "hub_model_id",
+    "hub_private_repo", "hub_revision", "hub_strategy", "hub_token", "include_for_metrics",
+    "include_num_input_tokens_seen", "load_best_model_at_end", "local_rank", "log_level", "log_level_replica",
+    "log_on_each_node", "logging_first_step", "logging_nan_inf_filter", "logging_steps",
+    "logging_strategy", "metric_for_best_model", "output_dir", "per_device_eval_batch_size", "prediction_loss_only",
+    "project", "push_to_hub", "report_to", "restore_callback_states_from_checkpoint", "resume_from_checkpoint",
+    "run_name", "save_on_each_node", "save_only_model", "save_steps", "save_strategy", "save_total_limit",
+    "skip_memory_metrics", "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id",
+    "trackio_static_space_id",
+}  # fmt: skip
 
 
 def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, KGLTrainingArguments]:
-    """
-    `[RECIPE.yaml] [--flag value ...]` to settings; flags go before the recipe's.
-
-    Raises:
-        InputError: no such recipe, or a setting in it that there is none of.
-    """
-    parser = HfArgumentParser((ModelArguments, DataArguments, KGLTrainingArguments), prog="kgl-train")
-    if arguments and arguments[0].endswith((".yaml", ".yml")):
-        recipe = Path(arguments.pop(0))
-        if not recipe.is_file():
-            raise InputError(f"{recipe}: there is no such recipe.")
-        settings = yaml.safe_load(recipe.read_text())
-        unknown = sorted(set(settings) - {action.dest for action in parser._actions})
-        if unknown:
-            raise InputError(f"{recipe}: there is no setting {', '.join(unknown)}; see --help.")
-        parser.set_defaults(**settings)
-    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    """`[RECIPE.yaml] [--flag value ...]` to settings; flags win over the recipe."""
+    return parse_settings("kgl-train", (ModelArguments, DataArguments, KGLTrainingArguments), arguments)
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGLTrainingArguments) -> dict[str, Any]:
@@ -101,8 +98,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
     splits = load_defect_dataset(data_args)
     output_dir = Path(training_args.output_dir)
     settings = _settings(model_args, data_args, training_args, splits)
+    image_processor = _image_processor(model_args)
+    _try_model(model_args, data_args, splits["train"].features["label"].names)  # before the folder is claimed for it
     with training_args.main_process_first(desc="claiming the output folder"):
-        _claim(output_dir, settings)
+        claim(output_dir, settings)
     finished = output_dir / "metrics.json"
     if finished.exists():
         report = json.loads(finished.read_text())
@@ -110,7 +109,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
             print(f"{output_dir} holds this very run, finished.\n")
             _say_results(report, output_dir)
         return report
-    image_processor = _image_processor(model_args)
     if training_args.process_index == 0:
         _say_what_is_there(splits)
 
@@ -142,20 +140,31 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
             **{module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
         },
     }
-    _write_json(finished, report)
+    write_json(finished, report)
     _say_results(report, output_dir)
     return report
 
 
 def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> None:
-    if training_args.output_dir is None:
+    if training_args.output_dir in (None, "trainer_output"):  # the latter is what transformers puts in its place
         raise InputError("--output_dir: name a folder for the run.")
     if (model_args.backbone is None) == (model_args.backbone_config is None):
         raise InputError("Give either --backbone (pretrained) or --backbone_config (from scratch).")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "num_train_epochs"):
+        if vars(training_args)[name] <= 0:
+            raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
     if training_args.eval_strategy != "no":
         raise InputError("--eval_strategy: there is no validation split, and the test split is used once, at the end.")
     if training_args.save_strategy == SaveStrategy.BEST or training_args.load_best_model_at_end:
         raise InputError("--save_strategy best and --load_best_model_at_end need a validation split; there is none.")
+    if training_args.save_only_model:
+        raise InputError("--save_only_model: a checkpoint without the optimizer's state cannot be resumed from.")
+    if training_args.resume_from_checkpoint is not None:
+        raise InputError("--resume_from_checkpoint: leave it out; the same --output_dir resumes by itself.")
+    if training_args.n_gpu > 1:
+        raise InputError(
+            f"{training_args.n_gpu} GPUs in one process: start with accelerate launch, one process a GPU."
+        )
 
 
 def _build_model(model_args: ModelArguments, data_args: DataArguments, names: list[str]) -> KGLForImageClassification:
@@ -177,21 +186,46 @@ def _build_model(model_args: ModelArguments, data_args: DataArguments, names: li
         if model_args.out_features is not None:
             backbone_config = {**backbone_config, "out_features": model_args.out_features}
         return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
         option = "--backbone" if model_args.backbone is not None else "--backbone_config"
-        raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {error}") from error
+        message = " ".join(str(error).split())
+        raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {message}") from error
+
+
+@torch.no_grad()
+def _try_model(model_args: ModelArguments, data_args: DataArguments, names: list[str]) -> None:
+    """One blank picture through an untrained model, so that what cannot work is known before anything is written."""
+    size = (model_args.image_height, model_args.image_width)
+    if min(size) < 1:
+        raise InputError(f"--image_height {size[0]} --image_width {size[1]}: pictures have at least one pixel.")
+    model = _build_model(model_args, data_args, names).eval()
+    try:
+        model(torch.zeros(1, 3, *size))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"The backbone cannot take pictures of {size[0]} x {size[1]} pixels: {error}") from error
 
 
 def _image_processor(model_args: ModelArguments) -> BaseImageProcessor:
     """Resizing to the size asked for, and the backbone's own normalisation where it has one."""
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if model_args.backbone is not None and not model_args.backbone.startswith("timm/"):
+    if model_args.backbone is not None and model_args.backbone.startswith("timm/"):
         try:
-            # Only the numbers: AutoImageProcessor needs torchvision in transformers before 5.18.
+            from timm.models import get_pretrained_cfg
+        except ImportError as error:
+            raise InputError(f"--backbone {model_args.backbone}: it needs timm; pip install it first.") from error
+        own = get_pretrained_cfg(model_args.backbone.removeprefix("timm/"))
+        if own is not None:
+            mean, std = own.mean, own.std
+    elif model_args.backbone is not None:
+        try:
+            # Only the numbers: AutoImageProcessor needs torchvision in older versions of transformers.
             own, _ = BaseImageProcessor.get_image_processor_dict(model_args.backbone)
             mean, std = own["image_mean"], own["image_std"]
-        except (OSError, KeyError) as error:
-            raise InputError(f"--backbone {model_args.backbone}: no image processor beside it. {error}") from error
+        except (KeyError, OSError, TypeError) as error:
+            raise InputError(
+                f"--backbone {model_args.backbone}: there is no such model, or no preprocessor_config.json with "
+                f"image_mean and image_std in it. {' '.join(str(error).split())}"
+            ) from error
     size = {"height": model_args.image_height, "width": model_args.image_width}
     return ViTImageProcessorPil(size=size, image_mean=list(mean), image_std=list(std))
 
@@ -211,6 +245,7 @@ def _train_phase(
         return json.loads(finished.read_text())["seconds"]
     args = copy.copy(training_args)
     args.output_dir = str(folder)
+    args.save_total_limit = None  # WholeCheckpoints deletes the old ones
     args.run_name = f"{training_args.run_name or Path(training_args.output_dir).name}-{phase}"
     set_seed(args.seed)  # both phases start from the same weights and see the same batches
     model = _build_model(model_args, data_args, train.features["label"].names)
@@ -222,17 +257,18 @@ def _train_phase(
         data_collator=DefectCollator(image_processor, PairedAugmentation() if model_args.augment else None),
         processing_class=image_processor,
     )
-    checkpoint = _last_whole_checkpoint(folder)
-    before = json.loads((checkpoint / "seconds.json").read_text()) if checkpoint else 0.0
-    trainer.add_callback(_SecondsCallback(before))
+    checkpoint, before = last_whole_checkpoint(folder)
+    trainer.add_callback(WholeCheckpoints(training_args.save_total_limit, before))
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = before + time.perf_counter() - started
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise InputError(f"Training diverged in the {phase} phase: weights are not finite. Lower --learning_rate.")
     if trainer.is_world_process_zero():
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        _write_json(finished, {"seconds": seconds, "steps": trainer.state.global_step})
+        write_json(finished, {"seconds": seconds, "steps": trainer.state.global_step})
     trainer.accelerator.wait_for_everyone()
     return seconds
 
@@ -247,38 +283,20 @@ def _make_priors(
     """Write the training set with its priors to `output_dir/priors`, unless it is there; seconds it took."""
     noted = output_dir / "priors.json"
     if not (output_dir / "priors").exists():
+        for unfinished in output_dir.glob(".priors-*"):  # a killed run's
+            shutil.rmtree(unfinished)
         started = time.perf_counter()
         priors = add_saliency_priors(train, primary, image_processor, training_args.per_device_eval_batch_size)
-        _write_json(noted, {"seconds": time.perf_counter() - started})
+        write_json(noted, {"seconds": time.perf_counter() - started})
         save_whole(priors, output_dir / "priors")
     return json.loads(noted.read_text())["seconds"]
-
-
-class _SecondsCallback(transformers.TrainerCallback):
-    """Notes in every checkpoint how long training took up to it, so that a resumed run can tell its whole time."""
-
-    def __init__(self, before: float) -> None:
-        self._started = time.perf_counter() - before
-
-    def on_save(
-        self, args: transformers.TrainingArguments, state: transformers.TrainerState, *_: Any, **__: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            _write_json(folder / "seconds.json", time.perf_counter() - self._started)
-
-
-def _last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose last file was written: what a killed run left half-done does not count."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/seconds.json")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _settings(
     model_args: ModelArguments, data_args: DataArguments, training_args: KGLTrainingArguments, splits: DatasetDict
 ) -> dict[str, Any]:
     """All that decides what comes out of a run."""
-    training = {name: value for name, value in training_args.to_dict().items() if not name.startswith(_OPERATIONAL)}
+    training = {name: value for name, value in training_args.to_dict().items() if name not in _OPERATIONAL}
     data = asdict(data_args) | {f"{name}_pictures": fingerprint(split) for name, split in splits.items()}
     settings = {
         "model": asdict(model_args),
@@ -290,29 +308,6 @@ def _settings(
         },
     }
     return json.loads(json.dumps(settings, default=str))
-
-
-def _claim(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into a new folder; in a used one, insist that they are the same."""
-    stored = output_dir / "run.json"
-    if not stored.exists():
-        if output_dir.exists() and any(output_dir.iterdir()):
-            raise InputError(f"--output_dir {output_dir}: it holds something else; choose a new or empty folder.")
-        output_dir.mkdir(parents=True, exist_ok=True)
-        _write_json(stored, settings)
-        return
-    there = json.loads(stored.read_text())
-    differences = [
-        f"{name} is {there.get(part, {}).get(name)!r} there and {settings[part].get(name)!r} here"
-        for part in settings
-        for name in sorted(settings[part].keys() | there.get(part, {}).keys())
-        if there.get(part, {}).get(name) != settings[part].get(name)
-    ]
-    if differences:
-        raise InputError(
-            f"--output_dir {output_dir} holds a run with other settings: {'; '.join(differences)}. "
-            "Choose another folder, or the same settings to resume."
-        )
 
 
 def _say_what_is_there(splits: DatasetDict) -> None:
@@ -344,20 +339,9 @@ def _draw(
         save_grid(output_dir / f"grid_{name}.png", rows, plain, guided, size, title)
 
 
-def _write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
-
-
 def main() -> None:
     """The command `kgl-train`."""
-    try:
-        run(*parse(sys.argv[1:]))
-    except InputError as error:
-        print(f"kgl-train: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    run_command("kgl-train", lambda: run(*parse(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from .errors import InputError
@@ -45,12 +48,16 @@ class KnowledgeGuidedTrainer(Trainer):
     Trains a [`KGLForImageClassification`] on `L = lambda(t) L_kg + (1 - lambda(t)) L_cls` (arXiv 2605.17780).
 
     `train_dataset` holds the columns of the data contract, `saliency_prior` and `prior_weight` among them, and
-    `data_collator` is a [`DefectCollator`]. `loss_cls`, `loss_kg` and `kg_lambda` are logged beside `loss`, averaged
-    over the logging window, over accumulated batches and over processes, so that their sum by lambda is `loss`.
+    `data_collator` is a [`DefectCollator`], whose augmentation is left out in evaluation. `loss_cls`, `loss_kg` and
+    `kg_lambda` are logged beside `loss`, averaged over the logging window, over accumulated batches and processes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.train_dataset is None:
+            raise InputError("KnowledgeGuidedTrainer needs a train_dataset.")
+        if self.args.n_gpu > 1:
+            raise InputError(f"{self.args.n_gpu} GPUs in one process: use accelerate launch, one process a GPU.")
         missing = {"saliency_prior", "prior_weight"} - set(self.train_dataset.column_names)
         if missing:
             raise InputError(
@@ -78,6 +85,25 @@ class KnowledgeGuidedTrainer(Trainer):
             self._note(loss_cls=loss.detach(), loss_kg=loss_kg.detach(), kg_lambda=torch.tensor(lambda_))
             loss = lambda_ * loss_kg + (1 - lambda_) * loss
         return (loss, outputs) if return_outputs else loss
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        """The Trainer's, of pictures as they are."""
+        with self._unaugmented():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """The Trainer's, of pictures as they are."""
+        with self._unaugmented():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _unaugmented(self) -> Iterator[None]:
+        collator = self.data_collator
+        self.data_collator = replace(collator, augmentation=None)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
     def _note(self, **terms: torch.Tensor) -> None:
         """Add one batch to the window, weighted as the Trainer weights it within its accumulated step."""

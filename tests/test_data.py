@@ -27,11 +27,31 @@ def test_image_folder(image_folder):
     assert splits["train"][0]["image"].size == (48, 40)
 
 
-def test_image_folder_with_its_own_test_folder(image_folder, tmp_path):
-    shutil.copytree(image_folder, tmp_path / "split" / "train")
-    shutil.copytree(image_folder, tmp_path / "split" / "test")
+def test_image_folder_with_its_own_test_folder(image_folder, tmp_path, caplog):
+    for split in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    shutil.rmtree(tmp_path / "split" / "test" / "good")
+    shutil.copytree(image_folder / "scratch", tmp_path / "split" / "test" / "good")
     splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split")))
-    assert labels_of(splits["train"]) == labels_of(splits["test"]) == {"good": 12, "scratch": 6}
+    assert labels_of(splits["train"]) == {"good": 12, "scratch": 6}
+    assert labels_of(splits["test"]) == {"good": 6, "scratch": 6}
+    assert "6 pictures of the test split are in the training split too" in caplog.text
+
+
+def test_names_of_files_and_folders_mean_nothing(tmp_path):
+    """Whatever looks like a split, a pattern or a note in a name; below folders and behind links; upper case."""
+    generator = np.random.default_rng(0)
+    names = ["val_0.png", "test_1.png", "train_2.PNG", "x[1].png", "größe 3.png", "deep/4.png"]
+    for label in ("good [1]", "schlecht ü"):
+        for name in names:
+            path = tmp_path / "store" / label / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(path)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        (tmp_path / "pictures" / label).symlink_to(tmp_path / "store" / label)
+    (tmp_path / "pictures" / "metadata.csv").write_text("file_name,label")
+    splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "pictures"), num_folds=2))
+    assert labels_of(splits["train"]) + labels_of(splits["test"]) == {"good [1]": 6, "schlecht ü": 6}
 
 
 def test_folds_part_the_pictures(image_folder):
@@ -65,7 +85,13 @@ def test_fingerprint_follows_the_pictures(image_folder):
     before = fingerprint(load_defect_dataset(args)["train"])
     assert fingerprint(load_defect_dataset(args)["train"]) == before
     train = load_defect_dataset(args)["train"]
-    Image.new("L", (48, 40), 7).save(image_folder / train[0]["file_name"])
+    picture = image_folder / train[0]["file_name"]
+    kept = picture.read_bytes()
+    Image.new("L", (48, 40), 7).save(picture)
+    assert fingerprint(load_defect_dataset(args)["train"]) != before
+    picture.write_bytes(kept)
+    assert fingerprint(load_defect_dataset(args)["train"]) == before
+    (image_folder / "scratch").rename(image_folder / "stain")
     assert fingerprint(load_defect_dataset(args)["train"]) != before
 
 
@@ -73,7 +99,10 @@ def test_unreadable_pictures_are_all_named(image_folder):
     (image_folder / "good" / "3.png").write_bytes(b"no picture")
     whole = (image_folder / "scratch" / "1.png").read_bytes()
     (image_folder / "scratch" / "1.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"2 pictures cannot be read.*good/3\.png, scratch/1\.png"):
+    (image_folder / "scratch" / "gone.png").symlink_to("nowhere.png")
+    Image.fromarray(np.arange(300, dtype=np.uint16).reshape(15, 20)).save(image_folder / "scratch" / "deep.png")
+    message = r"4 pictures cannot.*good/3\.png, scratch/1\.png, scratch/deep\.png \(mode I;16.*\), scratch/gone\.png"
+    with pytest.raises(InputError, match=message):
         load_defect_dataset(DataArguments(data_dir=str(image_folder)))
 
 
@@ -82,15 +111,14 @@ def test_unreadable_pictures_are_all_named(image_folder):
     [
         ({"data_dir": "nowhere"}, "--data_dir nowhere: there is no such folder"),
         ({"data_dir": None}, "needs --data_dir"),
-        ({"data_dir": "."}, "there is no picture in it"),
+        ({"data_dir": "."}, "no picture in a folder of a class"),
         ({"data_dir": "pictures", "defect_free_label": "fine"}, "no such class; there are good, scratch"),
-        ({"data_dir": "pictures", "fold": 3}, "must lie in 0..2"),
         ({"data_dir": "pictures", "num_folds": 7}, r"too few independent pictures of scratch \(6\)"),
         ({"data_dir": "pictures", "dataset": "kolektorsdd"}, "this is not KolektorSDD"),
         ({"data_dir": "pictures", "dataset": "magnetic_tile"}, "not the magnetic tiles"),
     ],
 )
-def test_bad_input_is_named(args, message, image_folder, monkeypatch):
+def test_bad_data_is_named(args, message, image_folder, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
     if args["data_dir"] == ".":
         shutil.rmtree(image_folder)
@@ -98,9 +126,21 @@ def test_bad_input_is_named(args, message, image_folder, monkeypatch):
         load_defect_dataset(DataArguments(**args))
 
 
-def test_one_class_is_refused(image_folder):
+@pytest.mark.parametrize(
+    "wrong",
+    [{"fold": 3}, {"num_folds": 1}, {"split_seed": -1}, {"train_per_class": 0}, {"surface_size": 16}, {"fold": -1}],
+)
+def test_settings_out_of_range_are_named(wrong):
+    with pytest.raises(InputError, match=f"--{next(iter(wrong))} "):
+        DataArguments(**wrong)
+
+
+def test_one_class_and_empty_classes_are_refused(image_folder):
     shutil.rmtree(image_folder / "scratch")
-    with pytest.raises(InputError, match=r"two classes or more; found \['good'\]"):
+    with pytest.raises(InputError, match=r"one class only \(good\)"):
+        load_defect_dataset(DataArguments(data_dir=str(image_folder)))
+    (image_folder / "scratch").mkdir()
+    with pytest.raises(InputError, match="there is no picture in scratch"):
         load_defect_dataset(DataArguments(data_dir=str(image_folder)))
 
 
@@ -127,18 +167,22 @@ def test_kolektorsdd_layout(tmp_path):
 
 
 def test_magnetic_tile_layout(tmp_path):
-    for name in ("Free", "Crack"):
-        folder = tmp_path / f"MT_{name}" / "Imgs"
-        folder.mkdir(parents=True)
-        for tile in range(4):
-            for exposure in (1, 2):
-                pixels = np.random.default_rng([tile, exposure, len(name)]).integers(0, 255, (20, 30), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"exp{exposure}_num_{len(name)}{tile}.jpg")
-                Image.fromarray(pixels // 2).save(folder / f"exp{exposure}_num_{len(name)}{tile}.png")
+    for tile in range(8):
+        folder = tmp_path / f"MT_{'Free' if tile < 4 else 'Crack'}" / "Imgs"
+        folder.mkdir(parents=True, exist_ok=True)
+        for exposure in (1, 2):
+            pixels = np.random.default_rng([tile, exposure]).integers(0, 255, (20, 30), dtype=np.uint8)
+            stem = f"exp{exposure}_num_{(tile + 5) * 1000 + 14 * (exposure - 1)}"
+            Image.fromarray(pixels).save(folder / f"{stem}.jpg")
+            Image.fromarray(pixels // 2).save(folder / f"{stem}.png")
     splits = load_defect_dataset(DataArguments("magnetic_tile", str(tmp_path), num_folds=2))
     assert splits["train"].features["label"].names == ["Free", "Crack"]
-    assert not set(splits["train"]["group"]) & set(splits["test"]["group"])
+    tiles = [{int(name.split("_num_")[1][:-4]) // 1000 for name in split["file_name"]} for split in splits.values()]
+    assert not tiles[0] & tiles[1]  # both exposures of a tile on one side
     assert len(splits["train"]) == len(splits["test"]) == 8
+    (tmp_path / "MT_Crack" / "Imgs" / "exp1_num_9000.png").write_bytes(b"no mask")
+    with pytest.raises(InputError, match=r"the mask of MT_Crack/Imgs/exp1_num_9000\.jpg"):
+        load_defect_dataset(DataArguments("magnetic_tile", str(tmp_path), num_folds=2))
 
 
 def test_shared_kolektorsdd_keeps_its_duplicates_together():
@@ -174,7 +218,12 @@ def test_surfaces_are_the_same_again_and_marked_exactly(label):
 
 def test_generated_data_set():
     splits = load_defect_dataset(DataArguments("surfaces", num_surfaces=60, surface_size=32))
-    assert labels_of(splits["train"]) == {"good": 20, "scratch": 7, "pit": 7, "stain": 6} or len(splits["train"]) == 40
+    assert labels_of(splits["train"]) + labels_of(splits["test"]) == {
+        "good": 30,
+        "scratch": 10,
+        "pit": 10,
+        "stain": 10,
+    }
     assert all(
         mask_array(mask, (32, 32)).any() == (label > 0)
         for mask, label in zip(*[splits["test"][c] for c in ("mask", "label")], strict=True)

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tiny import TINY_BACKBONES, shared, tiny_model
 from torch.nn import functional as F
-from transformers import BertConfig, ResNetConfig, ResNetForImageClassification
+from transformers import BertConfig, ResNetConfig, ResNetForImageClassification, TextNetConfig
 
 from kgl.configuration_kgl import KGLConfig
 from kgl.modeling_kgl import KGLForImageClassification
@@ -99,8 +101,33 @@ def test_return_dict_false_gives_a_tuple():
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):
-    with pytest.raises(Exception, match=message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
         KGLConfig(**{"id2label": {0: "good", 1: "bad"}, **wrong})
+
+
+def test_label2id_follows_id2label():
+    config = KGLConfig(id2label={0: "good", 1: "bad"}, label2id={"bad": 0, "good": 1}, defect_free_label="bad")
+    assert config.label2id == {"good": 0, "bad": 1} and config.defect_free_id == 1
+    assert KGLConfig(id2label={0: "a", 1: "b", 2: "c"}).label2id == {"a": 0, "b": 1, "c": 2}
+    assert KGLConfig(num_labels=3).num_labels == 3 and KGLConfig().defect_free_id is None
+
+
+def test_backbones_without_maps_or_channels_setting():
+    flat = TINY_BACKBONES["dinov2"].to_dict() | {"reshape_hidden_states": False}
+    with pytest.raises(ValueError, match=r"dinov2 backbone gives .* see its reshape_hidden_states"):
+        KGLForImageClassification(KGLConfig(backbone_config=flat))(torch.zeros(1, 3, 32, 32))
+    silent = TextNetConfig(out_features=["stage4"]).to_dict()
+    model = KGLForImageClassification(KGLConfig(backbone_config=silent)).eval()
+    assert model(torch.zeros(1, 1, 64, 64)).logits.shape == (1, 2)
+
+
+def test_a_checkpoint_without_the_backbone_s_weights_is_refused(pretrained_resnet):
+    from safetensors.torch import load_file, save_file
+
+    weights = Path(pretrained_resnet[1]) / "model.safetensors"
+    save_file({name.replace("resnet.", "other."): value for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(ValueError, match="lacks weights of its backbone"):
+        KGLForImageClassification.from_backbone(pretrained_resnet[1])
 
 
 def test_a_model_that_is_no_backbone_is_refused(tmp_path):

@@ -8,12 +8,16 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, load_from_disk
 from PIL import Image as PILImage
-from tiny import tiny_model
+from tiny import TINY_BACKBONES, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator, to_pixel_values
+from kgl.data import DataArguments
 from kgl.errors import InputError
-from kgl.prior import add_saliency_priors
+from kgl.losses import otsu_threshold
+from kgl.prior import PriorArguments, add_saliency_priors, run
+from kgl.runs import save_whole
 from kgl.saliency import compute_saliency, to_uint8
 
 
@@ -76,22 +80,37 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_a_prior_is_small_on_disk(tmp_path):
-    stored = add_saliency_priors(rows(), tiny_model(), ViTImageProcessorPil(size={"height": 256, "width": 704}))
+    stored = add_saliency_priors(rows(), tiny_model(), ViTImageProcessorPil(size={"height": 704, "width": 256}))
     priors = stored.select_columns(["saliency_prior", "prior_weight"])
-    assert np.asarray(priors["saliency_prior"]).shape == (4, 16, 44)
-    assert priors.data.nbytes / 4 <= 3000
+    assert np.asarray(priors["saliency_prior"]).shape == (4, 44, 16)
+    assert priors.data.nbytes / 4 <= 1000
 
 
-def test_collated_priors_and_their_threshold():
+def test_collated_priors_and_their_masks():
     with_priors = add_saliency_priors(rows(), tiny_model(), PROCESSOR)
     batch = DefectCollator(PROCESSOR)([with_priors[index] for index in range(4)])
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
-        "labels": (4,), "prior_threshold": (4,), "prior_weight": (4,), "pixel_values": (4, 3, 32, 64),
-        "saliency_prior": (4, 1, 2, 4),
+        "labels": (4,), "prior_weight": (4,), "pixel_values": (4, 3, 32, 64), "saliency_prior": (4, 1, 2, 4),
+        "pseudo_mask": (4, 1, 2, 4),
     }  # fmt: skip
-    stored = np.asarray(with_priors["saliency_prior"])
+    stored = np.asarray(with_priors["saliency_prior"], dtype=np.uint8)
     assert torch.equal((batch["saliency_prior"] * 255).round()[:, 0], torch.from_numpy(stored).float())
-    assert not (batch["saliency_prior"][1] > batch["prior_threshold"][1]).any()  # the blank one stays blank
+    expected = np.stack([prior > otsu_threshold(prior) for prior in stored])
+    assert np.array_equal(batch["pseudo_mask"][:, 0].numpy(), expected)
+    assert not expected[1].any() and expected[0].any()  # the blank one stays blank
+
+
+def test_a_moved_mask_keeps_its_size():
+    """Otsu's threshold of a 0 / 255 mask is 0: applied after the move, it would take every cell the mask touches."""
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[3:5, 3:6] = 255
+    picture = PILImage.new("L", (64, 64))
+    row = {"image": picture, "label": 1, "saliency_prior": mask, "prior_weight": 1.0}
+    torch.manual_seed(0)
+    processor = ViTImageProcessorPil(size={"height": 64, "width": 64})
+    moved = DefectCollator(processor, PairedAugmentation())([row] * 200)["pseudo_mask"]
+    sizes = moved.sum(dim=(1, 2, 3)).float()
+    assert abs(sizes.mean() - 6) < 0.3 and sizes.max() <= 9 and sizes.std() > 0
 
 
 def test_the_command(tmp_path, image_folder):
@@ -108,4 +127,21 @@ def test_the_command(tmp_path, image_folder):
     command[4] = str(image_folder)
     command[8] = str(tmp_path / "other")
     wrong = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert wrong.returncode == 2 and "no saved classifier" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert wrong.returncode == 2 and "none that kgl-train saved" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_a_model_of_another_kind_makes_no_priors(tmp_path):
+    TINY_BACKBONES["resnet"].save_pretrained(tmp_path / "resnet")
+    with pytest.raises(InputError, match="none that kgl-train saved"):
+        run(PriorArguments(model=str(tmp_path / "resnet"), output_dir=str(tmp_path / "priors")), DataArguments())
+    with pytest.raises(InputError, match="--batch_size 0"):
+        PriorArguments(model="m", output_dir="o", batch_size=0)
+
+
+def test_saving_takes_no_folder_of_the_user_s(tmp_path):
+    (tmp_path / "priors.unfinished").mkdir()
+    (tmp_path / "priors.unfinished" / "thesis.txt").write_text("mine")
+    save_whole(rows(), tmp_path / "priors")
+    assert len(load_from_disk(tmp_path / "priors")) == 4
+    assert (tmp_path / "priors.unfinished" / "thesis.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["priors", "priors.unfinished"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import load_from_disk
 from PIL import Image
@@ -19,7 +20,8 @@ from transformers import pipeline
 
 from kgl.errors import InputError
 from kgl.report import comparison_table
-from kgl.train import parse
+from kgl.runs import claim, last_whole_checkpoint, write_json
+from kgl.train import parse, run
 
 
 SETTINGS = {
@@ -82,6 +84,16 @@ def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
     assert "kg_lambda" not in (out / "primary" / "trainer_state.json").read_text()
 
 
+def test_old_checkpoints_are_deleted_by_the_run_itself(finished, tmp_path):
+    limited = train(finished[0], "--output_dir", tmp_path / "out", "--save_total_limit", "1")
+    assert limited.returncode == 0, limited.stderr
+    out = finished[1]
+    assert len(list((out / "final").glob("checkpoint-*"))) == 3
+    assert [path.parent.name for path in (tmp_path / "out" / "final").glob("checkpoint-*/whole.json")] == [
+        "checkpoint-9"
+    ]
+
+
 def test_the_trained_model_is_a_pipeline(finished, auto_image_processor):
     _, out, _ = finished
     classifier = pipeline("image-classification", model=str(out / "final"), trust_remote_code=True)
@@ -89,10 +101,15 @@ def test_the_trained_model_is_a_pipeline(finished, auto_image_processor):
     assert {one["label"] for one in classifier(str(picture))} == {"good", "scratch"}
 
 
-def test_both_classifiers_start_from_the_same_weights_and_end_apart(finished):
-    _, out, _ = finished
-    plain, guided = (load_file(out / phase / "model.safetensors") for phase in ("primary", "final"))
-    assert plain.keys() == guided.keys()
+def test_both_classifiers_start_from_the_same_weights_and_pictures(finished):
+    """With the guidance at no weight at all, phase 2 is phase 1 again, up to rounding."""
+    settings, out, _ = finished
+    unguided = train(settings, "--output_dir", out.parent / "unguided", "--kg_lambda", "0")
+    assert unguided.returncode == 0, unguided.stderr
+    plain, again = (load_file(out.parent / "unguided" / phase / "model.safetensors") for phase in ("primary", "final"))
+    guided = load_file(out / "final" / "model.safetensors")
+    for name in plain:
+        torch.testing.assert_close(plain[name], again[name], rtol=0, atol=1e-7)
     assert any((plain[name] != guided[name]).any() for name in plain)
 
 
@@ -133,7 +150,7 @@ def test_a_killed_run_resumes_to_the_same_weights(finished, phase, tmp_path):
     settings, out, _ = finished
     process = subprocess.Popen(command(settings, "--output_dir", tmp_path / "out"), stdout=-3, stderr=-3)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "out" / phase).glob("checkpoint-*/seconds.json")):
+    while not list((tmp_path / "out" / phase).glob("checkpoint-*/whole.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -143,6 +160,46 @@ def test_a_killed_run_resumes_to_the_same_weights(finished, phase, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     for name, weights in load_file(out / "final" / "model.safetensors").items():
         assert (load_file(tmp_path / "out" / "final" / "model.safetensors")[name] == weights).all(), name
+
+
+def test_leftovers_of_a_killed_run_do_no_harm(finished, tmp_path):
+    """Half-written settings, priors and checkpoints, as a kill at the worst moments leaves them."""
+    settings, out, _ = finished
+    half = tmp_path / "out"
+    shutil.copytree(out / "primary", half / "primary")
+    shutil.copy(out / "run.json", half / "run.json")
+    (half / "run.json.unfinished").write_text("{")
+    (half / ".priors-abc" / "priors").mkdir(parents=True)
+    (half / "priors.json").write_text('{"seconds": 1}')
+    (half / "final" / "checkpoint-3").mkdir(parents=True)
+    resumed = train(settings, "--output_dir", half)
+    assert resumed.returncode == 0, resumed.stderr
+    assert not (half / ".priors-abc").exists()
+    for name, weights in load_file(out / "final" / "model.safetensors").items():
+        assert (load_file(half / "final" / "model.safetensors")[name] == weights).all(), name
+
+
+def test_a_folder_is_claimed_once(tmp_path):
+    (tmp_path / "run.json.unfinished").write_text("{")
+    claim(tmp_path, {"data": {"fold": 0}})
+    claim(tmp_path, {"data": {"fold": 0}})
+    with pytest.raises(InputError, match="fold is 0 there and 1 here"):
+        claim(tmp_path, {"data": {"fold": 1}})
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json is damaged"):
+        claim(tmp_path, {"data": {"fold": 0}})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be used as a folder"):
+        claim(tmp_path / "file" / "below", {})
+
+
+def test_only_marked_checkpoints_count(tmp_path):
+    assert last_whole_checkpoint(tmp_path) == (None, 0.0)
+    for step in (9, 10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        write_json(tmp_path / f"checkpoint-{step}" / "whole.json", {"seconds": step})
+    assert last_whole_checkpoint(tmp_path) == (tmp_path / "checkpoint-10", 10)
 
 
 def test_a_folder_of_something_else_is_refused(finished, tmp_path):
@@ -157,10 +214,11 @@ def test_a_folder_of_something_else_is_refused(finished, tmp_path):
     [
         (["--data_dir", "/nowhere"], "there is no such folder"),
         (["--backbone_config", '{"model_type": "bert"}'], "no backbone"),
+        (["--backbone_config", '{"model_type": "resnet", "depths": "deep"}'], "--backbone_config"),
         (["--out_features", "stage7"], "stage7"),
-        (["--eval_strategy", "epoch"], "no validation split"),
-        (["--kg_lambda", "3"], "--kg_lambda 3.0: it must lie in 0..1"),
-        (["--backbone", "/nowhere"], "Give either --backbone"),
+        (["--image_height", "0"], "at least one pixel"),
+        (["--fusion_size", "0"], "fusion_size=0"),
+        (["--num_folds", "1"], "--num_folds 1"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, finished, tmp_path):
@@ -168,6 +226,55 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, finished,
     assert refused.returncode == 2
     assert message in refused.stderr and "Traceback" not in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("kgl-train: error: ")
+    assert not (tmp_path / "out").exists()  # nothing is claimed for a run that cannot start
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eval_strategy", "epoch"], "no validation split"),
+        (["--save_only_model", "true"], "cannot be resumed"),
+        (["--resume_from_checkpoint", "x"], "resumes by itself"),
+        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0"),
+        (["--learning_rate", "-1"], "--learning_rate -1"),
+        (["--backbone", "/nowhere"], "Give either --backbone"),
+        (["--kg_lambda", "3"], r"--kg_lambda 3\.0: it must lie in 0\.\.1"),
+        (["--warmup_steps", "-1"], "warmup_steps"),
+        (["--no_such_flag", "1"], "no setting --no_such_flag 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(arguments, message, tmp_path):
+    path = recipe(tmp_path, data_dir="pictures")
+    with pytest.raises(InputError, match=message):
+        run(*parse([path, "--output_dir", str(tmp_path / "out"), *arguments]))
+
+
+def test_no_output_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="--output_dir: name a folder"):
+        run(*parse([recipe(tmp_path, data_dir="pictures")]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1, 2", "it is no YAML"),
+        ("- a\n- b", "list of `setting: value` lines"),
+        ("", "list of `setting: value` lines"),
+        ("learning_rat: 1", "no setting --learning_rat 1"),
+    ],
+)
+def test_recipes_that_cannot_be_read(content, message, tmp_path):
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(InputError, match=message):
+        parse([str(tmp_path / "r.yaml")])
+
+
+@pytest.mark.parametrize("content", ["dataset: foo", "num_folds: 2.5", "learning_rate: fast"])
+def test_values_of_a_recipe_are_checked_like_flags(content, tmp_path):
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        parse([str(tmp_path / "r.yaml")])
+    assert ended.value.code == 2
 
 
 def test_priors_of_another_grid_are_refused(finished, tmp_path):
@@ -186,8 +293,6 @@ def test_flags_go_before_the_recipe_s(tmp_path):
     path = recipe(tmp_path, data_dir="pictures", learning_rate="5e-4")
     model_args, data_args, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
     assert (data_args.fold, training_args.learning_rate, model_args.image_width) == (1, 5e-4, 48)
-    with pytest.raises(InputError, match="no setting learning_rat"):
-        parse([recipe(tmp_path, learning_rat=1)])
     with pytest.raises(InputError, match="no such recipe"):
         parse(["nowhere.yaml"])
 

@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from tiny import tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator
 from kgl.errors import InputError
 from kgl.losses import CellBalance, otsu_threshold, pseudo_mask_loss
@@ -78,6 +79,15 @@ def test_the_trainer_s_own_loss_settings_hold_for_the_classification_term(tmp_pa
     plain.model.eval()
     torch.testing.assert_close(smooth.compute_loss(smooth.model, dict(batch)), expected)
     assert plain.compute_loss(plain.model, dict(batch)) != expected
+
+
+def test_evaluation_is_not_augmented(tmp_path):
+    trainer = guided_trainer(tmp_path)
+    trainer.data_collator = DefectCollator(PROCESSOR, PairedAugmentation())
+    first, second = (next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))["pixel_values"] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(next(iter(trainer.get_test_dataloader(trainer.train_dataset)))["pixel_values"], first)
+    assert trainer.data_collator.augmentation is not None
 
 
 def test_mixed_precision(tmp_path):

@@ -1,0 +1,69 @@
+"""What the commands share: settings from a recipe and flags, and errors as one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from .errors import InputError
+
+
+def parse_settings(command: str, dataclasses: tuple[type, ...], arguments: list[str]) -> tuple[Any, ...]:
+    """
+    `[RECIPE.yaml] [--flag value ...]` to one object of each dataclass; flags win over the recipe.
+
+    Raises:
+        InputError: no such recipe or setting, or a value that a setting does not take.
+    """
+    parser = HfArgumentParser(dataclasses, prog=command, allow_abbrev=False)
+    recipe, flags = [], list(arguments)
+    if flags and not flags[0].startswith("-"):
+        recipe = _as_flags(Path(flags.pop(0)))
+    try:
+        *settings, unknown = parser.parse_args_into_dataclasses(
+            [*recipe, *flags], return_remaining_strings=True, look_for_args_file=False
+        )
+    except InputError:
+        raise
+    except (ImportError, TypeError, ValueError) as error:  # what transformers has to say about a setting's value
+        raise InputError(" ".join(str(error).split())) from error
+    if unknown:
+        raise InputError(f"there is no setting {' '.join(unknown)}; see --help.")
+    return tuple(settings)
+
+
+def run_command(command: str, job: Callable[[], object]) -> None:
+    """Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2."""
+    try:
+        job()
+    except InputError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _as_flags(recipe: Path) -> list[str]:
+    """A recipe's settings as they would be typed, so that they are checked as flags are."""
+    try:
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{recipe}: there is no such recipe. {error}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{recipe}: it is no YAML. {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{recipe}: a recipe is a list of `setting: value` lines.")
+    flags = []
+    for name, value in settings.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *(json.dumps(one) if isinstance(one, (bool, dict)) else str(one) for one in values)]
+    return flags
+
+
+__all__ = ["parse_settings", "run_command"]

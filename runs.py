@@ -1,0 +1,108 @@
+"""A run's folder: claimed by its settings, and written so that a kill at any moment leaves nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .errors import InputError
+
+
+_MARKER = "whole.json"  # the last file written into a checkpoint, and the first one removed
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def save_whole(dataset: Dataset, folder: Path) -> None:
+    """`save_to_disk` under another name first, so that a folder of this name is always a whole one."""
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        dataset.save_to_disk(unfinished / folder.name)
+        (unfinished / folder.name).rename(folder)
+    finally:
+        shutil.rmtree(unfinished)
+
+
+def claim(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
+    """
+    Write the settings into a new folder; in a used one, insist that they are the same.
+
+    Raises:
+        InputError: the folder holds something else or a run with other settings, each difference named, or cannot be
+            written to.
+    """
+    stored = folder / "run.json"
+    try:
+        if not stored.exists():
+            if folder.exists() and any(path.name != f"{stored.name}.unfinished" for path in folder.iterdir()):
+                raise InputError(f"--output_dir {folder}: it holds something else; choose a new or empty folder.")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(stored, settings)
+            return
+        there = json.loads(stored.read_text())
+    except OSError as error:
+        raise InputError(f"--output_dir {folder}: it cannot be used as a folder. {error}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{stored} is damaged ({error}); choose another --output_dir.") from error
+    differences = [
+        f"{name} is {there.get(part, {}).get(name)!r} there and {settings[part].get(name)!r} here"
+        for part in settings
+        for name in sorted(settings[part].keys() | there.get(part, {}).keys())
+        if there.get(part, {}).get(name) != settings[part].get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"--output_dir {folder} holds a run with other settings: {'; '.join(differences)}. "
+            "Choose another folder, or the same settings to resume."
+        )
+
+
+def last_whole_checkpoint(folder: Path) -> tuple[Path | None, float]:
+    """The newest checkpoint that was written to its end and not begun to be deleted, and the seconds up to it."""
+    whole = sorted(folder.glob(f"checkpoint-*/{_MARKER}"), key=lambda path: _step_of(path.parent))
+    if not whole:
+        return None, 0.0
+    return whole[-1].parent, json.loads(whole[-1].read_text())["seconds"]
+
+
+class WholeCheckpoints(TrainerCallback):
+    """
+    Marks every checkpoint once all of it is written, with the seconds of training up to it, and then deletes old ones.
+
+    The Trainer would delete before the new checkpoint can be marked: a kill in between would leave none.
+    """
+
+    def __init__(self, keep: int | None, seconds_before: float) -> None:
+        self._keep = keep
+        self._started = time.perf_counter() - seconds_before
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called by the Trainer after it has written a checkpoint."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        seconds = time.perf_counter() - self._started
+        write_json(folder / f"checkpoint-{state.global_step}" / _MARKER, {"seconds": seconds})
+        if self._keep is not None:
+            for old in sorted(folder.glob("checkpoint-*"), key=_step_of)[: -self._keep]:
+                (old / _MARKER).unlink(missing_ok=True)
+                shutil.rmtree(old)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+__all__ = ["WholeCheckpoints", "claim", "last_whole_checkpoint", "save_whole", "write_json"]
