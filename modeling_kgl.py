@@ -175,35 +175,40 @@ class KGLForImageClassification(KGLPreTrainedModel):
             labels: `(B,)` class indices, or `(B, K)` zeros and ones as floats for multi-label problems.
             output_hidden_states: return the backbone's hidden states too.
         """
-        if pixel_values.shape[1] == 1 and self.num_channels == 3:
-            pixel_values = pixel_values.expand(-1, 3, -1, -1)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        backbone_output = self.backbone(pixel_values, output_hidden_states=output_hidden_states)
-        feature_maps = backbone_output.feature_maps
-        if any(one.dim() != 4 for one in feature_maps):
-            raise ValueError(
-                f"The {self.config.backbone_config.model_type} backbone gives {tuple(feature_maps[0].shape)} where "
-                "maps (B, C, h, w) are needed; see its reshape_hidden_states."
-            )
-        feature_map = feature_maps[0] if self.fusion is None else self.fusion(feature_maps)
-
-        saliency = self.saliency_head(feature_map)
-        pooled_saliency = saliency.detach() if self.config.detach_saliency and self.training else saliency
-        pooled = torch.cat([feature_map, pooled_saliency], dim=1)
-        pooled = torch.cat([pooled.mean(dim=(2, 3)), pooled.flatten(2).max(dim=2).values], dim=1)
-        logits = self.classifier(pooled)
+        feature_map, hidden_states = self.features(pixel_values, output_hidden_states)
+        logits, saliency = self.classify(feature_map)
 
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
         return KGLImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            saliency=saliency,
-            feature_map=feature_map,
-            hidden_states=backbone_output.hidden_states,
+            loss=loss, logits=logits, saliency=saliency, feature_map=feature_map, hidden_states=hidden_states
         )
+
+    def features(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """What the head pools, `(B, C, h, w)`, and the backbone's hidden states where they are asked for."""
+        if pixel_values.shape[1] == 1 and self.num_channels == 3:
+            pixel_values = pixel_values.expand(-1, 3, -1, -1)
+        output = self.backbone(pixel_values, output_hidden_states=output_hidden_states)
+        if any(one.dim() != 4 for one in output.feature_maps):
+            raise ValueError(
+                f"The {self.config.backbone_config.model_type} backbone gives {tuple(output.feature_maps[0].shape)} "
+                "where maps (B, C, h, w) are needed; see its reshape_hidden_states."
+            )
+        feature_map = output.feature_maps[0] if self.fusion is None else self.fusion(output.feature_maps)
+        return feature_map, output.hidden_states
+
+    def classify(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(B, K)` and saliency logits `(B, 1, h, w)` of features `(B, C, h, w)`."""
+        saliency = self.saliency_head(feature_map)
+        pooled_saliency = saliency.detach() if self.config.detach_saliency and self.training else saliency
+        pooled = torch.cat([feature_map, pooled_saliency], dim=1)
+        pooled = torch.cat([pooled.mean(dim=(2, 3)), pooled.flatten(2).max(dim=2).values], dim=1)
+        return self.classifier(pooled), saliency
 
 
 def _with_stages(config: PreTrainedConfig, out_features: list[str] | None) -> PreTrainedConfig:

@@ -1,0 +1,77 @@
+"""FullGrad (Srinivas and Fleuret 2019): the input's and every bias's share in the score, added up as maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .activations import grid_of, scores_of, to_map
+from .gradient import logits_of
+
+
+def full_gradients(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    targets: torch.Tensor | None,
+    receive: Callable[[torch.Tensor], None],
+) -> None:
+    """
+    Call `receive` with each term of the full gradient as soon as the backward pass has it, and keep none.
+
+    The terms are gradient times input and gradient times bias, in the layer's own shape, `(B, ...)`. For a network of
+    convolutions, batch norms in eval mode, linear layers, ReLUs and poolings their sum over everything but the batch
+    is the score (proposition 1).
+    """
+
+    def attach(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        bias = _bias(module)
+        if not isinstance(module, nn.Linear):  # a linear layer's channels come last
+            bias = bias.view(-1, 1, 1)
+        output.register_hook(lambda gradient: receive(gradient * bias))
+
+    with ExitStack() as stack, torch.enable_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) or (
+                isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None
+            ):
+                stack.callback(module.register_forward_hook(attach).remove)
+        pixel_values = pixel_values.detach().requires_grad_()
+        score = scores_of(logits_of(model, pixel_values), targets)
+        (gradient,) = torch.autograd.grad(score, pixel_values)
+        receive(gradient * pixel_values.detach())
+
+
+def full_grad(model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
+    """
+    The FullGrad map, `(B, H, W)`: every term's magnitude scaled to 0..1 a picture, enlarged, and summed.
+
+    Scaling is affine and enlarging linear, so a term's channels are summed first and one map a layer is enlarged.
+    Terms that are no map, such as a classifier's bias, are left out, as in the paper.
+    """
+    total = torch.zeros_like(pixel_values[:, 0], dtype=torch.promote_types(pixel_values.dtype, torch.float32))
+
+    def add(term: torch.Tensor) -> None:
+        grid = grid_of(term.shape, pixel_values.shape)
+        if grid is None:
+            return
+        magnitude = to_map(term, grid).abs().to(total.dtype)
+        low, high = magnitude.amin(dim=(1, 2, 3)), magnitude.amax(dim=(1, 2, 3))
+        summed = magnitude.sum(dim=1) - magnitude.shape[1] * low.view(-1, 1, 1)
+        summed = summed / ((high - low).view(-1, 1, 1) + 1e-6)
+        enlarged = F.interpolate(summed[:, None], size=total.shape[1:], mode="bilinear", align_corners=True)
+        total.add_(enlarged[:, 0])
+
+    full_gradients(model, pixel_values, targets, add)
+    return total
+
+
+def _bias(module: nn.Module) -> torch.Tensor:
+    """A layer's bias; of batch norm in eval mode, what it adds once it is written as scale and shift."""
+    if isinstance(module, nn.BatchNorm2d):
+        scale = module.weight / (module.running_var + module.eps).sqrt()
+        return (module.bias - module.running_mean * scale).detach()
+    return module.bias.detach()
