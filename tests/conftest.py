@@ -8,10 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny import make_pictures
 from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -21,17 +20,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """12 good and 6 scratched 40 x 48 grey pictures, one folder a class."""
-    generator = np.random.default_rng(0)
-    for label, count in (("good", 12), ("scratch", 6)):
-        folder = tmp_path / "pictures" / label
-        folder.mkdir(parents=True)
-        for index in range(count):
-            pixels = generator.integers(90, 130, (40, 48), dtype=np.uint8)
-            if label == "scratch":
-                pixels[index + 5, 8:40] = 250
-            Image.fromarray(pixels).save(folder / f"{index}.png")
-    return tmp_path / "pictures"
+    """12 good and 6 scratched pictures, one folder a class."""
+    return make_pictures(tmp_path / "pictures")
 
 
 @pytest.fixture

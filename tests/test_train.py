@@ -15,7 +15,7 @@ import yaml
 from datasets import load_from_disk
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import TRAIN_SCRIPT, shared
+from tiny import TRAIN_SCRIPT, make_pictures, shared
 from transformers import pipeline
 
 from kgl.errors import InputError
@@ -52,14 +52,7 @@ def train(*arguments: object) -> subprocess.CompletedProcess:
 def finished(tmp_path_factory, request):
     """One whole run on a folder of pictures; its recipe, its output folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    generator = np.random.default_rng(0)
-    for label, count in (("good", 12), ("scratch", 6)):
-        (folder / "pictures" / label).mkdir(parents=True)
-        for index in range(count):
-            pixels = generator.integers(90, 130, (40, 48), dtype=np.uint8)
-            if label == "scratch":
-                pixels[index + 5, 8:40] = 250
-            Image.fromarray(pixels).save(folder / "pictures" / label / f"{index}.png")
+    make_pictures(folder / "pictures")
     settings = recipe(folder, data_dir=str(folder / "pictures"))
     done = train(settings, "--output_dir", folder / "out")
     assert done.returncode == 0, done.stderr

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import ConvNextV2Config, Dinov2Config, PreTrainedConfig, ResNetConfig, SwinConfig
 
 from kgl.configuration_kgl import KGLConfig
@@ -38,6 +40,19 @@ def tiny_model(backbone: str = "resnet", *, seed: int = 0, **config_kwargs: obje
     torch.manual_seed(seed)
     backbone_config = TINY_BACKBONES[backbone].to_dict()
     return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config_kwargs)).eval()
+
+
+def make_pictures(folder: Path) -> Path:
+    """12 good and 6 scratched 48 x 40 grey pictures in `folder`, one folder a class."""
+    generator = np.random.default_rng(0)
+    for label, count in (("good", 12), ("scratch", 6)):
+        (folder / label).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(90, 130, (40, 48), dtype=np.uint8)
+            if label == "scratch":
+                pixels[index + 5, 8:40] = 250
+            Image.fromarray(pixels).save(folder / label / f"{index}.png")
+    return folder
 
 
 def shared(*parts: str) -> Path:
