@@ -38,12 +38,11 @@ def comparison_table(results: dict[str, dict[str, float]]) -> str:
 
 
 def grid_rows(dataset: Dataset, count: int, defect_free: str | None) -> list[int]:
-    """Up to `count` indices of defective pictures, the classes taking turns."""
+    """Up to `count` indices, the classes taking turns, the defect-free one last."""
     names = dataset.features["label"].names
-    of_class = {name: [] for name in names if name != defect_free}
+    of_class = {name: [] for name in sorted(names, key=lambda name: (name == defect_free, names.index(name)))}
     for index, label in enumerate(dataset["label"]):
-        if names[label] in of_class:
-            of_class[names[label]].append(index)
+        of_class[names[label]].append(index)
     turns = [
         index for turn in zip(*(_padded(of_class[name], count) for name in of_class), strict=True) for index in turn
     ]
@@ -61,6 +60,8 @@ def save_grid(
     """
     Write a PNG: a row a picture; image, prior, the plain and the guided classifier's class maps, H, and the true mask.
 
+    A class map is that of the likeliest class with a defect; what the classifier says stands below it.
+
     Args:
         path: the PNG to write.
         dataset: the pictures of the rows, with `saliency_prior` where they were trained on and `mask` where known.
@@ -75,7 +76,9 @@ def save_grid(
         maps["prior"] = enlarge(np.asarray(dataset["saliency_prior"]) / 255, size)
     maps["plain: class map"] = enlarge(plain.class_map, size)
     maps["guided: class map"] = enlarge(guided.class_map, size)
-    maps["guided: H"] = enlarge(guided.saliency, size)
+    maps["guided: saliency H"] = enlarge(guided.saliency, size)
+    names = dataset.features["label"].names
+    answers = {"plain: class map": plain.probabilities, "guided: class map": guided.probabilities}
     masks = [mask_array(mask, size) for mask in dataset["mask"]]
     headings = ["image", *maps, *(["true mask"] if any(mask is not None for mask in masks) else [])]
 
@@ -86,7 +89,6 @@ def save_grid(
         layout="constrained",
     )
     axes = figure.subplots(len(dataset), len(headings), squeeze=False)
-    names = dataset.features["label"].names
     heat = None
     for index, row in enumerate(dataset):
         picture = np.asarray(row["image"].convert("L").resize((width, height)))
@@ -98,11 +100,21 @@ def save_grid(
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
             elif masks[index] is not None:
                 axis.imshow(masks[index], cmap="gray", vmin=0, vmax=1)
+            if heading in answers:
+                likeliest = answers[heading][index].argmax()
+                axis.set_xlabel(f"says {names[likeliest]} {answers[heading][index][likeliest]:.2f}", fontsize=8)
             if heading in maps:
                 heat = axis.imshow(maps[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
         axes[index][0].set_ylabel(names[row["label"]], fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, pad=0.02, label="saliency")
+    figure.colorbar(
+        heat,
+        ax=axes,
+        shrink=0.6,
+        aspect=40,
+        pad=0.02,
+        label="prior and class maps: share of their own peak; H: 0 no defect, 1 defect",
+    )
     figure.savefig(path)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .errors import InputError
@@ -69,6 +70,21 @@ def claim(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
         )
 
 
+def lock(folder: Path) -> FileLock:
+    """
+    Keep other processes out of the folder for as long as the returned lock lives; it dies with its process.
+
+    Raises:
+        InputError: another process runs there.
+    """
+    held = FileLock(folder / "run.lock")
+    try:
+        held.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(f"--output_dir {folder}: another process is running in it; wait for it or end it.") from error
+    return held
+
+
 def last_whole_checkpoint(folder: Path) -> tuple[Path | None, float]:
     """The newest checkpoint that was written to its end and not begun to be deleted, and the seconds up to it."""
     whole = sorted(folder.glob(f"checkpoint-*/{_MARKER}"), key=lambda path: _step_of(path.parent))
@@ -105,4 +121,4 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-__all__ = ["WholeCheckpoints", "claim", "last_whole_checkpoint", "save_whole", "write_json"]
+__all__ = ["WholeCheckpoints", "claim", "lock", "last_whole_checkpoint", "save_whole", "write_json"]

@@ -24,6 +24,7 @@ from transformers import BaseImageProcessor, Trainer, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
 
 from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator
@@ -35,7 +36,7 @@ from kgl.evaluation import evaluate_predictions, predict
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import add_saliency_priors
 from kgl.report import comparison_table, grid_rows, save_grid
-from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, save_whole, write_json
+from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, write_json
 from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
 
 
@@ -110,6 +111,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
             _say_results(report, output_dir)
         return report
     if training_args.process_index == 0:
+        held = lock(output_dir)
         _say_what_is_there(splits)
 
     primary_seconds = _train_phase("primary", splits["train"], image_processor, model_args, data_args, training_args)
@@ -142,6 +144,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
     }
     write_json(finished, report)
     _say_results(report, output_dir)
+    held.release()
     return report
 
 
@@ -175,6 +178,8 @@ def _build_model(model_args: ModelArguments, data_args: DataArguments, names: li
         "fusion_size": model_args.fusion_size,
         "detach_saliency": model_args.detach_saliency,
     }
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a backbone's checkpoint holds more than the backbone, which needs no report
     try:
         if model_args.backbone is not None:
             return KGLForImageClassification.from_backbone(
@@ -190,6 +195,8 @@ def _build_model(model_args: ModelArguments, data_args: DataArguments, names: li
         option = "--backbone" if model_args.backbone is not None else "--backbone_config"
         message = " ".join(str(error).split())
         raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {message}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @torch.no_grad()
@@ -241,7 +248,10 @@ def _train_phase(
     """Train one classifier into `output_dir/phase`, from its last checkpoint where there is one; seconds it took."""
     folder = Path(training_args.output_dir) / phase
     finished = folder / "phase.json"
+    title = {"primary": "Phase 1, the primary classifier", "final": "Phase 2, the guided classifier"}[phase]
     if finished.exists():
+        if training_args.process_index == 0:
+            print(f"{title}: finished before.")
         return json.loads(finished.read_text())["seconds"]
     args = copy.copy(training_args)
     args.output_dir = str(folder)
@@ -258,6 +268,8 @@ def _train_phase(
         processing_class=image_processor,
     )
     checkpoint, before = last_whole_checkpoint(folder)
+    if trainer.is_world_process_zero():
+        print(f"{title}: {f'goes on from {checkpoint}' if checkpoint else folder}")
     trainer.add_callback(WholeCheckpoints(training_args.save_total_limit, before))
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -320,7 +332,10 @@ def _say_what_is_there(splits: DatasetDict) -> None:
 
 def _say_results(report: dict[str, Any], output_dir: Path) -> None:
     print(f"\n{comparison_table(report['results'])}\n")
-    print(f"On {report['pictures']['test']} held-out pictures. See also metrics.json and grid_*.png in {output_dir}.")
+    print(
+        f"On {report['pictures']['test']} held-out pictures; the guided classifier's seconds include the plain one's, "
+        f"which it needs. See also metrics.json and grid_*.png in {output_dir}."
+    )
 
 
 def _draw(

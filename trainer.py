@@ -35,6 +35,8 @@ class KGLTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Pinned memory is for copies to a GPU; without one, torch warns at every epoch.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.kg_schedule not in SCHEDULES:
             raise InputError(f"--kg_schedule {self.kg_schedule}: choose one of {', '.join(SCHEDULES)}.")
         if not 0 <= self.kg_lambda <= 1:
@@ -80,7 +82,7 @@ class KnowledgeGuidedTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             loss_kg = pseudo_mask_loss(outputs.saliency, mask, weight, self._balance)
-            progress = self.state.global_step / self.state.max_steps
+            progress = self.state.global_step / max(self.state.max_steps, 1)  # 0 before train() is called
             lambda_ = guidance_weight(self.args.kg_schedule, progress, self.args.kg_lambda)
             self._note(loss_cls=loss.detach(), loss_kg=loss_kg.detach(), kg_lambda=torch.tensor(lambda_))
             loss = lambda_ * loss_kg + (1 - lambda_) * loss

@@ -20,7 +20,7 @@ from transformers import pipeline
 
 from kgl.errors import InputError
 from kgl.report import comparison_table
-from kgl.runs import claim, last_whole_checkpoint, write_json
+from kgl.runs import claim, last_whole_checkpoint, lock, write_json
 from kgl.train import parse, run
 
 
@@ -151,6 +151,7 @@ def test_a_killed_run_resumes_to_the_same_weights(finished, phase, tmp_path):
     assert not (tmp_path / "out" / phase / "phase.json").exists()
     resumed = train(settings, "--output_dir", tmp_path / "out")
     assert resumed.returncode == 0, resumed.stderr
+    assert f"goes on from {tmp_path / 'out' / phase / 'checkpoint-'}" in resumed.stdout
     for name, weights in load_file(out / "final" / "model.safetensors").items():
         assert (load_file(tmp_path / "out" / "final" / "model.safetensors")[name] == weights).all(), name
 
@@ -184,6 +185,14 @@ def test_a_folder_is_claimed_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be used as a folder"):
         claim(tmp_path / "file" / "below", {})
+
+
+def test_one_process_a_folder(tmp_path):
+    held = lock(tmp_path)
+    with pytest.raises(InputError, match="another process is running in it"):
+        lock(tmp_path)
+    held.release()
+    lock(tmp_path).release()
 
 
 def test_only_marked_checkpoints_count(tmp_path):
