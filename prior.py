@@ -22,6 +22,7 @@ from kgl.errors import InputError
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.runs import save_whole
 from kgl.saliency import compute_saliency, to_uint8
+from kgl.saliency.activations import undisturbed
 
 
 def add_saliency_priors(
@@ -43,9 +44,8 @@ def add_saliency_priors(
     names = dataset.features["label"].names
     if set(names) != set(model.config.label2id):
         raise InputError(f"The data set's classes {names} are not the model's {list(model.config.label2id)}.")
-    was_training = model.training
-    model.eval()
-    grid = _grid(dataset, model, image_processor)
+    with undisturbed(model):
+        grid = _grid(dataset, model, image_processor)
     features = Features(saliency_prior=Array2D(grid, "uint8"), prior_weight=Value("float32"))
 
     def priors_of(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -59,20 +59,17 @@ def add_saliency_priors(
                 maps[index] = _mask_on_grid(mask_array(mask, (mask.height, mask.width)), grid)
         return {"saliency_prior": list(maps), "prior_weight": [1.0] * len(maps)}
 
-    try:
-        priors = dataset.map(
-            priors_of,
-            batched=True,
-            batch_size=batch_size,
-            remove_columns=dataset.column_names,
-            features=features,
-            keep_in_memory=True,  # under 3 kB an image, and nothing stale from a cache
-            load_from_cache_file=False,
-            new_fingerprint="saliency-priors",  # hashing the model would take longer than using it
-            desc="Saliency priors",
-        )
-    finally:
-        model.train(was_training)
+    priors = dataset.map(
+        priors_of,
+        batched=True,
+        batch_size=batch_size,
+        remove_columns=dataset.column_names,
+        features=features,
+        keep_in_memory=True,  # under 3 kB an image, and nothing stale from a cache
+        load_from_cache_file=False,
+        new_fingerprint="saliency-priors",  # hashing the model would take longer than using it
+        desc="Saliency priors",
+    )
     return concatenate_datasets([dataset, priors], axis=1)
 
 
