@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 from PIL import Image as PILImage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -132,9 +132,7 @@ def picture_digests(dataset: Dataset) -> list[str]:
         InputError: pictures or masks that cannot be read or have more than 8 bits a channel, all of them named.
     """
     digests, unreadable = [], []
-    encoded = dataset.select_columns(["image", "mask", "file_name"])
-    encoded = encoded.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
-    for row in encoded:
+    for row in undecoded(dataset.select_columns(["image", "mask", "file_name"])):
         for column, name in (("image", row["file_name"]), ("mask", f"the mask of {row['file_name']}")):
             if row[column] is None:
                 continue
@@ -154,15 +152,58 @@ def picture_digests(dataset: Dataset) -> list[str]:
     return digests
 
 
+def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The data set with its pictures and masks as `{"bytes", "path"}`, to be decoded by [`decoded`]."""
+    for column in ("image", "mask"):
+        if column in dataset.features:
+            dataset = dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
+def decoded(encoded: dict[str, Any] | None) -> PILImage.Image | None:
+    """The picture of an undecoded value."""
+    return None if encoded is None else Image().decode_example(encoded)
+
+
 def fingerprint(dataset: Dataset) -> str:
     """Changes whenever a picture, the name of its class, its mask or the order does."""
-    digest = hashlib.sha1()
-    names = dataset.features["label"].int2str(dataset["label"])
-    masks = dataset.cast_column("mask", Image(decode=False))["mask"]
-    for picture, name, mask in zip(dataset["digest"], names, masks, strict=True):
-        digest.update(repr((picture, name)).encode())
-        digest.update(b"" if mask is None else _content(mask))
-    return digest.hexdigest()
+    rows = undecoded(dataset.select_columns(["digest", "label", "mask"]))
+    return rows_digest(rows[:], dataset.features["label"].names)
+
+
+def rows_digest(rows: dict[str, list[Any]], names: list[str]) -> str:
+    """
+    A SHA-1 of rows' pictures, the names of their classes, their masks and their order.
+
+    Args:
+        rows: columns of the data contract, undecoded; a `digest` stands for the picture where there is one.
+        names: of the classes.
+    """
+    whole = hashlib.sha1()
+    pictures = rows["digest"] if "digest" in rows else [_digest(image) for image in rows["image"]]
+    masks = rows.get("mask", [None] * len(pictures))
+    for picture, label, mask in zip(pictures, rows["label"], masks, strict=True):
+        whole.update(repr((picture, names[label], mask and _digest(mask))).encode())
+    return whole.hexdigest()
+
+
+def group_folds(pictures: Dataset, folds: int, seed: int, option: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """
+    Indices `(rest, held out)` of each of `folds` folds, stratified by class, groups whole.
+
+    Raises:
+        InputError: a class has fewer groups than there are folds; the message names `option`.
+    """
+    labels = np.asarray(pictures["label"])
+    names = pictures.features["label"].names
+    groups_of = {
+        name: len({g for g, k in zip(pictures["group"], labels, strict=True) if names[k] == name}) for name in names
+    }
+    scarce = [f"{name} ({count})" for name, count in groups_of.items() if count < folds]
+    if scarce:
+        raise InputError(f"{option} {folds}: too few independent pictures of {', '.join(scarce)}.")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(splitter.split(labels, labels, pictures["group"]))
 
 
 def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray | None:
@@ -306,16 +347,7 @@ def _keep_duplicates_together(groups: list[str], digests: list[str]) -> list[str
 
 
 def _hold_out_fold(pictures: Dataset, args: DataArguments) -> DatasetDict:
-    labels = np.asarray(pictures["label"])
-    names = pictures.features["label"].names
-    groups_of = {
-        name: len({g for g, k in zip(pictures["group"], labels, strict=True) if names[k] == name}) for name in names
-    }
-    scarce = [f"{name} ({count})" for name, count in groups_of.items() if count < args.num_folds]
-    if scarce:
-        raise InputError(f"--num_folds {args.num_folds}: too few independent pictures of {', '.join(scarce)}.")
-    folds = StratifiedGroupKFold(args.num_folds, shuffle=True, random_state=args.split_seed)
-    train, test = list(folds.split(labels, labels, pictures["group"]))[args.fold]
+    train, test = group_folds(pictures, args.num_folds, args.split_seed, "--num_folds")[args.fold]
     return DatasetDict(train=pictures.select(train), test=pictures.select(test))
 
 
@@ -345,6 +377,10 @@ def _not_empty(mask: Path) -> bool:
         return np.asarray(PILImage.open(mask).convert("L")).any()
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{mask}: this mask cannot be read.") from error
+
+
+def _digest(encoded: dict[str, Any]) -> str:
+    return hashlib.sha1(_content(encoded)).hexdigest()
 
 
 def _content(encoded: dict[str, Any]) -> bytes:
@@ -379,9 +415,13 @@ def _png(pixels: np.ndarray) -> dict[str, Any]:
 
 __all__ = [
     "DataArguments",
+    "decoded",
     "defect_free_label",
     "fingerprint",
+    "group_folds",
     "load_defect_dataset",
     "mask_array",
     "picture_digests",
+    "rows_digest",
+    "undecoded",
 ]

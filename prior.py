@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from datasets import Array2D, Dataset, Features, Value, concatenate_datasets
+from accelerate import PartialState
+from datasets import Array2D, Dataset, Features, IterableDataset, Value, concatenate_datasets
 from safetensors import SafetensorError
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -17,49 +20,70 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.collator import to_pixel_values
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, load_defect_dataset, mask_array
+from kgl.data import DataArguments, decoded, load_defect_dataset, mask_array, rows_digest, undecoded
 from kgl.errors import InputError
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.runs import save_whole
-from kgl.saliency import compute_saliency, to_uint8
+from kgl.runs import lock
+from kgl.saliency import METHODS, compute_saliency, to_grid, to_uint8
 from kgl.saliency.activations import undisturbed
+from kgl.shards import Columns, map_in_shards
+
+
+WEIGHTINGS = ("keep_all", "drop_wrong", "confidence")
+
+
+@dataclass
+class PriorArguments:
+    """How priors are made, and how far they are trusted."""
+
+    prior_method: str = field(
+        default="layercam", metadata={"help": "What makes the saliency maps.", "choices": list(METHODS)}
+    )
+    prior_layers: list[str] | None = field(
+        default=None,
+        metadata={"help": "CAM methods: modules whose outputs are looked at, fused; the pooled features by default."},
+    )
+    prior_weighting: str = field(
+        default="keep_all",
+        metadata={
+            "help": "What a defective picture's prior counts: 1 (keep_all), 0 where the primary is wrong about it "
+            "(drop_wrong), or the primary's probability of its class (confidence).",
+            "choices": list(WEIGHTINGS),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for name, there in (("prior_method", METHODS), ("prior_weighting", WEIGHTINGS)):
+            if vars(self)[name] not in there:
+                raise InputError(f"--{name} {vars(self)[name]}: choose one of {', '.join(there)}.")
 
 
 def add_saliency_priors(
-    dataset: Dataset, model: KGLForImageClassification, image_processor: BaseImageProcessor, batch_size: int = 16
+    dataset: Dataset,
+    model: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    batch_size: int = 16,
+    args: PriorArguments | None = None,
 ) -> Dataset:
     """
     Add the columns `saliency_prior` (`(h, w)` uint8, the map's peak at 255) and `prior_weight` (float32).
 
-    The prior is the LayerCAM map of the true class. Images of the config's defect-free class get a blank one; where
-    a row has a `mask`, it takes the prior's place, a cell counting as defect where any of its pixels does. Weights
-    are 1.
+    The prior is the saliency map of the true class on the grid of the model's features. Images of the config's
+    defect-free class get a blank one; where a row has a `mask`, it takes the prior's place, a cell counting as defect
+    where any of its pixels does. Both count 1; what the others count is `args.prior_weighting`'s to say.
 
     Args:
         dataset: columns `image`, `label` and, where there are any, `mask`.
         model: the primary classifier; left in the mode it was in.
         image_processor: the one the model was trained with.
         batch_size: images a forward pass.
+        args: LayerCAM of the pooled features, each counting 1, by default.
+
+    Raises:
+        InputError: classes that are not the model's, a layer that it does not have, a map that is not finite.
     """
-    names = dataset.features["label"].names
-    if set(names) != set(model.config.label2id):
-        raise InputError(f"The data set's classes {names} are not the model's {list(model.config.label2id)}.")
-    with undisturbed(model):
-        grid = _grid(dataset, model, image_processor)
-    features = Features(saliency_prior=Array2D(grid, "uint8"), prior_weight=Value("float32"))
-
-    def priors_of(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        targets = torch.tensor([model.config.label2id[names[label]] for label in batch["label"]], device=model.device)
-        pixel_values = to_pixel_values(batch["image"], image_processor).to(model.device)
-        maps = to_uint8(compute_saliency(model, pixel_values, targets))
-        if model.config.defect_free_id is not None:
-            maps[(targets == model.config.defect_free_id).cpu().numpy()] = 0
-        for index, mask in enumerate(batch.get("mask", [])):
-            if mask is not None:
-                maps[index] = _mask_on_grid(mask_array(mask, (mask.height, mask.width)), grid)
-        return {"saliency_prior": list(maps), "prior_weight": [1.0] * len(maps)}
-
-    priors = dataset.map(
+    priors_of, features = _priors_of(dataset, model, image_processor, args or PriorArguments())
+    priors = undecoded(dataset).map(
         priors_of,
         batched=True,
         batch_size=batch_size,
@@ -73,10 +97,119 @@ def add_saliency_priors(
     return concatenate_datasets([dataset, priors], axis=1)
 
 
+def write_saliency_priors(
+    dataset: Dataset | IterableDataset,
+    model: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    folder: Path,
+    batch_size: int = 16,
+    args: PriorArguments | None = None,
+) -> Dataset:
+    """
+    The columns that [`add_saliency_priors`] adds, on disk at `folder` and for sets of any size.
+
+    Called by every process of `accelerate launch`, they share the work. Stopped and called again it goes on; finished
+    before it computes nothing, and what another model, other pictures or other settings gave is never taken.
+
+    Returns:
+        A table of the priors alone, in the order of the rows, with their `file_name` and `digest` where there are
+        such columns. [`with_priors`] puts it beside the pictures.
+
+    Raises:
+        InputError: as [`add_saliency_priors`]; `folder` holds something else, or the disk is full.
+    """
+    args = args or PriorArguments()
+    priors_of, features = _priors_of(dataset, model, image_processor, args)
+    kept = [name for name in ("file_name", "digest") if name in dataset.features]
+    names = dataset.features["label"].names
+    settings = json.dumps([asdict(args), image_processor.to_dict(), _model_digest(model)], sort_keys=True, default=str)
+
+    def identify(rows: Columns) -> str:
+        return hashlib.sha1(f"{settings} {rows_digest(rows, names)}".encode()).hexdigest()
+
+    def compute(rows: Columns) -> Columns:
+        return {name: rows[name] for name in kept} | priors_of(rows)
+
+    return map_in_shards(
+        undecoded(dataset),
+        compute,
+        identify,
+        folder,
+        features=Features({name: dataset.features[name] for name in kept} | features),
+        batch_size=batch_size,
+        title="Saliency priors",
+    )
+
+
+def with_priors(dataset: Dataset, priors: Dataset) -> Dataset:
+    """
+    The data set with the columns that [`write_saliency_priors`] made of it.
+
+    Raises:
+        InputError: the priors are of other pictures.
+    """
+    if len(dataset) != len(priors) or ("digest" in priors.column_names and dataset["digest"] != priors["digest"]):
+        raise InputError("These priors are of other pictures, or of the same in another order.")
+    return concatenate_datasets([dataset, priors.select_columns(["saliency_prior", "prior_weight"])], axis=1)
+
+
+def _priors_of(
+    dataset: Dataset | IterableDataset,
+    model: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    args: PriorArguments,
+) -> tuple[Callable[[Columns], Columns], Features]:
+    """The function from a batch of undecoded rows to their priors and weights, and its columns' types."""
+    if dataset.features is None or not {"image", "label"} <= set(dataset.features):
+        raise InputError("The data set has no typed columns image and label (datasets.Features).")
+    names = dataset.features["label"].names
+    if set(names) != set(model.config.label2id):
+        raise InputError(f"The data set's classes {names} are not the model's {list(model.config.label2id)}.")
+    first = next(iter(dataset), None)
+    if first is None:
+        raise InputError("The data set has no pictures.")
+    grid = _try_method(to_pixel_values([first["image"]], image_processor).to(model.device), model, args)
+
+    def priors_of(rows: Columns) -> Columns:
+        pictures = [decoded(image) for image in rows["image"]]
+        pixel_values = to_pixel_values(pictures, image_processor).to(model.device)
+        targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
+        maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
+        maps = to_uint8(to_grid(maps, grid), rows.get("file_name"))
+        weights = _weights(model, pixel_values, targets, args.prior_weighting)
+        if model.config.defect_free_id is not None:
+            blank = (targets == model.config.defect_free_id).cpu().numpy()
+            maps[blank], weights[blank] = 0, 1
+        for index, mask in enumerate(map(decoded, rows.get("mask", []))):
+            if mask is not None:
+                maps[index], weights[index] = _mask_on_grid(mask_array(mask, (mask.height, mask.width)), grid), 1
+        return {"saliency_prior": list(maps), "prior_weight": weights.tolist()}
+
+    return priors_of, Features(saliency_prior=Array2D(grid, "uint8"), prior_weight=Value("float32"))
+
+
 @torch.no_grad()
-def _grid(dataset: Dataset, model: KGLForImageClassification, image_processor: BaseImageProcessor) -> tuple[int, int]:
-    pixel_values = to_pixel_values([dataset[0]["image"]], image_processor).to(model.device)
-    return tuple(model(pixel_values).saliency.shape[-2:])
+def _try_method(pixel_values: torch.Tensor, model: KGLForImageClassification, args: PriorArguments) -> tuple[int, int]:
+    """The grid of the model's features, once the method has worked on one picture."""
+    try:
+        compute_saliency(model, pixel_values, None, args.prior_method, args.prior_layers)
+    except ValueError as error:
+        raise InputError(f"--prior_method {args.prior_method}: {error}") from error
+    with undisturbed(model):
+        return tuple(model(pixel_values).saliency.shape[-2:])
+
+
+@torch.no_grad()
+def _weights(
+    model: KGLForImageClassification, pixel_values: torch.Tensor, targets: torch.Tensor, weighting: str
+) -> np.ndarray:
+    if weighting == "keep_all":
+        return np.ones(len(targets), dtype=np.float32)
+    with undisturbed(model):
+        probabilities = model(pixel_values).logits.float().softmax(dim=1)
+    if weighting == "drop_wrong":
+        return (probabilities.argmax(dim=1) == targets).float().cpu().numpy()
+    return probabilities.gather(1, targets[:, None])[:, 0].cpu().numpy()
 
 
 def _mask_on_grid(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -85,12 +218,25 @@ def _mask_on_grid(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return (torch.nn.functional.adaptive_max_pool2d(pixels, grid)[0, 0] * 255).numpy().astype(np.uint8)
 
 
+def _model_digest(model: KGLForImageClassification) -> str:
+    """A SHA-1 of the weights and of what the config says of the network and its classes."""
+    config = model.config.to_dict()
+    for of_the_file in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+        config.pop(of_the_file, None)
+        config["backbone_config"].pop(of_the_file, None)
+    digest = hashlib.sha1(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 @dataclass
-class PriorArguments:
+class PriorPassArguments:
     """Which model makes the priors, and where they go."""
 
     model: str = field(metadata={"help": "A classifier saved by kgl-train: a folder or a Hub id."})
-    output_dir: str = field(metadata={"help": "A new folder for the data set with its priors (load_from_disk)."})
+    output_dir: str = field(metadata={"help": "Gets priors/, the table of priors (datasets.load_from_disk)."})
     batch_size: int = field(default=16, metadata={"help": "Pictures a forward pass."})
 
     def __post_init__(self) -> None:
@@ -98,30 +244,58 @@ class PriorArguments:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
 
 
-def run(args: PriorArguments, data_args: DataArguments) -> None:
-    """Write the training split of a data set, with its priors, to a new folder."""
-    output_dir = Path(args.output_dir)
-    if output_dir.exists():
-        raise InputError(f"--output_dir {output_dir}: it exists already; choose a new folder.")
+def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImageProcessor]:
+    """
+    A classifier saved by kgl-train, and its image processor.
+
+    Raises:
+        InputError: there is none; the message names `--model`.
+    """
     try:
-        if PreTrainedConfig.get_config_dict(args.model)[0].get("model_type") != KGLConfig.model_type:
-            raise InputError(f"--model {args.model}: it is a model, but none that kgl-train saved.")
-        model = KGLForImageClassification.from_pretrained(args.model)
-        image_processor = ViTImageProcessorPil.from_pretrained(args.model)  # what kgl-train saves
+        if PreTrainedConfig.get_config_dict(model)[0].get("model_type") != KGLConfig.model_type:
+            raise InputError(f"--model {model}: it is a model, but none that kgl-train saved.")
+        return (
+            KGLForImageClassification.from_pretrained(model),
+            ViTImageProcessorPil.from_pretrained(model),  # what kgl-train saves
+        )
     except (OSError, SafetensorError) as error:
-        raise InputError(f"--model {args.model}: it is no saved classifier of kgl. {error}") from error
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+        raise InputError(f"--model {model}: it is no saved classifier of kgl. {error}") from error
+
+
+def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: DataArguments) -> Dataset:
+    """Write the priors of a data set's training split to `output_dir/priors`, or go on with writing them."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    folder = Path(pass_args.output_dir) / "priors"
+    model, image_processor = load_classifier(pass_args.model)
     train = load_defect_dataset(data_args)["train"]
-    save_whole(add_saliency_priors(train, model, image_processor, args.batch_size), output_dir)
-    print(f"Priors of {len(train)} pictures in {output_dir}")
+    if state.is_main_process:
+        held = lock(folder.parent)
+    priors = write_saliency_priors(
+        train, model.to(state.device), image_processor, folder, pass_args.batch_size, prior_args
+    )
+    if state.is_main_process:
+        print(f"Priors of {len(priors)} pictures in {folder}")
+        held.release()
+    return priors
 
 
 def main() -> None:
     """The command `kgl-prior`."""
-    run_command("kgl-prior", lambda: run(*parse_settings("kgl-prior", (PriorArguments, DataArguments), sys.argv[1:])))
+    dataclasses = (PriorPassArguments, PriorArguments, DataArguments)
+    run_command("kgl-prior", lambda: run(*parse_settings("kgl-prior", dataclasses, sys.argv[1:])))
 
 
-__all__ = ["PriorArguments", "add_saliency_priors", "main", "run"]
+__all__ = [
+    "WEIGHTINGS",
+    "PriorArguments",
+    "PriorPassArguments",
+    "add_saliency_priors",
+    "load_classifier",
+    "main",
+    "run",
+    "with_priors",
+    "write_saliency_priors",
+]
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -27,13 +29,36 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_whole(dataset: Dataset, folder: Path) -> None:
-    """`save_to_disk` under another name first, so that a folder of this name is always a whole one."""
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    """
+    `save_to_disk` under another name first, so that a folder of this name is always a whole one.
+
+    Raises:
+        InputError: it cannot be written, for want of space for one.
+    """
     try:
-        dataset.save_to_disk(unfinished / folder.name)
-        (unfinished / folder.name).rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for killed in folder.parent.glob(f".{folder.name}-unfinished-*"):
+            shutil.rmtree(killed)
+        prefix = f".{folder.name}-unfinished-"
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as unfinished:
+            with _no_progress_bars():
+                dataset.save_to_disk(Path(unfinished) / folder.name)
+            (Path(unfinished) / folder.name).rename(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written: {error}. What is finished is kept; make room and run the same again."
+        ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
     finally:
-        shutil.rmtree(unfinished)
+        if not disabled:
+            enable_progress_bars()
 
 
 def claim(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
@@ -75,13 +100,16 @@ def lock(folder: Path) -> FileLock:
     Keep other processes out of the folder for as long as the returned lock lives; it dies with its process.
 
     Raises:
-        InputError: another process runs there.
+        InputError: another process runs there, or it is no folder that can be written to.
     """
     held = FileLock(folder / "run.lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         held.acquire(blocking=False)
     except Timeout as error:
         raise InputError(f"--output_dir {folder}: another process is running in it; wait for it or end it.") from error
+    except OSError as error:
+        raise InputError(f"--output_dir {folder}: it cannot be used as a folder. {error}") from error
     return held
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -15,9 +14,10 @@ from typing import Any
 
 import accelerate
 import datasets
+import numpy as np
 import torch
 import transformers
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import BaseImageProcessor, Trainer, set_seed
@@ -30,11 +30,11 @@ from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, defect_free_label, fingerprint, load_defect_dataset
+from kgl.data import DataArguments, defect_free_label, fingerprint, group_folds, load_defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation import evaluate_predictions, predict
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import add_saliency_priors
+from kgl.prior import PriorArguments, with_priors, write_saliency_priors
 from kgl.report import comparison_table, grid_rows, save_grid
 from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, write_json
 from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
@@ -62,6 +62,24 @@ class ModelArguments:
     augment: bool = field(default=True, metadata={"help": "Flips, small moves, brightness and contrast."})
 
 
+@dataclass
+class TrainPriorArguments(PriorArguments):
+    """How priors are made, and by which classifiers."""
+
+    prior_folds: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cross-fit: part the training pictures into so many folds, groups whole, and let each one's prior "
+            "come from a primary that was trained on the others. Costs a training for every fold."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prior_folds is not None and self.prior_folds < 2:
+            raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting takes at least 2.")
+
+
 # Settings that change how a run is watched, saved or shared, never what comes out of it.
 _OPERATIONAL = {
     "average_tokens_across_devices", "batch_eval_metrics", "dataloader_persistent_workers", "dataloader_pin_memory",
@@ -80,12 +98,18 @@ _OPERATIONAL = {
 }  # fmt: skip
 
 
-def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, KGLTrainingArguments]:
+def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, TrainPriorArguments, KGLTrainingArguments]:
     """`[RECIPE.yaml] [--flag value ...]` to settings; flags win over the recipe."""
-    return parse_settings("kgl-train", (ModelArguments, DataArguments, KGLTrainingArguments), arguments)
+    dataclasses = (ModelArguments, DataArguments, TrainPriorArguments, KGLTrainingArguments)
+    return parse_settings("kgl-train", dataclasses, arguments)
 
 
-def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGLTrainingArguments) -> dict[str, Any]:
+def run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    prior_args: TrainPriorArguments,
+    training_args: KGLTrainingArguments,
+) -> dict[str, Any]:
     """
     Train, make priors, train again, compare. Finished parts in `training_args.output_dir` are not done again.
 
@@ -98,7 +122,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
     _check(model_args, training_args)
     splits = load_defect_dataset(data_args)
     output_dir = Path(training_args.output_dir)
-    settings = _settings(model_args, data_args, training_args, splits)
+    folds = _prior_folds(splits["train"], data_args, prior_args)
+    settings = _settings(model_args, data_args, prior_args, training_args, splits)
     image_processor = _image_processor(model_args)
     _try_model(model_args, data_args, splits["train"].features["label"].names)  # before the folder is claimed for it
     with training_args.main_process_first(desc="claiming the output folder"):
@@ -114,12 +139,19 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
         held = lock(output_dir)
         _say_what_is_there(splits)
 
-    primary_seconds = _train_phase("primary", splits["train"], image_processor, model_args, data_args, training_args)
+    def train_phase(phase: str, pictures: Dataset) -> float:
+        return _train_phase(phase, pictures, image_processor, model_args, data_args, training_args)
+
+    primary_seconds = train_phase("primary", splits["train"])
     primary = KGLForImageClassification.from_pretrained(output_dir / "primary").to(training_args.device)
-    with training_args.main_process_first(desc="saliency priors"):
-        prior_seconds = _make_priors(output_dir, splits["train"], primary, image_processor, training_args)
-    train = load_from_disk(output_dir / "priors")
-    final_seconds = _train_phase("final", train, image_processor, model_args, data_args, training_args)
+    fold_seconds = sum(
+        train_phase(f"primary_fold{fold}", splits["train"].select(rest)) for fold, (rest, _) in enumerate(folds)
+    )
+    started = time.perf_counter()
+    priors = _make_priors(output_dir, splits["train"], folds, image_processor, prior_args, training_args)
+    prior_seconds = _noted(output_dir / "priors_seconds.json", time.perf_counter() - started, training_args)
+    train = with_priors(splits["train"], priors)
+    final_seconds = train_phase("final", train)
     if training_args.process_index > 0:
         return {}
 
@@ -130,11 +162,16 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: KGL
         predictions = predict(model, splits["test"], image_processor, training_args.per_device_eval_batch_size)
         results[arm] = evaluate_predictions(predictions, splits["test"], model.config.defect_free_id, size)
     results["plain"]["seconds"] = primary_seconds
-    results["guided"]["seconds"] = primary_seconds + prior_seconds + final_seconds
+    results["guided"]["seconds"] = primary_seconds + fold_seconds + prior_seconds + final_seconds
     _draw(output_dir, splits, train, primary, final, image_processor, size)
     report = {
         "results": results,
-        "seconds": {"primary": primary_seconds, "priors": prior_seconds, "final": final_seconds},
+        "seconds": {
+            "primary": primary_seconds,
+            "primaries of the folds": fold_seconds,
+            "priors": prior_seconds,
+            "final": final_seconds,
+        },
         "pictures": {name: len(split) for name, split in splits.items()},
         "settings": settings,
         "versions": {
@@ -248,7 +285,9 @@ def _train_phase(
     """Train one classifier into `output_dir/phase`, from its last checkpoint where there is one; seconds it took."""
     folder = Path(training_args.output_dir) / phase
     finished = folder / "phase.json"
-    title = {"primary": "Phase 1, the primary classifier", "final": "Phase 2, the guided classifier"}[phase]
+    title = {"primary": "Phase 1, the primary classifier", "final": "Phase 2, the guided classifier"}.get(
+        phase, f"Phase 1, the primary classifier of prior fold {phase.removeprefix('primary_fold')}"
+    )
     if finished.exists():
         if training_args.process_index == 0:
             print(f"{title}: finished before.")
@@ -259,7 +298,7 @@ def _train_phase(
     args.run_name = f"{training_args.run_name or Path(training_args.output_dir).name}-{phase}"
     set_seed(args.seed)  # both phases start from the same weights and see the same batches
     model = _build_model(model_args, data_args, train.features["label"].names)
-    trainer_class = Trainer if phase == "primary" else KnowledgeGuidedTrainer
+    trainer_class = KnowledgeGuidedTrainer if phase == "final" else Trainer
     trainer = trainer_class(
         model=model,
         args=args,
@@ -285,27 +324,58 @@ def _train_phase(
     return seconds
 
 
+def _prior_folds(
+    train: Dataset, data_args: DataArguments, prior_args: TrainPriorArguments
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Which training pictures each fold's primary learns from, and which it makes the priors of; none by default."""
+    if prior_args.prior_folds is None:
+        return []
+    return group_folds(train, prior_args.prior_folds, data_args.split_seed, "--prior_folds")
+
+
 def _make_priors(
     output_dir: Path,
     train: Dataset,
-    primary: KGLForImageClassification,
+    folds: list[tuple[np.ndarray, np.ndarray]],
     image_processor: BaseImageProcessor,
+    prior_args: TrainPriorArguments,
     training_args: KGLTrainingArguments,
-) -> float:
-    """Write the training set with its priors to `output_dir/priors`, unless it is there; seconds it took."""
-    noted = output_dir / "priors.json"
-    if not (output_dir / "priors").exists():
-        for unfinished in output_dir.glob(".priors-*"):  # a killed run's
-            shutil.rmtree(unfinished)
-        started = time.perf_counter()
-        priors = add_saliency_priors(train, primary, image_processor, training_args.per_device_eval_batch_size)
-        write_json(noted, {"seconds": time.perf_counter() - started})
-        save_whole(priors, output_dir / "priors")
-    return json.loads(noted.read_text())["seconds"]
+) -> Dataset:
+    """The priors of all training pictures at `output_dir/priors`, each fold's by the primary that did not see it."""
+
+    def priors_of(phase: str, pictures: Dataset, folder: Path) -> Dataset:
+        model = KGLForImageClassification.from_pretrained(output_dir / phase).to(training_args.device)
+        batch_size = training_args.per_device_eval_batch_size
+        return write_saliency_priors(pictures, model, image_processor, folder, batch_size, prior_args)
+
+    together = output_dir / "priors"
+    if not folds:
+        return priors_of("primary", train, together)
+    parts = []
+    for fold, (_, held_out) in enumerate(folds):
+        phase = f"primary_fold{fold}"
+        parts.append(priors_of(phase, train.select(held_out), output_dir / phase / "priors"))
+    in_order = np.argsort(np.concatenate([held_out for _, held_out in folds]))
+    with training_args.main_process_first(desc="all folds' priors"):
+        if not together.exists():
+            save_whole(concatenate_datasets(parts).select(in_order), together)
+    return load_from_disk(together)
+
+
+def _noted(path: Path, seconds: float, training_args: KGLTrainingArguments) -> float:
+    """The seconds something took the first time; doing it again finds it done."""
+    with training_args.main_process_first(desc="noting the time"):
+        if not path.exists():
+            write_json(path, seconds)
+    return json.loads(path.read_text())
 
 
 def _settings(
-    model_args: ModelArguments, data_args: DataArguments, training_args: KGLTrainingArguments, splits: DatasetDict
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    prior_args: TrainPriorArguments,
+    training_args: KGLTrainingArguments,
+    splits: DatasetDict,
 ) -> dict[str, Any]:
     """All that decides what comes out of a run."""
     training = {name: value for name, value in training_args.to_dict().items() if name not in _OPERATIONAL}
@@ -313,6 +383,7 @@ def _settings(
     settings = {
         "model": asdict(model_args),
         "data": data,
+        "prior": asdict(prior_args),
         "training": training
         | {
             "processes": training_args.world_size,

@@ -3,7 +3,7 @@
 from .activations import spatial_layers
 from .cam import layer_cam
 from .compute import METHODS, compute_saliency
-from .maps import to_peak_one, to_uint8
+from .maps import to_grid, to_peak_one, to_uint8
 
 
-__all__ = ["METHODS", "compute_saliency", "layer_cam", "spatial_layers", "to_peak_one", "to_uint8"]
+__all__ = ["METHODS", "compute_saliency", "layer_cam", "spatial_layers", "to_grid", "to_peak_one", "to_uint8"]

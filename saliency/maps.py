@@ -36,18 +36,28 @@ def fuse(maps: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(scaled, dim=1).amax(dim=1)
 
 
-def to_uint8(maps: torch.Tensor) -> np.ndarray:
+def to_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Maps `(B, H, W)` on another grid `(h, w)`: a finer map's mean over each cell, a coarser one enlarged."""
+    if tuple(maps.shape[-2:]) == grid:
+        return maps
+    if maps.shape[1] >= grid[0] and maps.shape[2] >= grid[1]:
+        return F.adaptive_avg_pool2d(maps[:, None], grid)[:, 0]
+    return F.interpolate(maps[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
+
+
+def to_uint8(maps: torch.Tensor, names: list[str] | None = None) -> np.ndarray:
     """
     Maps `(B, h, w)` as they are stored: each scaled by its own peak to 0..255.
 
     Raises:
-        InputError: a map is not finite.
+        InputError: a map is not finite; the pictures are named by `names`, or by their place in the batch.
     """
     stored = (to_peak_one(maps) * 255).round().to(torch.uint8).cpu().numpy()
     broken = (~maps.isfinite().all(dim=(1, 2))).nonzero().flatten().tolist()
     if broken:
-        raise InputError(f"The saliency maps of pictures {broken} of this batch hold NaN or infinity.")
+        told = ", ".join(names[index] if names else f"number {index} of the batch" for index in broken)
+        raise InputError(f"The saliency maps of these pictures hold NaN or infinity: {told}.")
     return stored
 
 
-__all__ = ["fuse", "to_float", "to_peak_one", "to_uint8"]
+__all__ = ["fuse", "to_float", "to_grid", "to_peak_one", "to_uint8"]

@@ -397,5 +397,5 @@ def test_a_model_without_maps_is_refused():
 def test_to_uint8_scales_each_map_by_its_own_peak():
     maps = torch.tensor([[[0.0, 1.0], [2.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
     assert to_uint8(maps).tolist() == [[[0, 64], [128, 255]], [[0, 0], [0, 0]]]
-    with pytest.raises(ValueError, match=r"pictures \[1\] of this batch hold NaN"):
+    with pytest.raises(ValueError, match=r"hold NaN or infinity: number 1 of the batch"):
         to_uint8(torch.stack([maps[0], maps[0] * np.nan]))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tiny import TRAIN_SCRIPT, make_pictures, shared
 from transformers import pipeline
 
+from kgl.data import load_defect_dataset
 from kgl.errors import InputError
 from kgl.report import comparison_table
 from kgl.runs import claim, last_whole_checkpoint, lock, write_json
@@ -60,7 +61,7 @@ def finished(tmp_path_factory, request):
 
 
 def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
-    _, out, printed = finished
+    settings, out, printed = finished
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["results"]) == {"plain", "guided"}
     assert set(metrics["results"]["plain"]) == {"accuracy", "ap", "auroc", "seconds"}  # no masks, so no map metrics
@@ -69,9 +70,10 @@ def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
     assert metrics["results"]["guided"]["seconds"] == pytest.approx(sum(metrics["seconds"].values()))
     for name in ("grid_train.png", "grid_test.png"):
         assert Image.open(out / name).size[0] > 400
-    priors = load_from_disk(out / "priors")
+    pictures, priors = load_defect_dataset(parse([settings])[1])["train"], load_from_disk(out / "priors")
+    assert priors["file_name"] == pictures["file_name"]
     blank = np.asarray(priors["saliency_prior"]).max(axis=(1, 2)) == 0
-    assert blank.tolist() == [label == 0 for label in priors["label"]]
+    assert blank.tolist() == [label == 0 for label in pictures["label"]]
     logs = json.loads((out / "final" / "trainer_state.json").read_text())["log_history"]
     assert {"loss", "loss_cls", "loss_kg", "kg_lambda"} <= set(logs[0])
     assert "kg_lambda" not in (out / "primary" / "trainer_state.json").read_text()
@@ -163,12 +165,12 @@ def test_leftovers_of_a_killed_run_do_no_harm(finished, tmp_path):
     shutil.copytree(out / "primary", half / "primary")
     shutil.copy(out / "run.json", half / "run.json")
     (half / "run.json.unfinished").write_text("{")
-    (half / ".priors-abc" / "priors").mkdir(parents=True)
+    (half / ".priors-unfinished-abc" / "priors").mkdir(parents=True)
     (half / "priors.json").write_text('{"seconds": 1}')
     (half / "final" / "checkpoint-3").mkdir(parents=True)
     resumed = train(settings, "--output_dir", half)
     assert resumed.returncode == 0, resumed.stderr
-    assert not (half / ".priors-abc").exists()
+    assert not (half / ".priors-unfinished-abc").exists()
     for name, weights in load_file(out / "final" / "model.safetensors").items():
         assert (load_file(half / "final" / "model.safetensors")[name] == weights).all(), name
 
@@ -293,7 +295,7 @@ def test_priors_of_another_grid_are_refused(finished, tmp_path):
 
 def test_flags_go_before_the_recipe_s(tmp_path):
     path = recipe(tmp_path, data_dir="pictures", learning_rate="5e-4")
-    model_args, data_args, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
+    model_args, data_args, _, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
     assert (data_args.fold, training_args.learning_rate, model_args.image_width) == (1, 5e-4, 48)
     with pytest.raises(InputError, match="no such recipe"):
         parse(["nowhere.yaml"])
@@ -301,7 +303,7 @@ def test_flags_go_before_the_recipe_s(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(TRAIN_SCRIPT.parent.glob("recipes/*.yaml")), ids=lambda path: path.stem)
 def test_recipes_can_be_read(path):
-    assert parse([str(path), "--use_cpu", "true"])[2].output_dir.startswith("runs/")
+    assert parse([str(path), "--use_cpu", "true"])[-1].output_dir.startswith("runs/")
 
 
 def test_generated_surfaces_have_map_metrics(tmp_path):

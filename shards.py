@@ -1,0 +1,128 @@
+"""A pass over a data set in shards: shared by processes, killed and gone on with, the same table every time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset, Features, IterableDataset, concatenate_datasets, load_from_disk
+from tqdm.auto import tqdm
+
+from .errors import InputError
+from .runs import save_whole, write_json
+
+
+Columns = dict[str, list[Any]]
+
+_STREAM_SHARD = 256  # rows of a stream held at once, undecoded
+_MOST_SHARD = 1024
+_SHARDS = 32  # as many as several processes can share evenly
+
+
+def map_in_shards(
+    dataset: Dataset | IterableDataset,
+    compute: Callable[[Columns], Columns],
+    identify: Callable[[Columns], str],
+    folder: Path,
+    *,
+    features: Features,
+    batch_size: int,
+    title: str,
+) -> Dataset:
+    """
+    The columns `compute` makes of each batch, as one table in the order of the rows, at `folder` for `load_from_disk`.
+
+    Under `accelerate launch` each process computes every so-many-th shard. Batches are the same however many processes
+    there are, so the table is too. Shards are kept beside the folder until all are there: a pass that was stopped
+    goes on, and one that is finished computes nothing. A shard is known by `identify`, so none is taken for another's.
+
+    Args:
+        dataset: rows as `compute` wants them; of a stream no more than one shard is held in memory.
+        compute: a batch of columns to new columns of the same length.
+        identify: a hash of everything that decides what `compute` makes of these rows.
+        folder: where the table goes; `<folder>.json` and `<folder>.shards` are used too.
+        features: of the new columns.
+        batch_size: rows `compute` gets at once.
+        title: what the progress bar says.
+
+    Raises:
+        InputError: the folder holds something else, or cannot be written to (finished shards stay).
+    """
+    state = PartialState()
+    manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
+    if folder.exists() and not manifest.exists():
+        raise InputError(f"{folder} holds something that was not made here; choose another folder.")
+    there = json.loads(manifest.read_text()) if folder.exists() else None
+    other = InputError(
+        f"{folder} holds what another model, other settings or other pictures gave; choose another folder."
+    )
+    mine = []
+    with tqdm(desc=_titled(title, state), total=_count(dataset, batch_size, state), unit=" pictures") as bar:
+        for number, rows in _own_shards(dataset, batch_size, state):
+            key = f"{number:06d}-{identify(rows)}"
+            mine.append(key)
+            count = len(next(iter(rows.values())))
+            if there is not None and key not in there:
+                raise other
+            if there is not None or (shards / key).exists():
+                bar.initial += count  # not counted into pictures a second
+                bar.update(count)
+                continue
+            columns: Columns = {name: [] for name in features}
+            for start in range(0, count, batch_size):
+                batch = {name: column[start : start + batch_size] for name, column in rows.items()}
+                for name, values in compute(batch).items():
+                    columns[name] += values
+                bar.update(len(next(iter(batch.values()))))
+            save_whole(Dataset.from_dict(columns, features=features), shards / key)
+    keys = sorted(gather_object(mine))
+    if not keys:
+        raise InputError("The data set has no rows.")
+    if there is not None and keys != there:
+        raise other
+    if there is None and state.is_main_process:
+        write_json(manifest, keys)
+        save_whole(concatenate_datasets([load_from_disk(shards / key) for key in keys]), folder)
+        shutil.rmtree(shards)
+    state.wait_for_everyone()
+    return load_from_disk(folder)
+
+
+def _own_shards(
+    dataset: Dataset | IterableDataset, batch_size: int, state: PartialState
+) -> Iterator[tuple[int, Columns]]:
+    """This process's shards with their numbers, each a whole number of batches but for the last."""
+    size = _shard_size(dataset, batch_size)
+    if isinstance(dataset, Dataset):
+        for number in range(state.process_index, -(-len(dataset) // size), state.num_processes):
+            yield number, dataset[number * size : (number + 1) * size]
+    else:
+        for number, rows in enumerate(dataset.iter(size)):
+            if number % state.num_processes == state.process_index:
+                yield number, rows
+
+
+def _shard_size(dataset: Dataset | IterableDataset, batch_size: int) -> int:
+    wanted = min(_MOST_SHARD, -(-len(dataset) // _SHARDS)) if isinstance(dataset, Dataset) else _STREAM_SHARD
+    return -(-wanted // batch_size) * batch_size
+
+
+def _count(dataset: Dataset | IterableDataset, batch_size: int, state: PartialState) -> int | None:
+    """How many rows this process has, where that is known."""
+    if not isinstance(dataset, Dataset):
+        return None
+    size = _shard_size(dataset, batch_size)
+    starts = range(state.process_index * size, len(dataset), state.num_processes * size)
+    return sum(min(size, len(dataset) - start) for start in starts)
+
+
+def _titled(title: str, state: PartialState) -> str:
+    return title if state.num_processes == 1 else f"{title}, process {state.process_index + 1}"
+
+
+__all__ = ["Columns", "map_in_shards"]
