@@ -221,7 +221,7 @@ def _mask_on_grid(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 def _model_digest(model: KGLForImageClassification) -> str:
     """A SHA-1 of the weights and of what the config says of the network and its classes."""
     config = model.config.to_dict()
-    for of_the_file in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+    for of_the_file in ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version"):
         config.pop(of_the_file, None)
         config["backbone_config"].pop(of_the_file, None)
     digest = hashlib.sha1(json.dumps(config, sort_keys=True, default=str).encode())
@@ -253,7 +253,7 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
     """
     try:
         if PreTrainedConfig.get_config_dict(model)[0].get("model_type") != KGLConfig.model_type:
-            raise InputError(f"--model {model}: it is a model, but none that kgl-train saved.")
+            raise InputError(f"--model {model}: it is no classifier that kgl-train saved.")
         return (
             KGLForImageClassification.from_pretrained(model),
             ViTImageProcessorPil.from_pretrained(model),  # what kgl-train saves

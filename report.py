@@ -70,17 +70,47 @@ def save_grid(
         size: `(H, W)` that everything is drawn at.
         title: what stands above it all.
     """
-    height, width = size
     maps = {}
     if "saliency_prior" in dataset.column_names:
-        maps["prior"] = enlarge(np.asarray(dataset["saliency_prior"]) / 255, size)
-    maps["plain: class map"] = enlarge(plain.class_map, size)
-    maps["guided: class map"] = enlarge(guided.class_map, size)
-    maps["guided: saliency H"] = enlarge(guided.saliency, size)
+        maps["prior"] = np.asarray(dataset["saliency_prior"]) / 255
+    maps["plain: class map"] = plain.class_map
+    maps["guided: class map"] = guided.class_map
+    maps["guided: saliency H"] = guided.saliency
     names = dataset.features["label"].names
-    answers = {"plain: class map": plain.probabilities, "guided: class map": guided.probabilities}
+    captions = {
+        f"{arm}: class map": [f"says {names[row.argmax()]} {row.max():.2f}" for row in predictions.probabilities]
+        for arm, predictions in (("plain", plain), ("guided", guided))
+    }
+    scale = "prior and class maps: share of their own peak; H: 0 no defect, 1 defect"
+    draw_grid(path, dataset, maps, size, title, scale, captions)
+
+
+def draw_grid(
+    path: Path,
+    dataset: Dataset,
+    maps: dict[str, np.ndarray],
+    size: tuple[int, int],
+    title: str,
+    scale: str,
+    captions: dict[str, list[str]],
+) -> None:
+    """
+    Write a PNG: a row a picture; the image, each of `maps` over it, and the true mask where one is known.
+
+    Args:
+        path: the PNG to write.
+        dataset: `image`, `label` and `mask` of the rows.
+        maps: heading to maps `(N, h, w)` in 0..1, enlarged bilinearly.
+        size: `(H, W)` that everything is drawn at.
+        title: what stands above it all.
+        scale: what the colour bar says.
+        captions: heading to what stands below each tile of that column; `image` is a heading too.
+    """
+    height, width = size
+    names = dataset.features["label"].names
     masks = [mask_array(mask, size) for mask in dataset["mask"]]
     headings = ["image", *maps, *(["true mask"] if any(mask is not None for mask in masks) else [])]
+    large = {heading: enlarge(of_pictures, size) for heading, of_pictures in maps.items()}
 
     tile = 1.9
     figure = Figure(
@@ -100,21 +130,13 @@ def save_grid(
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
             elif masks[index] is not None:
                 axis.imshow(masks[index], cmap="gray", vmin=0, vmax=1)
-            if heading in answers:
-                likeliest = answers[heading][index].argmax()
-                axis.set_xlabel(f"says {names[likeliest]} {answers[heading][index][likeliest]:.2f}", fontsize=8)
+            if heading in captions:
+                axis.set_xlabel(captions[heading][index], fontsize=8)
             if heading in maps:
-                heat = axis.imshow(maps[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
+                heat = axis.imshow(large[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
         axes[index][0].set_ylabel(names[row["label"]], fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.colorbar(
-        heat,
-        ax=axes,
-        shrink=0.6,
-        aspect=40,
-        pad=0.02,
-        label="prior and class maps: share of their own peak; H: 0 no defect, 1 defect",
-    )
+    figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, pad=0.02, label=scale)
     figure.savefig(path)
 
 
@@ -122,4 +144,4 @@ def _padded(indices: list[int], count: int) -> list[int | None]:
     return [*indices[:count], *[None] * (count - len(indices))]
 
 
-__all__ = ["comparison_table", "grid_rows", "save_grid"]
+__all__ = ["comparison_table", "draw_grid", "grid_rows", "save_grid"]

@@ -109,7 +109,7 @@ def _own_shards(
 
 def _shard_size(dataset: Dataset | IterableDataset, batch_size: int) -> int:
     wanted = min(_MOST_SHARD, -(-len(dataset) // _SHARDS)) if isinstance(dataset, Dataset) else _STREAM_SHARD
-    return -(-wanted // batch_size) * batch_size
+    return max(1, -(-wanted // batch_size)) * batch_size
 
 
 def _count(dataset: Dataset | IterableDataset, batch_size: int, state: PartialState) -> int | None:

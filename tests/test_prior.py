@@ -6,21 +6,28 @@ import sys
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_from_disk
 from PIL import Image as PILImage
 from tiny import TINY_BACKBONES, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator, to_pixel_values
-from kgl.data import DataArguments
 from kgl.errors import InputError
 from kgl.losses import otsu_threshold
-from kgl.prior import PriorArguments, add_saliency_priors, run
-from kgl.runs import save_whole
-from kgl.saliency import compute_saliency, to_uint8
+from kgl.modeling_kgl import KGLForImageClassification
+from kgl.prior import (
+    PriorArguments,
+    PriorPassArguments,
+    add_saliency_priors,
+    load_classifier,
+    with_priors,
+    write_saliency_priors,
+)
+from kgl.saliency import METHODS, compute_saliency, to_uint8
 
 
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 64})
 
 
@@ -113,35 +120,131 @@ def test_a_moved_mask_keeps_its_size():
     assert abs(sizes.mean() - 6) < 0.3 and sizes.max() <= 9 and sizes.std() > 0
 
 
-def test_the_command(tmp_path, image_folder):
-    model = tiny_model(id2label={0: "good", 1: "scratch"})
-    model.save_pretrained(tmp_path / "model")
+def test_the_command_with_one_process_and_with_two(tmp_path, image_folder):
+    tiny_model(id2label={0: "good", 1: "scratch"}).save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-m", "kgl.prior", "--model", str(tmp_path / "model"), "--data_dir", str(image_folder),
-               "--output_dir", str(tmp_path / "priors"), "--defect_free_label", "good"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert {"saliency_prior", "prior_weight"} <= set(load_from_disk(tmp_path / "priors").column_names)
-    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert again.returncode == 2 and "exists already" in again.stderr and "Traceback" not in again.stderr
-    command[4] = str(image_folder)
-    command[8] = str(tmp_path / "other")
-    wrong = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert wrong.returncode == 2 and "none that kgl-train saved" in wrong.stderr and "Traceback" not in wrong.stderr
+
+    def run(*launcher, model=tmp_path / "model", output="one", method="gradcam"):
+        command = [*launcher, "-m", "kgl.prior", "--model", str(model), "--data_dir", str(image_folder),
+                   "--defect_free_label", "good", "--output_dir", str(tmp_path / output), "--batch_size", "2",
+                   "--prior_method", method]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    one = run(sys.executable)
+    two = run(*TWO_PROCESSES, output="two")
+    assert one.returncode == 0 and two.returncode == 0, one.stderr + two.stderr
+    priors = load_from_disk(tmp_path / "one" / "priors")
+    assert priors.column_names == ["file_name", "digest", "saliency_prior", "prior_weight"]
+    assert "Saliency priors, process 2" in two.stderr and "pictures/s" in one.stderr
+    together = load_from_disk(tmp_path / "two" / "priors")
+    assert together[:] == priors[:] and len(priors) == 12
+    before = (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns
+    again = run(sys.executable)
+    assert again.returncode == 0 and (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns == before
+    for wrong, message in (
+        (run(sys.executable, method="hirescam"), "another model, other settings or other pictures"),
+        (run(sys.executable, model=image_folder), "no classifier that kgl-train saved"),
+    ):
+        assert wrong.returncode == 2 and message in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_s_prior_is_on_the_grid_of_the_features(method):
+    model = tiny_model()
+    priors = np.asarray(add_saliency_priors(rows(), model, PROCESSOR, args=PriorArguments(method))["saliency_prior"])
+    assert priors.shape == (4, 2, 4) and priors[1].max() == 0
+    if method in ("fullgrad", "inputgrad"):
+        pixel_values = to_pixel_values(rows()["image"], PROCESSOR)
+        maps = compute_saliency(model, pixel_values, torch.tensor([1, 0, 2, 1]), method)
+        cells = maps.unflatten(1, (2, 16)).unflatten(3, (4, 16)).mean(dim=(2, 4))
+        expected = to_uint8(cells)
+        assert np.abs(priors[[0, 2, 3]].astype(int) - expected[[0, 2, 3]].astype(int)).max() <= 1
+
+
+def test_what_a_prior_counts():
+    """Class 1 is the answer to every picture, with a probability of 0.5: that of 0 is 0.2, that of 2 is 0.3."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.classifier.weight.mul_(1e-9)
+        model.classifier.bias.copy_(torch.tensor([0.2, 0.5, 0.3]).log())
+    mask = PILImage.fromarray(np.full((40, 70), 255, dtype=np.uint8))
+    dataset = rows(masks=(None, None, None, mask))  # scratch, good, pit, scratch
+
+    def weights(weighting):
+        args = PriorArguments(prior_weighting=weighting)
+        return add_saliency_priors(dataset, model, PROCESSOR, args=args)["prior_weight"]
+
+    assert weights("keep_all") == [1, 1, 1, 1]
+    assert weights("drop_wrong") == [1, 1, 0, 1]  # good ones and masks count whatever the primary thinks
+    assert weights("confidence") == pytest.approx([0.5, 1, 0.3, 1], abs=1e-4)
+    with pytest.raises(InputError, match="--prior_weighting none: choose one of keep_all"):
+        PriorArguments(prior_weighting="none")
+
+
+def test_written_priors_are_the_added_ones(tmp_path):
+    args = PriorArguments("hirescam", prior_weighting="confidence")
+    model = tiny_model()
+    mask = PILImage.fromarray(np.eye(40, 70, dtype=np.uint8) * 255)
+    dataset = rows(masks=(mask, None, None, None))
+    expected = add_saliency_priors(dataset, model, PROCESSOR, 4, args)
+    written = write_saliency_priors(dataset, model, PROCESSOR, tmp_path / "priors", 4, args)
+    assert with_priors(dataset, written)["saliency_prior"] == expected["saliency_prior"]
+    assert with_priors(dataset, written)["prior_weight"] == expected["prior_weight"]
+    stream = write_saliency_priors(dataset.to_iterable_dataset(), model, PROCESSOR, tmp_path / "stream", 4, args)
+    assert stream[:] == written[:]
+    with pytest.raises(InputError, match="other pictures"):
+        with_priors(dataset.select([0, 1]), written)
+
+
+def test_what_decides_a_prior_decides_whether_it_is_made_again(tmp_path):
+    def write(dataset=None, model=None, processor=PROCESSOR, args=None, batch_size=4):
+        return write_saliency_priors(
+            rows() if dataset is None else dataset, model or tiny_model(), processor, tmp_path / "p", batch_size, args
+        )
+
+    priors = write()
+    saved = tmp_path / "saved"
+    tiny_model().save_pretrained(saved)
+    assert write(model=KGLForImageClassification.from_pretrained(saved))[:] == priors[:]
+    for other in (
+        {"model": tiny_model(seed=1)},
+        {"model": tiny_model(defect_free_label="pit")},
+        {"processor": ViTImageProcessorPil(size={"height": 64, "width": 64})},
+        {"args": PriorArguments("gradcam")},
+        {"args": PriorArguments(prior_weighting="confidence")},
+        {"dataset": rows().select([1, 0, 2, 3])},
+        {"dataset": rows(masks=(PILImage.new("L", (70, 40), 255), None, None, None))},
+        {"dataset": rows(names=("scratch", "good", "pit"))},
+    ):
+        if "dataset" in other and other["dataset"].features["label"].names != ["good", "scratch", "pit"]:
+            assert write(**other)[:] == priors[:]  # the same classes by other numbers
+            continue
+        with pytest.raises(InputError, match="another model, other settings or other pictures"):
+            write(**other)
+
+
+def test_bad_priors_are_one_sentence(tmp_path):
+    named = rows().add_column("file_name", ["a.png", "b.png", "c.png", "d.png"])
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.classifier.weight[2] = torch.nan  # the class of picture c
+    with pytest.raises(InputError, match=r"hold NaN or infinity: c\.png\."):
+        write_saliency_priors(named, broken, PROCESSOR, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+    with pytest.raises(InputError, match=r"--prior_method gradcam: layers: there is no nowhere; .* backbone\."):
+        add_saliency_priors(rows(), tiny_model(), PROCESSOR, args=PriorArguments("gradcam", ["nowhere"]))
+    with pytest.raises(InputError, match="layers are for the CAM methods"):
+        add_saliency_priors(rows(), tiny_model(), PROCESSOR, args=PriorArguments("fullgrad", ["backbone"]))
+    with pytest.raises(InputError, match="--prior_method lrp: choose one of cam, gradcam"):
+        PriorArguments("lrp")
+    untyped = IterableDataset.from_generator(lambda: iter([{"image": None}]))
+    with pytest.raises(InputError, match="no typed columns image and label"):
+        write_saliency_priors(untyped, tiny_model(), PROCESSOR, tmp_path / "untyped")
 
 
 def test_a_model_of_another_kind_makes_no_priors(tmp_path):
     TINY_BACKBONES["resnet"].save_pretrained(tmp_path / "resnet")
-    with pytest.raises(InputError, match="none that kgl-train saved"):
-        run(PriorArguments(model=str(tmp_path / "resnet"), output_dir=str(tmp_path / "priors")), DataArguments())
+    with pytest.raises(InputError, match="no classifier that kgl-train saved"):
+        load_classifier(str(tmp_path / "resnet"))
     with pytest.raises(InputError, match="--batch_size 0"):
-        PriorArguments(model="m", output_dir="o", batch_size=0)
-
-
-def test_saving_takes_no_folder_of_the_user_s(tmp_path):
-    (tmp_path / "priors.unfinished").mkdir()
-    (tmp_path / "priors.unfinished" / "thesis.txt").write_text("mine")
-    save_whole(rows(), tmp_path / "priors")
-    assert len(load_from_disk(tmp_path / "priors")) == 4
-    assert (tmp_path / "priors.unfinished" / "thesis.txt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["priors", "priors.unfinished"]
+        PriorPassArguments(model="m", output_dir="o", batch_size=0)

@@ -18,11 +18,14 @@ from safetensors.torch import load_file
 from tiny import TRAIN_SCRIPT, make_pictures, shared
 from transformers import pipeline
 
+import kgl.train
 from kgl.data import load_defect_dataset
 from kgl.errors import InputError
+from kgl.modeling_kgl import KGLForImageClassification
+from kgl.prior import add_saliency_priors
 from kgl.report import comparison_table
 from kgl.runs import claim, last_whole_checkpoint, lock, write_json
-from kgl.train import parse, run
+from kgl.train import _image_processor, parse, run
 
 
 SETTINGS = {
@@ -106,6 +109,47 @@ def test_both_classifiers_start_from_the_same_weights_and_pictures(finished):
     for name in plain:
         torch.testing.assert_close(plain[name], again[name], rtol=0, atol=1e-7)
     assert any((plain[name] != guided[name]).any() for name in plain)
+
+
+def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tmp_path, monkeypatch):
+    """Each scratch stands in two files of equal bytes, so in one group."""
+    folder = make_pictures(tmp_path / "pictures")
+    for path in sorted((folder / "scratch").iterdir()):
+        shutil.copy(path, path.with_stem(f"{path.stem}_again"))
+    learned = {}
+    train_phase = kgl.train._train_phase
+
+    def spy(phase, pictures, *args):
+        learned[phase] = set(pictures["digest"])
+        return train_phase(phase, pictures, *args)
+
+    monkeypatch.setattr(kgl.train, "_train_phase", spy)
+    settings = parse(
+        [recipe(tmp_path, data_dir=str(folder)), "--output_dir", str(tmp_path / "out"), "--prior_folds", "3"]
+    )
+    report = run(*settings)
+    pictures, priors = load_defect_dataset(settings[1])["train"], load_from_disk(tmp_path / "out" / "priors")
+    everything = set(pictures["digest"])
+    assert list(learned) == ["primary", "primary_fold0", "primary_fold1", "primary_fold2", "final"]
+    assert learned["primary"] == learned["final"] == everything
+    seen = dict.fromkeys(range(len(pictures)), 0)
+    for fold in range(3):
+        phase = f"primary_fold{fold}"
+        unseen = [index for index, digest in enumerate(pictures["digest"]) if digest not in learned[phase]]
+        model = KGLForImageClassification.from_pretrained(tmp_path / "out" / phase)
+        expected = add_saliency_priors(pictures.select(unseen), model, _image_processor(settings[0]))
+        for index, prior in zip(unseen, expected["saliency_prior"], strict=True):
+            seen[index] += 1
+            assert np.abs(np.subtract(priors[index]["saliency_prior"], prior)).max() <= 1  # batched otherwise
+    assert set(seen.values()) == {1} and priors["digest"] == pictures["digest"]
+    assert report["seconds"]["primaries of the folds"] > 0
+    assert report["results"]["guided"]["seconds"] == pytest.approx(sum(report["seconds"].values()))
+    with pytest.raises(InputError, match=r"--prior_folds 9: too few independent pictures of .*scratch"):
+        run(
+            *parse([recipe(tmp_path, data_dir=str(folder)), "--output_dir", str(tmp_path / "o"), "--prior_folds", "9"])
+        )
+    with pytest.raises(InputError, match="--prior_folds 1: cross-fitting takes at least 2"):
+        parse([path, "--prior_folds", "1"])
 
 
 def test_a_finished_run_is_not_done_again(finished):

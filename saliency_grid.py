@@ -1,0 +1,83 @@
+"""The same pictures under several saliency methods, side by side: which one to trust with the priors. A command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from kgl.collator import to_pixel_values
+from kgl.commands import parse_settings, run_command
+from kgl.data import DataArguments, load_defect_dataset
+from kgl.errors import InputError
+from kgl.prior import load_classifier
+from kgl.report import draw_grid, grid_rows
+from kgl.saliency import METHODS, compute_saliency, to_peak_one
+
+
+@dataclass
+class GridArguments:
+    """Whose maps, by which methods, of how many pictures."""
+
+    model: str = field(metadata={"help": "A classifier saved by kgl-train: a folder or a Hub id."})
+    output: str = field(metadata={"help": "The PNG to write; it must not exist yet."})
+    methods: list[str] = field(
+        default_factory=lambda: ["layercam", "gradcam", "gradcam++", "hirescam", "fullgrad", "smoothgrad"],
+        metadata={"help": f"Any of {', '.join(METHODS)}."},
+    )
+    split: str = field(default="test", metadata={"help": "Which pictures.", "choices": ["train", "test"]})
+    count: int = field(default=6, metadata={"help": "How many pictures with a defect, the classes taking turns."})
+
+    def __post_init__(self) -> None:
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown:
+            raise InputError(f"--methods {' '.join(unknown)}: choose among {', '.join(METHODS)}.")
+        if self.count < 1:
+            raise InputError(f"--count {self.count}: it must be at least 1.")
+        if Path(self.output).suffix != ".png":
+            raise InputError(f"--output {self.output}: its name must end in .png.")
+        if Path(self.output).exists():
+            raise InputError(f"--output {self.output}: it exists already; choose another name.")
+
+
+def run(args: GridArguments, data_args: DataArguments) -> None:
+    """Draw the maps of the true class, each method's scaled by its own peak."""
+    model, image_processor = load_classifier(args.model)
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    split = load_defect_dataset(data_args)[args.split]
+    names = split.features["label"].names
+    if set(names) != set(model.config.label2id):
+        raise InputError(f"The data set's classes {names} are not the model's {list(model.config.label2id)}.")
+    defect_free = model.config.defect_free_label
+    rows = split.select(grid_rows(split, len(split), defect_free))  # the defect-free ones, whose prior is blank, last
+    defective = sum(names[label] != defect_free for label in rows["label"])
+    rows = rows.select(range(min(args.count, defective)))
+
+    pixel_values = to_pixel_values(rows["image"], image_processor).to(model.device)
+    targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
+    maps = {
+        method: to_peak_one(compute_saliency(model, pixel_values, targets, method)).cpu().numpy()
+        for method in args.methods
+    }
+    with torch.no_grad():
+        certainty = model(pixel_values).logits.softmax(dim=1).gather(1, targets[:, None])[:, 0].tolist()
+    captions = {"image": [f"P(true class) {value:.2f}" for value in certainty]}
+    size = tuple(pixel_values.shape[-2:])
+    title = f"Saliency of the true class, {args.split} pictures"
+    draw_grid(Path(args.output), rows, maps, size, title, "share of the map's own peak", captions)
+    print(f"{len(rows)} pictures under {len(maps)} methods in {args.output}")
+
+
+def main() -> None:
+    """The command `kgl-saliency-grid`."""
+    command = "kgl-saliency-grid"
+    run_command(command, lambda: run(*parse_settings(command, (GridArguments, DataArguments), sys.argv[1:])))
+
+
+__all__ = ["GridArguments", "main", "run"]
+
+
+if __name__ == "__main__":
+    main()
