@@ -11,16 +11,12 @@ to benchmarks/results.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
+from measure import hardware, paired, store
 from PIL import Image as PILImage
 from torch import nn
 from transformers import ResNetConfig, Trainer
@@ -51,30 +47,6 @@ class PlainClassifier(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         features = self.backbone(pixel_values).feature_maps[0]
         return self.classifier(torch.cat([features.mean(dim=(2, 3)), features.flatten(2).max(dim=2).values], dim=1))
-
-
-def paired(with_it: Callable[[], object], without_it: Callable[[], object], rounds: int) -> dict[str, object]:
-    """Seconds of both in turns, the order changing every round, and the quartiles of their ratio."""
-
-    def seconds(call: Callable[[], object]) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    for _ in range(3):
-        with_it(), without_it()
-    times = {"with": [], "without": []}
-    for index in range(rounds):
-        pair = [("with", with_it), ("without", without_it)]
-        for name, call in pair if index % 2 else pair[::-1]:
-            times[name].append(seconds(call))
-    ratios = np.asarray(times["with"]) / np.asarray(times["without"])
-    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75)).round(4).tolist()
-    return {"ratio": median, "quartiles": [low, high], **times}
 
 
 def pictures(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dataset:
@@ -158,21 +130,10 @@ def main() -> None:
         ):
             results[name] = paired(with_map, lambda: without_head(images), options.rounds)
 
-    hardware = torch.cuda.get_device_name() if device == "cuda" else _processor_name()
-    print(f"{hardware}, {options.threads} threads, batch {options.batch_size} x {size[0]} x {size[1]}")
+    print(f"{hardware()}, {options.threads} threads, batch {options.batch_size} x {size[0]} x {size[1]}")
     for name, result in results.items():
         print("{}: ratio {:.3f}, quartiles {:.3f}..{:.3f}".format(name, result["ratio"], *result["quartiles"]))
-    name = f"step_cost_{device}_{options.batch_size}x{size[0]}x{size[1]}.json"
-    path = Path(__file__).parent / "results" / name
-    path.parent.mkdir(exist_ok=True)
-    record = {"hardware": hardware, "torch": torch.__version__, **vars(options), "results": results}
-    path.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
+    store(f"step_cost_{device}_{options.batch_size}x{size[0]}x{size[1]}", vars(options), results)
 
 
 if __name__ == "__main__":
