@@ -65,4 +65,16 @@ def pixel_average_precision(maps: list[np.ndarray], masks: list[np.ndarray]) -> 
     return float(average_precision_score(truth, np.concatenate([one.ravel() for one in maps])))
 
 
-__all__ = ["DefectClassification", "pixel_average_precision"]
+def pointing_game(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:
+    """The share of pictures whose map has its peak on the mask (Zhang et al. 2016), each pair `(H, W)`."""
+    return float(np.mean([mask.flat[one.argmax()] for one, mask in zip(maps, masks, strict=True)]))
+
+
+def precision_and_recall(found: list[np.ndarray], masks: list[np.ndarray]) -> tuple[float, float]:
+    """Of bool arrays against masks of the same grids, all cells pooled; precision is 0 where nothing was found."""
+    taken, truth = (np.concatenate([one.ravel() for one in arrays]) for arrays in (found, masks))
+    hits = np.count_nonzero(taken & truth)
+    return hits / max(np.count_nonzero(taken), 1), hits / max(np.count_nonzero(truth), 1)
+
+
+__all__ = ["DefectClassification", "pixel_average_precision", "pointing_game", "precision_and_recall"]

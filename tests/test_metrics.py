@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from kgl.metrics import DefectClassification, pixel_average_precision
+from kgl.metrics import DefectClassification, pixel_average_precision, pointing_game, precision_and_recall
 
 
 def compute(scores, labels, **options):
@@ -48,3 +48,16 @@ def test_pixel_average_precision_by_hand():
     maps = [np.array([[0.9, 0.1]]), np.array([[0.8], [0.7]])]
     masks = [np.array([[True, False]]), np.array([[False], [True]])]
     assert pixel_average_precision(maps, masks) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_pointing_game_by_hand():
+    maps = [np.array([[0.9, 0.1]]), np.array([[0.8], [0.7]]), np.array([[0.0, 0.2]])]
+    masks = [np.array([[True, False]]), np.array([[False], [True]]), np.array([[False, True]])]
+    assert pointing_game(maps, masks) == pytest.approx(2 / 3)
+
+
+def test_precision_and_recall_by_hand():
+    found = [np.array([[True, True, False]]), np.array([[False], [True]])]
+    masks = [np.array([[True, False, False]]), np.array([[True], [True]])]
+    assert precision_and_recall(found, masks) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert precision_and_recall([np.zeros((2, 2), bool)], [np.ones((2, 2), bool)]) == (0, 0)

@@ -17,7 +17,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from kgl.saliency import METHODS, compute_saliency, layer_cam, spatial_layers, to_uint8
+from kgl.saliency import METHODS, compute_saliency, layer_cam, spatial_layers, to_grid, to_uint8
 from kgl.saliency.fullgrad import full_gradients
 from kgl.saliency.gradient import integrated_gradients
 from kgl.saliency.maps import fuse
@@ -399,3 +399,11 @@ def test_to_uint8_scales_each_map_by_its_own_peak():
     assert to_uint8(maps).tolist() == [[[0, 64], [128, 255]], [[0, 0], [0, 0]]]
     with pytest.raises(ValueError, match=r"hold NaN or infinity: number 1 of the batch"):
         to_uint8(torch.stack([maps[0], maps[0] * np.nan]))
+
+
+def test_maps_on_another_grid():
+    fine = torch.arange(16.0).view(1, 4, 4)
+    assert to_grid(fine, (2, 2)).tolist() == [[[2.5, 4.5], [10.5, 12.5]]]
+    assert to_grid(fine, (4, 4)) is fine
+    coarse = torch.tensor([[[0.0, 1.0]]])
+    torch.testing.assert_close(to_grid(coarse, (2, 4)), torch.tensor([[[0, 0.25, 0.75, 1]] * 2]).view(1, 2, 4))
