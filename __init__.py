@@ -13,9 +13,12 @@ _MODULE_OF = {
     "KGLTrainingArguments": "trainer",
     "KnowledgeGuidedTrainer": "trainer",
     "PairedAugmentation": "augmentation",
+    "PriorArguments": "prior",
     "add_saliency_priors": "prior",
     "compute_saliency": "saliency",
     "load_defect_dataset": "data",
+    "with_priors": "prior",
+    "write_saliency_priors": "prior",
 }
 
 __all__ = sorted(_MODULE_OF)

@@ -17,21 +17,22 @@ def full_gradients(
     model: nn.Module,
     pixel_values: torch.Tensor,
     targets: torch.Tensor | None,
-    receive: Callable[[torch.Tensor], None],
+    receive: Callable[[torch.Tensor, torch.Tensor], None],
 ) -> None:
     """
-    Call `receive` with each term of the full gradient as soon as the backward pass has it, and keep none.
+    Call `receive` with both factors of each term of the full gradient as soon as the backward pass has it; keep none.
 
-    The terms are gradient times input and gradient times bias, in the layer's own shape, `(B, ...)`. For a network of
-    convolutions, batch norms in eval mode, linear layers, ReLUs and poolings their sum over everything but the batch
-    is the score (proposition 1).
+    They are the gradient at the input, `(B, channels, H, W)`, with the input, and the gradient at each layer with a
+    bias, in the layer's own shape, with its bias, `(C, 1, 1)` or `(C,)`. For a network of convolutions, batch norms in
+    eval mode, linear layers, ReLUs and poolings the products' sum over everything but the batch is the score
+    (proposition 1).
     """
 
     def attach(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         bias = _bias(module)
         if not isinstance(module, nn.Linear):  # a linear layer's channels come last
             bias = bias.view(-1, 1, 1)
-        output.register_hook(lambda gradient: receive(gradient * bias))
+        output.register_hook(lambda gradient: receive(gradient, bias))
 
     with ExitStack() as stack, torch.enable_grad():
         for module in model.modules():
@@ -42,26 +43,32 @@ def full_gradients(
         pixel_values = pixel_values.detach().requires_grad_()
         score = scores_of(logits_of(model, pixel_values), targets)
         (gradient,) = torch.autograd.grad(score, pixel_values)
-        receive(gradient * pixel_values.detach())
+        receive(gradient, pixel_values.detach())
 
 
 def full_grad(model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
     """
     The FullGrad map, `(B, H, W)`: every term's magnitude scaled to 0..1 a picture, enlarged, and summed.
 
-    Scaling is affine and enlarging linear, so a term's channels are summed first and one map a layer is enlarged.
+    Scaling is affine and enlarging linear, so a term's channels are summed first and one map a layer is enlarged. A
+    bias is the same in all cells, so that sum is a product of a vector and the gradient's magnitude.
     Terms that are no map, such as a classifier's bias, are left out, as in the paper.
     """
     total = torch.zeros_like(pixel_values[:, 0], dtype=torch.promote_types(pixel_values.dtype, torch.float32))
 
-    def add(term: torch.Tensor) -> None:
-        grid = grid_of(term.shape, pixel_values.shape)
+    def add(gradient: torch.Tensor, factor: torch.Tensor) -> None:
+        grid = grid_of(gradient.shape, pixel_values.shape)
         if grid is None:
             return
-        magnitude = to_map(term, grid).abs().to(total.dtype)
-        low, high = magnitude.amin(dim=(1, 2, 3)), magnitude.amax(dim=(1, 2, 3))
-        summed = magnitude.sum(dim=1) - magnitude.shape[1] * low.view(-1, 1, 1)
-        summed = summed / ((high - low).view(-1, 1, 1) + 1e-6)
+        if factor.shape == gradient.shape:
+            gradient, factor = gradient * factor, factor.new_ones(gradient.shape[1])
+        magnitude = to_map(gradient, grid).abs().to(total.dtype).flatten(2)  # (B, C, h w)
+        factor = factor.flatten().abs().to(total.dtype)
+        low = (magnitude.amin(dim=2) * factor).amin(dim=1)
+        high = (magnitude.amax(dim=2) * factor).amax(dim=1)
+        with torch.autocast(total.device.type, enabled=False):  # it would round the product to half precision
+            summed = torch.matmul(factor, magnitude) - len(factor) * low[:, None]
+        summed = (summed / ((high - low)[:, None] + 1e-6)).unflatten(1, grid)
         enlarged = F.interpolate(summed[:, None], size=total.shape[1:], mode="bilinear", align_corners=True)
         total.add_(enlarged[:, 0])
 

@@ -184,7 +184,7 @@ def test_fuse_by_hand():
 def test_full_gradients_add_up_to_the_score(make):
     """Proposition 1 of Srinivas and Fleuret 2019: input term plus bias terms is the score."""
     model, terms = make(), []
-    full_gradients(model, pictures(), TARGETS, lambda term: terms.append(term.flatten(1).sum(dim=1)))
+    full_gradients(model, pictures(), TARGETS, lambda g, factor: terms.append((g * factor).flatten(1).sum(dim=1)))
     score = model(pictures()).logits.gather(1, TARGETS[:, None])[:, 0]
     torch.testing.assert_close(sum(terms), score)
     assert not torch.allclose(terms[-1], score, rtol=0.1)  # the biases do matter here
@@ -193,7 +193,7 @@ def test_full_gradients_add_up_to_the_score(make):
 def test_full_grad_is_the_paper_s_map():
     """The published post-processing, term by term and channel by channel."""
     model, terms = resnet_classifier(), []
-    full_gradients(model, pictures(), TARGETS, terms.append)
+    full_gradients(model, pictures(), TARGETS, lambda gradient, factor: terms.append(gradient * factor))
     expected = torch.zeros(3, 32, 64, dtype=torch.float64)
     for term in terms:
         if term.dim() == 4:
