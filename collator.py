@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor
 from transformers.image_utils import load_image
 
 from .augmentation import PairedAugmentation
-from .losses import otsu_threshold
+from .losses import pseudo_mask
 
 
 def to_pixel_values(images: list[Image.Image], image_processor: BaseImageProcessor, **overrides: Any) -> torch.Tensor:
@@ -28,20 +28,19 @@ class DefectCollator:
     Collates rows of the data contract; augments where it is given an augmentation.
 
     Returns `pixel_values (B, 3, H, W)`, `labels (B,)` and, for rows with a prior, `saliency_prior (B, 1, h, w)` in
-    0..1, `pseudo_mask (B, 1, h, w)` bool (the prior above Otsu's threshold) and `prior_weight (B,)`.
+    0..1, `pseudo_mask (B, 1, h, w)` bool (the prior above Otsu's threshold), `known (B, 1, h, w)` bool (the cells that
+    are not in the `ignore_band` around it) and `prior_weight (B,)`.
     """
 
     image_processor: BaseImageProcessor
     augmentation: PairedAugmentation | None = None
+    ignore_band: float = 0.0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = {"labels": torch.tensor([row["label"] for row in rows])}
         maps = None
         if "saliency_prior" in rows[0]:
-            stored = np.stack([np.asarray(row["saliency_prior"], dtype=np.uint8) for row in rows])
-            # Parted before it is moved: interpolation makes values that Otsu's threshold does not part.
-            masks = np.stack([prior > otsu_threshold(prior) for prior in stored])
-            maps = torch.from_numpy(np.stack([stored / np.float32(255), masks.astype(np.float32)], axis=1))
+            maps = torch.stack([prior_channels(row["saliency_prior"], self.ignore_band) for row in rows])
             batch["prior_weight"] = torch.tensor([row["prior_weight"] for row in rows])
         images = [row["image"] for row in rows]
         if self.augmentation is None:
@@ -52,9 +51,27 @@ class DefectCollator:
             mean = torch.tensor(self.image_processor.image_mean).view(-1, 1, 1)
             std = torch.tensor(self.image_processor.image_std).view(-1, 1, 1)
             batch["pixel_values"] = (raw - mean) / std
-        if maps is not None:
-            batch["saliency_prior"], batch["pseudo_mask"] = maps[:, :1], maps[:, 1:] > 0.5
-        return batch
+        return batch if maps is None else batch | split_channels(maps)
+
+    def unaugmented(self) -> DefectCollator:
+        """The same for pictures as they are."""
+        return replace(self, augmentation=None)
 
 
-__all__ = ["DefectCollator", "to_pixel_values"]
+def prior_channels(stored: Any, ignore_band: float) -> torch.Tensor:
+    """
+    A stored prior `(h, w)` as `(3, h, w)` in 0..1: itself, its mask, and the cells known well enough to learn from.
+
+    Parted before anything is moved: interpolation makes values that Otsu's threshold does not part.
+    """
+    prior = np.asarray(stored, dtype=np.uint8)
+    mask, known = pseudo_mask(prior, ignore_band)
+    return torch.from_numpy(np.stack([prior / np.float32(255), mask.astype(np.float32), known.astype(np.float32)]))
+
+
+def split_channels(maps: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What [`prior_channels`] made, moved by an augmentation, `(B, 3, h, w)`, by the names the Trainer knows."""
+    return {"saliency_prior": maps[:, :1], "pseudo_mask": maps[:, 1:2] > 0.5, "known": maps[:, 2:] > 0.5}
+
+
+__all__ = ["DefectCollator", "prior_channels", "split_channels", "to_pixel_values"]

@@ -15,6 +15,11 @@ class KGLConfig(PreTrainedConfig):
         Configuration of the backbone; its `out_features` name the stages whose maps are used, finest first.
     fusion_size (`int`, *optional*, defaults to 256):
         Channels that each stage is projected to where the backbone yields more than one map. One map is used as it is.
+    pooling (`str`, *optional*, defaults to `"avg_max"`):
+        What the classifier sees of the features `F` and the saliency logits `H`. `"avg_max"` (the paper's): both
+        averaged and maximised over the cells. `"attention"`: besides, `F` averaged by `softmax(H)`. `"topk"`: besides,
+        `F` averaged over the twentieth of the cells with the largest `H`. `"saliency"`: `F` averaged by `softmax(H)`,
+        and `H` averaged and maximised; nothing else.
     detach_saliency (`bool`, *optional*, defaults to `False`):
         Stop the classification gradient at the saliency logits during training, as mixed-supervision networks do.
     defect_free_label (`str`, *optional*):
@@ -44,6 +49,7 @@ class KGLConfig(PreTrainedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     fusion_size: int = 256
+    pooling: str = "avg_max"
     detach_saliency: bool = False
     defect_free_label: str | None = None
     problem_type: str = "single_label_classification"
@@ -59,6 +65,11 @@ class KGLConfig(PreTrainedConfig):
             self.backbone_config = CONFIG_MAPPING[model_type].from_dict(self.backbone_config)
         super().__post_init__(**kwargs)
         self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def validate_pooling(self) -> None:
+        """Refuse a head that there is not."""
+        if self.pooling not in ("avg_max", "attention", "topk", "saliency"):
+            raise ValueError(f"pooling={self.pooling!r}: choose avg_max, attention, topk or saliency.")
 
     def validate_problem_type(self) -> None:
         """Only the two classification problems have a loss and a saliency map here."""

@@ -87,7 +87,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
     """
     Image classifier whose saliency head can be taught where to look.
 
-    For features `F` `(B, C, h, w)`: `H = conv1x1(F)`, `P = [F, H]`, `z = [avg(P), max(P)]`, `logits = W z + b`.
+    For features `F` `(B, C, h, w)`: `H = conv1x1(F)`, `P = [F, H]`, `z = [avg(P), max(P)]`, `logits = W z + b`; the
+    config's `pooling` has other `z`.
     """
 
     def __init__(self, config: KGLConfig) -> None:
@@ -104,7 +105,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
         self.fusion = KGLStageFusion(channels, config.fusion_size) if len(channels) > 1 else None
         num_features = config.fusion_size if len(channels) > 1 else channels[0]
         self.saliency_head = nn.Conv2d(num_features, 1, kernel_size=1)
-        self.classifier = nn.Linear(2 * (num_features + 1), config.num_labels)
+        pooled_features = {"avg_max": 2 * num_features, "saliency": num_features}.get(config.pooling, 3 * num_features)
+        self.classifier = nn.Linear(pooled_features + 2, config.num_labels)
         self.post_init()
 
     @classmethod
@@ -205,10 +207,29 @@ class KGLForImageClassification(KGLPreTrainedModel):
     def classify(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `(B, K)` and saliency logits `(B, 1, h, w)` of features `(B, C, h, w)`."""
         saliency = self.saliency_head(feature_map)
-        pooled_saliency = saliency.detach() if self.config.detach_saliency and self.training else saliency
-        pooled = torch.cat([feature_map, pooled_saliency], dim=1)
-        pooled = torch.cat([pooled.mean(dim=(2, 3)), pooled.flatten(2).max(dim=2).values], dim=1)
-        return self.classifier(pooled), saliency
+        seen = saliency.detach() if self.config.detach_saliency and self.training else saliency
+        if self.config.pooling == "saliency":
+            pooled = [_attended(feature_map, seen), seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))]
+            return self.classifier(torch.cat(pooled, dim=1)), saliency
+        both = torch.cat([feature_map, seen], dim=1)
+        pooled = [both.mean(dim=(2, 3)), both.flatten(2).max(dim=2).values]
+        if self.config.pooling == "attention":
+            pooled.append(_attended(feature_map, seen))
+        elif self.config.pooling == "topk":
+            pooled.append(_top_cells(feature_map, seen))
+        return self.classifier(torch.cat(pooled, dim=1)), saliency
+
+
+def _attended(feature_map: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
+    """Features averaged by the softmax of the saliency logits over the cells, `(B, C)`."""
+    return (feature_map * saliency.flatten(2).softmax(dim=2).view_as(saliency)).sum(dim=(2, 3))
+
+
+def _top_cells(feature_map: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
+    """Features averaged over the twentieth of the cells with the largest saliency logits, `(B, C)`."""
+    cells = saliency.flatten(2)
+    top = cells.topk(-(-cells.shape[2] // 20), dim=2).indices.expand(-1, feature_map.shape[1], -1)
+    return feature_map.flatten(2).gather(2, top).mean(dim=2)
 
 
 def _with_stages(config: PreTrainedConfig, out_features: list[str] | None) -> PreTrainedConfig:

@@ -20,7 +20,7 @@ import transformers
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import BaseImageProcessor, Trainer, set_seed
+from transformers import BaseImageProcessor, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.trainer_utils import SaveStrategy
@@ -37,7 +37,7 @@ from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import PriorArguments, with_priors, write_saliency_priors
 from kgl.report import comparison_table, grid_rows, save_grid
 from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, write_json
-from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
+from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
 
 
 @dataclass
@@ -54,6 +54,14 @@ class ModelArguments:
         default=None, metadata={"help": "Backbone stages to use, finest first (stage2 stage3); the last by default."}
     )
     fusion_size: int = field(default=256, metadata={"help": "Channels that several stages are projected to."})
+    pooling: str = field(
+        default="avg_max",
+        metadata={
+            "help": "What the classifier sees of features F and saliency H: avg_max (the paper's), attention, topk or "
+            "saliency; see KGLConfig.",
+            "choices": ["avg_max", "attention", "topk", "saliency"],
+        },
+    )
     detach_saliency: bool = field(
         default=False, metadata={"help": "Stop the classification gradient at the saliency logits."}
     )
@@ -213,6 +221,7 @@ def _build_model(model_args: ModelArguments, data_args: DataArguments, names: li
         "label2id": {name: index for index, name in enumerate(names)},
         "defect_free_label": defect_free_label(data_args),
         "fusion_size": model_args.fusion_size,
+        "pooling": model_args.pooling,
         "detach_saliency": model_args.detach_saliency,
     }
     verbosity = logging.get_verbosity()
@@ -298,7 +307,7 @@ def _train_phase(
     args.run_name = f"{training_args.run_name or Path(training_args.output_dir).name}-{phase}"
     set_seed(args.seed)  # both phases start from the same weights and see the same batches
     model = _build_model(model_args, data_args, train.features["label"].names)
-    trainer_class = KnowledgeGuidedTrainer if phase == "final" else Trainer
+    trainer_class = KnowledgeGuidedTrainer if phase == "final" else ClassificationTrainer
     trainer = trainer_class(
         model=model,
         args=args,

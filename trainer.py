@@ -15,20 +15,66 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from .errors import InputError
-from .losses import SCHEDULES, CellBalance, guidance_weight, pseudo_mask_loss
+from .losses import (
+    CELL_OBJECTIVES,
+    FORMS,
+    MAP_OBJECTIVES,
+    OBJECTIVES,
+    SCHEDULES,
+    CellBalance,
+    balanced_class_weight,
+    combined_loss,
+    consistency_loss,
+    focal_loss,
+    guidance_weight,
+    pseudo_mask,
+    saliency_loss,
+)
+from .modeling_kgl import KGLImageClassifierOutput
+from .saliency import layer_cam
 
 
 @dataclass
 class KGLTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] and the settings of the knowledge-guided loss."""
 
+    kg_objective: list[str] = field(
+        default_factory=lambda: ["otsu_bce"],
+        metadata={
+            "help": "What guidance teaches, several are added up. The saliency logits H: the prior above Otsu's "
+            "threshold (otsu_bce) or as it is (soft_bce). The class map: to be like the prior (cosine, l2, kl)."
+        },
+    )
     kg_schedule: str = field(
         default="linear",
-        metadata={"help": "How the guidance's weight lambda goes with training: linear, cosine or constant."},
+        metadata={"help": "How the guidance's weight lambda goes with training: linear, cosine, constant or delayed."},
     )
     kg_lambda: float = field(
         default=1.0,
-        metadata={"help": "Lambda at the start (linear, cosine) or throughout (constant, where it must be below 1)."},
+        metadata={"help": "Lambda at the start (linear, cosine, delayed) or throughout (constant)."},
+    )
+    kg_form: str = field(
+        default="convex",
+        metadata={"help": "convex: lambda L_kg + (1 - lambda) L_cls, as in the paper; additive: lambda L_kg + L_cls."},
+    )
+    kg_ignore_band: float = field(
+        default=0.0,
+        metadata={"help": "otsu_bce: leave out cells this close to the threshold, as a share of the prior's peak."},
+    )
+    kg_positive_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "How much more a defect cell of H counts than another; by default the two kinds count the same "
+            "over the training set."
+        },
+    )
+    cls_loss: str = field(
+        default="cross_entropy",
+        metadata={"help": "Classification loss of both phases: cross_entropy, or focal (gamma 2) for rare defects."},
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={"help": "What a picture of each class counts in both phases: none, or balanced (rare ones more)."},
     )
     # The collator reads columns that the model's forward does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep this off: the collator needs them."})
@@ -37,36 +83,48 @@ class KGLTrainingArguments(TrainingArguments):
         super().__post_init__()
         # Pinned memory is for copies to a GPU; without one, torch warns at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
-        if self.kg_schedule not in SCHEDULES:
-            raise InputError(f"--kg_schedule {self.kg_schedule}: choose one of {', '.join(SCHEDULES)}.")
-        if not 0 <= self.kg_lambda <= 1:
-            raise InputError(f"--kg_lambda {self.kg_lambda}: it must lie in 0..1.")
-        if self.kg_schedule == "constant" and self.kg_lambda == 1:
+        choices = {
+            "kg_schedule": SCHEDULES,
+            "kg_form": FORMS,
+            "cls_loss": ("cross_entropy", "focal"),
+            "class_weights": ("none", "balanced"),
+        }
+        for name, there in choices.items():
+            if vars(self)[name] not in there:
+                raise InputError(f"--{name} {vars(self)[name]}: choose one of {', '.join(there)}.")
+        unknown = [one for one in self.kg_objective if one not in OBJECTIVES]
+        if unknown or not self.kg_objective:
+            raise InputError(f"--kg_objective {' '.join(unknown)}: choose among {', '.join(OBJECTIVES)}.")
+        if self.kg_lambda < 0 or (self.kg_form == "convex" and self.kg_lambda > 1):
+            raise InputError(f"--kg_lambda {self.kg_lambda}: it must lie in 0..1 (any above with --kg_form additive).")
+        if (self.kg_form, self.kg_schedule, self.kg_lambda) == ("convex", "constant", 1):
             raise InputError("--kg_schedule constant with --kg_lambda 1 never trains the classifier; lower lambda.")
+        if not 0 <= self.kg_ignore_band < 0.5:
+            raise InputError(f"--kg_ignore_band {self.kg_ignore_band}: it must lie in 0..0.5.")
+        if self.kg_positive_weight is not None and self.kg_positive_weight <= 0:
+            raise InputError(f"--kg_positive_weight {self.kg_positive_weight}: it must be above 0.")
 
 
-class KnowledgeGuidedTrainer(Trainer):
+class ClassificationTrainer(Trainer):
     """
-    Trains a [`KGLForImageClassification`] on `L = lambda(t) L_kg + (1 - lambda(t)) L_cls` (arXiv 2605.17780).
+    A Trainer of defect classifiers: the loss that the arguments ask for, and evaluation of pictures as they are.
 
-    `train_dataset` holds the columns of the data contract, `saliency_prior` and `prior_weight` among them, and
-    `data_collator` is a [`DefectCollator`], whose augmentation is left out in evaluation. `loss_cls`, `loss_kg` and
-    `kg_lambda` are logged beside `loss`, averaged over the logging window, over accumulated batches and processes.
+    `data_collator` is a [`DefectCollator`], whose augmentation is left out in evaluation.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.train_dataset is None:
-            raise InputError("KnowledgeGuidedTrainer needs a train_dataset.")
+            raise InputError(f"{type(self).__name__} needs a train_dataset.")
         if self.args.n_gpu > 1:
             raise InputError(f"{self.args.n_gpu} GPUs in one process: use accelerate launch, one process a GPU.")
-        missing = {"saliency_prior", "prior_weight"} - set(self.train_dataset.column_names)
-        if missing:
-            raise InputError(
-                f"train_dataset has no {' and no '.join(sorted(missing))}: add_saliency_priors makes them."
-            )
-        self._balance = _cell_balance(self.train_dataset)
-        self._window: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        self._class_weight = None
+        if self.args.class_weights == "balanced":
+            labels = self.train_dataset["label"]
+            self._class_weight = balanced_class_weight(labels, self.model.config.num_labels).to(self.args.device)
+        self._own_loss = (self.args.cls_loss, self.args.class_weights) != ("cross_entropy", "none")
+        if self._own_loss and self.args.label_smoothing_factor > 0:
+            raise InputError("--label_smoothing_factor goes with --cls_loss cross_entropy --class_weights none.")
 
     def compute_loss(
         self,
@@ -75,17 +133,11 @@ class KnowledgeGuidedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The guided loss in training, a mean over the batch's images; the classification loss in evaluation."""
-        inputs.pop("saliency_prior", None)
-        mask = inputs.pop("pseudo_mask", None)
-        weight = inputs.pop("prior_weight", None)
+        """The classification loss, a mean over the batch's images."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training:
-            loss_kg = pseudo_mask_loss(outputs.saliency, mask, weight, self._balance)
-            progress = self.state.global_step / max(self.state.max_steps, 1)  # 0 before train() is called
-            lambda_ = guidance_weight(self.args.kg_schedule, progress, self.args.kg_lambda)
-            self._note(loss_cls=loss.detach(), loss_kg=loss_kg.detach(), kg_lambda=torch.tensor(lambda_))
-            loss = lambda_ * loss_kg + (1 - lambda_) * loss
+        if self._own_loss:
+            gamma = 2.0 if self.args.cls_loss == "focal" else 0.0
+            loss = focal_loss(outputs.logits, inputs["labels"], gamma, self._class_weight)
         return (loss, outputs) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
@@ -101,11 +153,83 @@ class KnowledgeGuidedTrainer(Trainer):
     @contextmanager
     def _unaugmented(self) -> Iterator[None]:
         collator = self.data_collator
-        self.data_collator = replace(collator, augmentation=None)
+        self.data_collator = collator.unaugmented()
         try:
             yield
         finally:
             self.data_collator = collator
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Leave README.md alone: the Trainer's own card would replace whatever the user wrote there."""
+
+
+class KnowledgeGuidedTrainer(ClassificationTrainer):
+    """
+    Trains a [`KGLForImageClassification`] on `L = lambda(t) L_kg + (1 - lambda(t)) L_cls` (arXiv 2605.17780).
+
+    `train_dataset` holds the columns of the data contract, `saliency_prior` and `prior_weight` among them. `loss_cls`,
+    `loss_kg` and `kg_lambda` are logged beside `loss`, averaged over the logging window, over accumulated batches and
+    processes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        missing = {"saliency_prior", "prior_weight"} - set(self.train_dataset.column_names)
+        if missing:
+            raise InputError(
+                f"train_dataset has no {' and no '.join(sorted(missing))}: add_saliency_priors makes them."
+            )
+        if set(self.args.kg_objective) & set(MAP_OBJECTIVES) and self.model.config.pooling != "avg_max":
+            raise InputError("--kg_objective cosine, l2 and kl need the closed-form class map of --pooling avg_max.")
+        self.data_collator = replace(self.data_collator, ignore_band=self.args.kg_ignore_band)
+        self._balance = {
+            objective: _cell_balance(objective, self.train_dataset, self.args)
+            for objective in self.args.kg_objective
+            if objective in CELL_OBJECTIVES
+        }
+        self._window: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The guided loss in training, a mean over the batch's images; the classification loss in evaluation."""
+        prior = {name: inputs.pop(name, None) for name in ("saliency_prior", "pseudo_mask", "known", "prior_weight")}
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            loss_kg = self._guidance(outputs, labels, **prior)
+            progress = self.state.global_step / max(self.state.max_steps, 1)  # 0 before train() is called
+            lambda_ = guidance_weight(self.args.kg_schedule, progress, self.args.kg_lambda)
+            self._note(loss_cls=loss.detach(), loss_kg=loss_kg.detach(), kg_lambda=torch.tensor(lambda_))
+            loss = combined_loss(self.args.kg_form, lambda_, loss_kg, loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def _guidance(
+        self,
+        outputs: KGLImageClassifierOutput,
+        labels: torch.Tensor,
+        saliency_prior: torch.Tensor,
+        pseudo_mask: torch.Tensor,
+        known: torch.Tensor,
+        prior_weight: torch.Tensor,
+    ) -> torch.Tensor:
+        total = torch.zeros((), device=prior_weight.device)
+        for objective in self.args.kg_objective:
+            if objective == "otsu_bce":
+                target, cells = pseudo_mask, known
+            elif objective == "soft_bce":
+                target, cells = saliency_prior, torch.ones_like(known)
+            else:
+                model = self.accelerator.unwrap_model(self.model)
+                class_map = layer_cam(model, outputs.feature_map, outputs.saliency, labels)
+                total = total + consistency_loss(objective, class_map, saliency_prior, prior_weight)
+                continue
+            total = total + saliency_loss(outputs.saliency, target, cells, prior_weight, self._balance[objective])
+        return total
 
     def _note(self, **terms: torch.Tensor) -> None:
         """Add one batch to the window, weighted as the Trainer weights it within its accumulated step."""
@@ -126,15 +250,18 @@ class KnowledgeGuidedTrainer(Trainer):
             self._window.clear()
         super().log(logs, start_time)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Leave README.md alone: the Trainer's own card would replace whatever the user wrote there."""
+
+def _cell_balance(objective: str, train_dataset: Dataset, args: KGLTrainingArguments) -> CellBalance:
+    if args.kg_positive_weight is not None:
+        return CellBalance(negative=1.0, positive=args.kg_positive_weight)
+    rows = train_dataset.select_columns(["saliency_prior", "prior_weight"])
+    targets, cells = [], []
+    for stored in rows["saliency_prior"]:
+        prior = np.asarray(stored, dtype=np.uint8)
+        mask, known = pseudo_mask(prior, args.kg_ignore_band)
+        targets.append(mask if objective == "otsu_bce" else prior / 255)
+        cells.append(known if objective == "otsu_bce" else np.ones_like(known))
+    return CellBalance.of(targets, cells, rows["prior_weight"])
 
 
-def _cell_balance(train_dataset: Dataset) -> CellBalance:
-    priors = train_dataset.select_columns(["saliency_prior", "prior_weight"]).with_format("numpy")
-    return CellBalance.of(
-        (row["saliency_prior"].astype(np.uint8) for row in priors), (float(row["prior_weight"]) for row in priors)
-    )
-
-
-__all__ = ["KGLTrainingArguments", "KnowledgeGuidedTrainer"]
+__all__ = ["ClassificationTrainer", "KGLTrainingArguments", "KnowledgeGuidedTrainer"]

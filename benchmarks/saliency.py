@@ -29,7 +29,7 @@ from kgl.saliency import METHODS, compute_saliency
 BACKBONE = ResNetConfig(
     layer_type="basic", embedding_size=64, depths=[2, 2, 2], hidden_sizes=[64, 128, 256], out_features=["stage3"]
 )
-_SLOW = ("smoothgrad", "integrated_gradients")  # dozens of passes: measured on the smallest batch only
+_SLOW = ("smoothgrad", "integrated_gradients")  # dozens of passes: three rounds, on the smallest batch only
 
 
 class LogitsOnly(nn.Module):
@@ -154,7 +154,7 @@ def main() -> None:
                 if method in _SLOW and batch_size > min(options.batch_sizes):
                     continue
                 memory = peak_memory(call)  # first: a call's leftovers would serve the next one
-                timed = paired(call, forward, options.rounds, warmups=1)
+                timed = paired(call, forward, 3 if method in _SLOW else options.rounds, warmups=1)
                 result = {"size": size, "batch_size": batch_size, "method": method, "library": library}
                 results.append(result | timed | {"mib": memory, "forward_mib": forward_memory})
                 print(

@@ -8,8 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from ..modeling_kgl import KGLForImageClassification
-from .maps import to_float
+from .maps import scores_of, to_float
 
 
 @contextmanager
@@ -22,26 +21,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def scores_of(logits: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
-    """The sum over the batch of the targets' logits, or of the largest ones: images do not mix, so one sum does."""
-    if targets is None:
-        targets = logits.argmax(dim=1)
-    return logits.gather(1, targets[:, None]).sum()
-
-
-def head_activations(
-    model: KGLForImageClassification, pixel_values: torch.Tensor, targets: torch.Tensor | None
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Our model's pooled features and their gradient: one forward pass without a graph, and the head backwards."""
-    with torch.no_grad():
-        features, _ = model.features(pixel_values)
-    with torch.enable_grad():
-        features.requires_grad_()
-        logits, _ = model.classify(features)
-        gradients = torch.autograd.grad(scores_of(logits, targets), features)
-    return [to_float(features.detach())], [to_float(gradients[0])]
 
 
 def layer_activations(
@@ -60,6 +39,8 @@ def layer_activations(
     def keep(name: str):
         def hook(module: nn.Module, inputs: tuple, output: object) -> object:
             tensor = _first_tensor(output)
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(f"Layer {name!r} gives a {type(output).__name__}, which is no map of the picture.")
             if not outputs:  # nothing below the first layer need be stored
                 torch.set_grad_enabled(True)
                 tensor = tensor.detach().requires_grad_()
@@ -165,7 +146,7 @@ def to_map(tensor: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return tensor if tuple(tensor.shape[2:]) == grid else tensor.permute(0, 3, 1, 2)
 
 
-def _first_tensor(output: object) -> torch.Tensor:
+def _first_tensor(output: object) -> object:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 

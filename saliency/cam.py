@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ..modeling_kgl import KGLForImageClassification
-from .maps import to_float
+from .maps import scores_of, to_float
 
 
 def cam(activations: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -61,6 +61,9 @@ def layer_cam(
     """
     LayerCAM (Jiang et al. 2021) of our head in closed form: no backward pass, and differentiable itself.
 
+    Heads of another pooling than `avg_max` have no closed form: theirs goes through the head backwards, and is not
+    differentiable.
+
     LayerCAM is `relu(sum_c relu(g_c) * F_c)` with `g` the gradient of the target's logit with respect to `F`. Our
     head pools and is linear, so `g` is a constant per channel, plus the max-pooling weight at the channel's arg-max
     cell, plus the same two through the saliency logits `H = v F`.
@@ -74,6 +77,8 @@ def layer_cam(
     Returns:
         `(B, h, w)`, not negative, in units of the logit.
     """
+    if model.config.pooling != "avg_max":
+        return layer_cam_of(*head_gradient(model, feature_map, targets))
     with torch.autocast(feature_map.device.type, enabled=False):  # products of half-precision numbers add up badly
         return _layer_cam(model, to_float(feature_map), to_float(saliency), targets)
 
@@ -102,6 +107,17 @@ def _layer_cam(
     at_h = (F.relu(everywhere + through_h) - F.relu(everywhere)) * features_h * ~meets_h
     maps = maps.scatter_add(1, cell_h, at_h.sum(dim=1, keepdim=True))
     return F.relu(maps).view(batch, height, width)
+
+
+def head_gradient(
+    model: KGLForImageClassification, feature_map: torch.Tensor, targets: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pooled features and the gradient of the targets' logits with respect to them; no graph is left."""
+    with torch.enable_grad():
+        features = feature_map.detach().requires_grad_()
+        logits, _ = model.classify(features)
+        (gradient,) = torch.autograd.grad(scores_of(logits, targets), features)
+    return to_float(features.detach()), to_float(gradient)
 
 
 def head_cam(

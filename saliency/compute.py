@@ -9,7 +9,6 @@ from ..modeling_kgl import KGLForImageClassification
 from . import cam, gradient
 from .activations import (
     deepest_activations,
-    head_activations,
     layer_activations,
     spatial_layers,
     undisturbed,
@@ -78,13 +77,14 @@ def _class_activation_map(
     model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor | None, method: str, layers: list[str] | None
 ) -> torch.Tensor:
     if layers is None and isinstance(model, KGLForImageClassification):
-        if method in ("cam", "layercam"):  # these have closed forms
-            with torch.no_grad():
-                feature_map, _ = model.features(pixel_values)
+        with torch.no_grad():
+            feature_map, _ = model.features(pixel_values)
+            if method in ("cam", "layercam") and model.config.pooling == "avg_max":  # these have closed forms
                 logits, saliency = model.classify(feature_map)
                 of_head = cam.head_cam if method == "cam" else cam.layer_cam
                 return of_head(model, feature_map, saliency, logits.argmax(dim=1) if targets is None else targets)
-        activations, gradients = head_activations(model, pixel_values, targets)
+        activation, slope = cam.head_gradient(model, feature_map, targets)
+        activations, gradients = [activation], [slope]
     elif layers is None:
         activations, gradients = deepest_activations(model, pixel_values, targets)
     else:

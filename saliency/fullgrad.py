@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .activations import grid_of, scores_of, to_map
+from .activations import grid_of, to_map
 from .gradient import logits_of
+from .maps import scores_of
 
 
 def full_gradients(

@@ -1,4 +1,4 @@
-"""What is done to finished maps: scaling, fusing, storing."""
+"""What a map is made of and what is done to finished ones: the score, scaling, fusing, storing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from ..errors import InputError
 def to_float(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision, which autocast hands out, to float32; anything wider as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def scores_of(logits: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
+    """The sum over the batch of the targets' logits, or of the largest ones: images do not mix, so one sum does."""
+    if targets is None:
+        targets = logits.argmax(dim=1)
+    return logits.gather(1, targets[:, None]).sum()
 
 
 def to_peak_one(maps: torch.Tensor) -> torch.Tensor:
@@ -60,4 +67,4 @@ def to_uint8(maps: torch.Tensor, names: list[str] | None = None) -> np.ndarray:
     return stored
 
 
-__all__ = ["fuse", "to_float", "to_grid", "to_peak_one", "to_uint8"]
+__all__ = ["fuse", "scores_of", "to_float", "to_grid", "to_peak_one", "to_uint8"]

@@ -230,3 +230,27 @@ def test_timm_backbone(tmp_path):
     model.save_pretrained(tmp_path)
     again = KGLForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(again(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "topk", "saliency"])
+def test_heads_that_use_the_saliency(pooling, tmp_path):
+    """By the definitions, cell by cell; what is said is trained through H, and survives saving."""
+    model = tiny_model(pooling=pooling)
+    features = torch.randn(2, 16, 5, 5, requires_grad=True)
+    logits, saliency = model.classify(features)
+    cells = saliency.view(2, 25)
+    chosen = torch.zeros(2, 25).scatter(1, cells.topk(2).indices, 0.5) if pooling == "topk" else cells.softmax(dim=1)
+    by_saliency = torch.einsum("bcn,bn->bc", features.flatten(2), chosen)
+    both = torch.cat([features.flatten(2), saliency.flatten(2)], dim=1)
+    if pooling == "saliency":
+        pooled = torch.cat([by_saliency, cells.mean(1, keepdim=True), cells.amax(1, keepdim=True)], dim=1)
+    else:
+        pooled = torch.cat([both.mean(dim=2), both.amax(dim=2), by_saliency], dim=1)
+    torch.testing.assert_close(logits, model.classifier(pooled))
+    logits.sum().backward()
+    assert model.saliency_head.weight.grad.abs().sum() > 0
+    model.save_pretrained(tmp_path)
+    loaded = KGLForImageClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.classify(features)[0], logits)
+    with pytest.raises(Exception, match="choose avg_max, attention, topk or saliency"):
+        tiny_model(pooling="mean")

@@ -98,13 +98,14 @@ def test_collated_priors_and_their_masks():
     batch = DefectCollator(PROCESSOR)([with_priors[index] for index in range(4)])
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "labels": (4,), "prior_weight": (4,), "pixel_values": (4, 3, 32, 64), "saliency_prior": (4, 1, 2, 4),
-        "pseudo_mask": (4, 1, 2, 4),
+        "pseudo_mask": (4, 1, 2, 4), "known": (4, 1, 2, 4),
     }  # fmt: skip
     stored = np.asarray(with_priors["saliency_prior"], dtype=np.uint8)
     assert torch.equal((batch["saliency_prior"] * 255).round()[:, 0], torch.from_numpy(stored).float())
     expected = np.stack([prior > otsu_threshold(prior) for prior in stored])
     assert np.array_equal(batch["pseudo_mask"][:, 0].numpy(), expected)
     assert not expected[1].any() and expected[0].any()  # the blank one stays blank
+    assert batch["known"].all()
 
 
 def test_a_moved_mask_keeps_its_size():

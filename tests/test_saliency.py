@@ -407,3 +407,18 @@ def test_maps_on_another_grid():
     assert to_grid(fine, (4, 4)) is fine
     coarse = torch.tensor([[[0.0, 1.0]]])
     torch.testing.assert_close(to_grid(coarse, (2, 4)), torch.tensor([[[0, 0.25, 0.75, 1]] * 2]).view(1, 2, 4))
+
+
+@pytest.mark.parametrize("pooling", ["attention", "topk", "saliency"])
+@pytest.mark.parametrize("method", ["layercam", "gradcam", "hirescam"])
+def test_other_heads_are_looked_through_backwards(pooling, method):
+    model = tiny_model(pooling=pooling).double()
+    by_layer = compute_saliency(model, pictures(), TARGETS, method, ["backbone.encoder.stages.2"])
+    torch.testing.assert_close(compute_saliency(model, pictures(), TARGETS, method), by_layer)
+    if method == "layercam":
+        output = model(pictures())
+        torch.testing.assert_close(layer_cam(model, output.feature_map, output.saliency, TARGETS), by_layer)
+    with pytest.raises(ValueError, match="CAM needs a layer that is averaged"):
+        compute_saliency(model, pictures(), TARGETS, "cam")
+    with pytest.raises(ValueError, match="'backbone' gives a BackboneOutput, which is no map"):
+        compute_saliency(model, pictures(), TARGETS, method, ["backbone"])

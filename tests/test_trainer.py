@@ -16,7 +16,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator
 from kgl.errors import InputError
-from kgl.losses import CellBalance, otsu_threshold, pseudo_mask_loss
+from kgl.losses import CellBalance, consistency_loss, focal_loss, otsu_threshold, saliency_loss
+from kgl.saliency import layer_cam
 from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
 
 
@@ -61,13 +62,49 @@ def test_the_loss_is_the_sum_of_its_terms_by_lambda(tmp_path):
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
     outputs = trainer.model(batch["pixel_values"], labels=batch["labels"])
     stored = np.asarray(trainer.train_dataset["saliency_prior"], dtype=np.uint8)
-    balance = CellBalance.of(stored, trainer.train_dataset["prior_weight"])
-    mask = np.stack([prior > otsu_threshold(prior) for prior in stored[:4]])
+    masks = np.stack([prior > otsu_threshold(prior) for prior in stored])
+    balance = CellBalance.of(masks, np.ones_like(masks), trainer.train_dataset["prior_weight"])
+    mask, cells = masks[:4], torch.ones(4, 1, 2, 2)
     weight = torch.tensor(trainer.train_dataset["prior_weight"][:4])
-    loss_kg = pseudo_mask_loss(outputs.saliency, torch.from_numpy(mask)[:, None], weight, balance)
+    loss_kg = saliency_loss(outputs.saliency, torch.from_numpy(mask)[:, None], cells, weight, balance)
     trainer.current_gradient_accumulation_steps = 1
     trainer.state.max_steps = 10
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), 0.3 * loss_kg + 0.7 * outputs.loss)
+
+
+def test_objectives_are_added_up(tmp_path):
+    trainer = guided_trainer(
+        tmp_path, kg_schedule="constant", kg_lambda=2.0, kg_form="additive", kg_objective=["soft_bce", "cosine", "kl"],
+        kg_positive_weight=3.0,
+    )  # fmt: skip
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    outputs = trainer.model(batch["pixel_values"], labels=batch["labels"])
+    prior, weight = batch["saliency_prior"], batch["prior_weight"]
+    loss_kg = saliency_loss(outputs.saliency, prior, torch.ones(4, 1, 2, 2), weight, CellBalance(1.0, 3.0))
+    class_map = layer_cam(trainer.model, outputs.feature_map, outputs.saliency, batch["labels"])
+    loss_kg = loss_kg + sum(consistency_loss(name, class_map, prior, weight) for name in ("cosine", "kl"))
+    trainer.current_gradient_accumulation_steps = 1
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), 2 * loss_kg + outputs.loss)
+
+
+def test_cells_in_the_band_do_not_count(tmp_path):
+    trainer = guided_trainer(tmp_path, kg_ignore_band=0.2, kg_schedule="constant", kg_lambda=0.5)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(8)])
+    assert trainer.data_collator.ignore_band == 0.2 and 0 < (~batch["known"]).sum() < 16
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    doubtful = batch["pseudo_mask"] ^ ~batch["known"]  # the other way round where it does not count
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch, pseudo_mask=doubtful)), loss)
+
+
+def test_focal_and_balanced_classification(tmp_path):
+    rows = guided_rows().select([0, 1, 2, 4, 7])  # labels 0, 1, 2, 1, 1
+    trainer = guided_trainer(tmp_path, rows, cls_loss="focal", class_weights="balanced", kg_lambda=0.0)
+    batch = trainer.data_collator([rows[index] for index in range(5)])
+    logits = trainer.model(batch["pixel_values"]).logits
+    expected = focal_loss(logits, batch["labels"], 2.0, torch.tensor([5 / 3, 5 / 9, 5 / 3]))
+    trainer.current_gradient_accumulation_steps = 1
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), expected)
 
 
 def test_the_trainer_s_own_loss_settings_hold_for_the_classification_term(tmp_path):
@@ -108,7 +145,7 @@ def test_evaluation_reports_the_classification_loss_only(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "delayed"])
 def test_logged_terms_add_up_to_the_logged_loss(tmp_path, schedule):
     trainer = guided_trainer(
         tmp_path, kg_schedule=schedule, kg_lambda=0.9, num_train_epochs=3, gradient_accumulation_steps=2,
@@ -210,6 +247,13 @@ def test_a_data_set_without_priors_is_refused(tmp_path):
     [
         ({"kg_schedule": "cubic"}, "--kg_schedule cubic"),
         ({"kg_lambda": 1.5}, "--kg_lambda 1.5"),
+        ({"kg_lambda": -1, "kg_form": "additive"}, "--kg_lambda -1"),
+        ({"kg_form": "product"}, "--kg_form product: choose one of convex, additive"),
+        ({"kg_objective": ["dice", "cosine"]}, "--kg_objective dice: choose among otsu_bce"),
+        ({"kg_ignore_band": 0.5}, "--kg_ignore_band 0.5"),
+        ({"kg_positive_weight": 0}, "--kg_positive_weight 0"),
+        ({"cls_loss": "hinge"}, "--cls_loss hinge: choose one of cross_entropy, focal"),
+        ({"class_weights": "rare"}, "--class_weights rare: choose one of none, balanced"),
         ({"kg_schedule": "constant"}, "never trains the classifier"),
     ],
 )
