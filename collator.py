@@ -48,14 +48,20 @@ class DefectCollator:
         else:
             raw = to_pixel_values(images, self.image_processor, do_normalize=False)
             raw, maps = self.augmentation(raw, maps)
-            mean = torch.tensor(self.image_processor.image_mean).view(-1, 1, 1)
-            std = torch.tensor(self.image_processor.image_std).view(-1, 1, 1)
-            batch["pixel_values"] = (raw - mean) / std
+            batch["pixel_values"] = normalised(raw, self.image_processor)
         return batch if maps is None else batch | split_channels(maps)
 
     def unaugmented(self) -> DefectCollator:
         """The same for pictures as they are."""
         return replace(self, augmentation=None)
+
+
+def normalised(images: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
+    """Pictures `(B, 3, H, W)` in 0..1, augmented ones for instance, as the model wants them."""
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1) for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    return (images - mean) / std
 
 
 def prior_channels(stored: Any, ignore_band: float) -> torch.Tensor:
@@ -74,4 +80,4 @@ def split_channels(maps: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"saliency_prior": maps[:, :1], "pseudo_mask": maps[:, 1:2] > 0.5, "known": maps[:, 2:] > 0.5}
 
 
-__all__ = ["DefectCollator", "prior_channels", "split_channels", "to_pixel_values"]
+__all__ = ["DefectCollator", "normalised", "prior_channels", "split_channels", "to_pixel_values"]

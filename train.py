@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from kgl.configuration_kgl import KGLConfig
 from kgl.data import DataArguments, defect_free_label, fingerprint, group_folds, load_defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation import evaluate_predictions, predict
+from kgl.frozen import FrozenFeatureCollator, check_freezable, stages_bypassed, write_frozen_features
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import PriorArguments, with_priors, write_saliency_priors
 from kgl.report import comparison_table, grid_rows, save_grid
@@ -64,6 +66,17 @@ class ModelArguments:
     )
     detach_saliency: bool = field(
         default=False, metadata={"help": "Stop the classification gradient at the saliency logits."}
+    )
+    freeze_stages: int = field(
+        default=0,
+        metadata={
+            "help": "Leave the backbone's stem and first so many stages as they are (ResNet, ConvNeXt), and compute "
+            "what they give once: an epoch takes a fraction of the time."
+        },
+    )
+    frozen_views: int = field(
+        default=8,
+        metadata={"help": "With --freeze_stages: in how many ways each picture is augmented, once for all epochs."},
     )
     image_height: int = field(default=224, metadata={"help": "Pictures are resized to this height."})
     image_width: int = field(default=224, metadata={"help": "Pictures are resized to this width."})
@@ -147,18 +160,23 @@ def run(
         held = lock(output_dir)
         _say_what_is_there(splits)
 
-    def train_phase(phase: str, pictures: Dataset) -> float:
-        return _train_phase(phase, pictures, image_processor, model_args, data_args, training_args)
+    started = time.perf_counter()
+    collator = _collator(splits["train"], image_processor, model_args, data_args, training_args)
+    frozen_seconds = _noted(output_dir / "frozen_seconds.json", time.perf_counter() - started, training_args)
 
-    primary_seconds = train_phase("primary", splits["train"])
+    def train_phase(phase: str, pictures: Dataset) -> float:
+        return _train_phase(phase, pictures, collator, image_processor, model_args, data_args, training_args)
+
+    numbered = splits["train"].add_column("index", list(range(len(splits["train"]))))
+    primary_seconds = frozen_seconds + train_phase("primary", numbered)
     primary = KGLForImageClassification.from_pretrained(output_dir / "primary").to(training_args.device)
     fold_seconds = sum(
-        train_phase(f"primary_fold{fold}", splits["train"].select(rest)) for fold, (rest, _) in enumerate(folds)
+        train_phase(f"primary_fold{fold}", numbered.select(rest)) for fold, (rest, _) in enumerate(folds)
     )
     started = time.perf_counter()
     priors = _make_priors(output_dir, splits["train"], folds, image_processor, prior_args, training_args)
     prior_seconds = _noted(output_dir / "priors_seconds.json", time.perf_counter() - started, training_args)
-    train = with_priors(splits["train"], priors)
+    train = with_priors(numbered, priors)
     final_seconds = train_phase("final", train)
     if training_args.process_index > 0:
         return {}
@@ -188,6 +206,7 @@ def run(
         },
     }
     write_json(finished, report)
+    (output_dir / "frozen_features.npy").unlink(missing_ok=True)  # large, and of no further use
     _say_results(report, output_dir)
     held.release()
     return report
@@ -252,6 +271,10 @@ def _try_model(model_args: ModelArguments, data_args: DataArguments, names: list
     if min(size) < 1:
         raise InputError(f"--image_height {size[0]} --image_width {size[1]}: pictures have at least one pixel.")
     model = _build_model(model_args, data_args, names).eval()
+    if model_args.freeze_stages != 0:
+        check_freezable(model, model_args.freeze_stages)
+    if model_args.frozen_views < 1:
+        raise InputError(f"--frozen_views {model_args.frozen_views}: it must be at least 1.")
     try:
         model(torch.zeros(1, 3, *size))
     except (RuntimeError, ValueError) as error:
@@ -283,9 +306,43 @@ def _image_processor(model_args: ModelArguments) -> BaseImageProcessor:
     return ViTImageProcessorPil(size=size, image_mean=list(mean), image_std=list(std))
 
 
+def _initial_model(
+    model_args: ModelArguments, data_args: DataArguments, training_args: KGLTrainingArguments, names: list[str]
+) -> KGLForImageClassification:
+    """The classifier both phases start from; what is drawn afterwards is the same too: they see the same batches."""
+    set_seed(training_args.seed)
+    return _build_model(model_args, data_args, names)
+
+
+def _collator(
+    train: Dataset,
+    image_processor: BaseImageProcessor,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: KGLTrainingArguments,
+) -> DefectCollator | FrozenFeatureCollator:
+    """Of pictures, or, where stages are frozen, of what these give for the training pictures."""
+    augmentation = PairedAugmentation() if model_args.augment else None
+    if model_args.freeze_stages == 0:
+        return DefectCollator(image_processor, augmentation)
+    model = _initial_model(model_args, data_args, training_args, train.features["label"].names)
+    with training_args.main_process_first(desc="frozen stages"):
+        features = write_frozen_features(
+            Path(training_args.output_dir) / "frozen_features.npy",
+            train,
+            model.to(training_args.device),
+            image_processor,
+            model_args.freeze_stages,
+            model_args.frozen_views,
+            augmentation,
+        )
+    return FrozenFeatureCollator(features, (model_args.image_height, model_args.image_width), augmentation)
+
+
 def _train_phase(
     phase: str,
     train: Dataset,
+    collator: DefectCollator | FrozenFeatureCollator,
     image_processor: BaseImageProcessor,
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -305,14 +362,13 @@ def _train_phase(
     args.output_dir = str(folder)
     args.save_total_limit = None  # WholeCheckpoints deletes the old ones
     args.run_name = f"{training_args.run_name or Path(training_args.output_dir).name}-{phase}"
-    set_seed(args.seed)  # both phases start from the same weights and see the same batches
-    model = _build_model(model_args, data_args, train.features["label"].names)
+    model = _initial_model(model_args, data_args, training_args, train.features["label"].names)
     trainer_class = KnowledgeGuidedTrainer if phase == "final" else ClassificationTrainer
     trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=train,
-        data_collator=DefectCollator(image_processor, PairedAugmentation() if model_args.augment else None),
+        data_collator=collator,
         processing_class=image_processor,
     )
     checkpoint, before = last_whole_checkpoint(folder)
@@ -320,7 +376,8 @@ def _train_phase(
         print(f"{title}: {f'goes on from {checkpoint}' if checkpoint else folder}")
     trainer.add_callback(WholeCheckpoints(training_args.save_total_limit, before))
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with stages_bypassed(model, model_args.freeze_stages) if model_args.freeze_stages else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = before + time.perf_counter() - started
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise InputError(f"Training diverged in the {phase} phase: weights are not finite. Lower --learning_rate.")

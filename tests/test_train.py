@@ -25,7 +25,7 @@ from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import add_saliency_priors
 from kgl.report import comparison_table
 from kgl.runs import claim, last_whole_checkpoint, lock, write_json
-from kgl.train import _image_processor, parse, run
+from kgl.train import _image_processor, _initial_model, parse, run
 
 
 SETTINGS = {
@@ -124,9 +124,8 @@ def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tm
         return train_phase(phase, pictures, *args)
 
     monkeypatch.setattr(kgl.train, "_train_phase", spy)
-    settings = parse(
-        [recipe(tmp_path, data_dir=str(folder)), "--output_dir", str(tmp_path / "out"), "--prior_folds", "3"]
-    )
+    path = recipe(tmp_path, data_dir=str(folder), output_dir=str(tmp_path / "out"))
+    settings = parse([path, "--prior_folds", "3"])
     report = run(*settings)
     pictures, priors = load_defect_dataset(settings[1])["train"], load_from_disk(tmp_path / "out" / "priors")
     everything = set(pictures["digest"])
@@ -145,11 +144,24 @@ def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tm
     assert report["seconds"]["primaries of the folds"] > 0
     assert report["results"]["guided"]["seconds"] == pytest.approx(sum(report["seconds"].values()))
     with pytest.raises(InputError, match=r"--prior_folds 9: too few independent pictures of .*scratch"):
-        run(
-            *parse([recipe(tmp_path, data_dir=str(folder)), "--output_dir", str(tmp_path / "o"), "--prior_folds", "9"])
-        )
+        run(*parse([path, "--output_dir", str(tmp_path / "other"), "--prior_folds", "9"]))
     with pytest.raises(InputError, match="--prior_folds 1: cross-fitting takes at least 2"):
         parse([path, "--prior_folds", "1"])
+
+
+def test_frozen_stages_stay_as_they_were(tmp_path):
+    make_pictures(tmp_path / "pictures")
+    path = recipe(tmp_path, data_dir=str(tmp_path / "pictures"), output_dir=str(tmp_path / "out"), num_train_epochs=2)
+    settings = parse([path, "--freeze_stages", "1", "--frozen_views", "2", "--prior_folds", "2"])
+    run(*settings)
+    initial = _initial_model(settings[0], settings[1], settings[3], ["good", "scratch"])
+    for phase in ("primary", "final"):
+        trained = load_file(tmp_path / "out" / phase / "model.safetensors")
+        changed = {name for name, value in initial.state_dict().items() if not torch.equal(trained[name], value)}
+        assert changed and all("stages.1" in name or "backbone" not in name for name in changed)
+    assert not list((tmp_path / "out").glob("frozen_features*"))
+    with pytest.raises(InputError, match=r"--freeze_stages 2: it must lie in 1\.\.1, below stage2"):
+        run(*parse([path, "--freeze_stages", "2", "--output_dir", str(tmp_path / "other")]))
 
 
 def test_a_finished_run_is_not_done_again(finished):

@@ -1,0 +1,203 @@
+"""Stages that are not trained: what they give is computed once a picture and view, not again in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
+
+from .augmentation import PairedAugmentation
+from .collator import normalised, prior_channels, split_channels, to_pixel_values
+from .errors import InputError
+from .modeling_kgl import KGLForImageClassification
+from .saliency.activations import undisturbed
+
+
+# What comes before the first stage.
+_STEMS = {"resnet": "embedder", "convnext": "embeddings", "convnextv2": "embeddings"}
+
+
+def check_freezable(model: KGLForImageClassification, stages: int) -> None:
+    """
+    Raises:
+        InputError: the backbone's stages cannot be parted, there are not so many, or one of them is an output.
+    """
+    kind = model.config.backbone_config.model_type
+    if kind not in _STEMS:
+        raise InputError(f"--freeze_stages: not with a {kind} backbone, only with {', '.join(_STEMS)}.")
+    used = model.backbone.out_features
+    first_used = min(model.backbone.stage_names.index(name) for name in used)
+    if not 1 <= stages < first_used:
+        raise InputError(
+            f"--freeze_stages {stages}: it must lie in 1..{first_used - 1}, below {', '.join(used)}, which is trained."
+        )
+
+
+@torch.no_grad()
+def frozen_features(model: KGLForImageClassification, pixel_values: torch.Tensor, stages: int) -> torch.Tensor:
+    """What the stem and the first `stages` stages give in eval mode: `(B, C, h, w)` for `(B, 3, H, W)`."""
+    features = pixel_values
+    with undisturbed(model):
+        for module in _frozen_modules(model, stages):
+            features = module(features)
+    return features
+
+
+@contextmanager
+def stages_bypassed(model: KGLForImageClassification, stages: int) -> Iterator[None]:
+    """Within, the model takes the features of the first `stages` stages for `pixel_values`; these are not trained."""
+    modules = _frozen_modules(model, stages)
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for module in modules:
+            module.forward = _as_it_came  # the module itself stays: backbones watch theirs for hidden states
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _as_it_came(features: torch.Tensor) -> torch.Tensor:
+    return features
+
+
+def _frozen_modules(model: KGLForImageClassification, stages: int) -> list[nn.Module]:
+    stem = model.backbone.get_submodule(_STEMS[model.config.backbone_config.model_type])
+    return [stem, *model.backbone.encoder.stages[:stages]]
+
+
+def views_of(
+    image: torch.Tensor, maps: torch.Tensor | None, augmentation: PairedAugmentation, views: int, digest: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    A picture as it is and augmented in `views - 1` ways, the same ones every time, whether with maps or without.
+
+    Args:
+        image: `(3, H, W)` in 0..1.
+        maps: `(M, h, w)` in 0..1, or None.
+        augmentation: what moves both.
+        views: how many, the picture as it is among them.
+        digest: hexadecimal; the picture's own, from which its augmentations are drawn.
+
+    Returns:
+        `(views, 3, H, W)` and `(views, M, h, w)` or None.
+    """
+    copies = image.expand(views, *image.shape)
+    map_copies = None if maps is None else maps.expand(views, *maps.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(digest[:8], 16))
+        moved, moved_maps = augmentation(copies, map_copies)
+    moved = torch.cat([image[None], moved[1:]])
+    return moved, None if maps is None else torch.cat([maps[None], moved_maps[1:]])
+
+
+def write_frozen_features(
+    path: Path,
+    dataset: Dataset,
+    model: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    stages: int,
+    views: int,
+    augmentation: PairedAugmentation | None,
+) -> np.ndarray:
+    """
+    Every picture's features in every view as a `.npy` file, `(N, views, C, h, w)` float32, unless it is there.
+
+    Args:
+        path: the file; it must be this data set's and this model's.
+        dataset: columns `image` and `digest`.
+        model: its frozen stages are used.
+        image_processor: the one the model is trained with.
+        stages: how many stages are frozen.
+        views: of each picture; 1 without an augmentation.
+        augmentation: what makes them.
+
+    Returns:
+        The array, mapped from the file.
+    """
+    if not path.exists():
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        stored = None
+        for index, row in enumerate(tqdm(dataset.select_columns(["image", "digest"]), "Frozen stages")):
+            raw = to_pixel_values([row["image"]], image_processor, do_normalize=False)[0]
+            seen = raw[None] if augmentation is None else views_of(raw, None, augmentation, views, row["digest"])[0]
+            features = frozen_features(model, normalised(seen, image_processor).to(model.device), stages).cpu().numpy()
+            if stored is None:
+                stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(dataset), *features.shape))
+            stored[index] = features
+        stored.flush()
+        unfinished.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+@dataclass
+class FrozenFeatureCollator:
+    """
+    Collates stored features in place of pictures, each picture in one of its views at random.
+
+    Rows have `index` (into the features), `label`, `digest` and, in phase 2, `saliency_prior` and `prior_weight`; what
+    is returned has the names of [`DefectCollator`]'s, `pixel_values` being features `(B, C, h, w)`.
+
+    Args:
+        features: `(N, views, C, h, w)`.
+        size: `(H, W)` of the pictures, in whose pixels the augmentation moves priors.
+        augmentation: the one that the views were made by, or None for pictures as they are.
+        ignore_band: as in [`DefectCollator`].
+    """
+
+    features: np.ndarray
+    size: tuple[int, int]
+    augmentation: PairedAugmentation | None = None
+    ignore_band: float = 0.0
+    _moved: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        views = [0] * len(rows)
+        if self.augmentation is not None:
+            views = torch.randint(self.features.shape[1], (len(rows),)).tolist()
+        indices = [row["index"] for row in rows]
+        batch = {
+            "labels": torch.tensor([row["label"] for row in rows]),
+            "pixel_values": torch.from_numpy(np.stack([self.features[at] for at in zip(indices, views, strict=True)])),
+        }
+        if "saliency_prior" not in rows[0]:
+            return batch
+        maps = torch.stack([self._maps_of(row)[view] for row, view in zip(rows, views, strict=True)])
+        return batch | {"prior_weight": torch.tensor([row["prior_weight"] for row in rows])} | split_channels(maps)
+
+    def unaugmented(self) -> FrozenFeatureCollator:
+        """The same for pictures as they are."""
+        return replace(self, augmentation=None)
+
+    def _maps_of(self, row: dict[str, Any]) -> torch.Tensor:
+        """A row's prior in every view, `(views, 3, h, w)`, moved once and kept: they are small."""
+        if row["index"] not in self._moved:
+            maps = prior_channels(row["saliency_prior"], self.ignore_band)[None]
+            if self.augmentation is not None:  # where a picture's pixels go does not depend on what they show
+                blank = torch.zeros(3, *self.size)
+                _, maps = views_of(blank, maps[0], self.augmentation, self.features.shape[1], row["digest"])
+            self._moved[row["index"]] = maps
+        return self._moved[row["index"]]
+
+
+__all__ = [
+    "FrozenFeatureCollator",
+    "check_freezable",
+    "frozen_features",
+    "stages_bypassed",
+    "views_of",
+    "write_frozen_features",
+]
