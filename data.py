@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 from PIL import Image as PILImage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
+from torch.nn import functional as F
 
 from .errors import InputError
 from .surfaces import CLASSES, generate_surface
@@ -33,8 +35,8 @@ class DataArguments:
         default="imagefolder",
         metadata={
             "help": "How data_dir is laid out: imagefolder (one folder a class, optionally below train/ and test/), "
-            "kolektorsdd, magnetic_tile, or surfaces (generated, no data_dir).",
-            "choices": ["imagefolder", "kolektorsdd", "magnetic_tile", "surfaces"],
+            "kolektorsdd, magnetic_tile, neu_det, or surfaces (generated, no data_dir).",
+            "choices": ["imagefolder", "kolektorsdd", "magnetic_tile", "neu_det", "surfaces"],
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "The folder that holds the pictures."})
@@ -93,6 +95,7 @@ def load_defect_dataset(args: DataArguments) -> DatasetDict:
             "imagefolder": _read_image_folder,
             "kolektorsdd": _read_kolektorsdd,
             "magnetic_tile": _read_magnetic_tile,
+            "neu_det": _read_neu_det,
         }
         pictures = readers[args.dataset](root)
 
@@ -108,7 +111,9 @@ def load_defect_dataset(args: DataArguments) -> DatasetDict:
     shared = set(splits["train"]["digest"]) & set(splits["test"]["digest"])
     if shared:  # a split that was given is kept as it is
         logger.warning("%d pictures of the test split are in the training split too.", len(shared))
-    splits["train"] = _few_labels(splits["train"], args, defect_free)
+    splits["train"] = few_labels(
+        splits["train"], args.train_per_class, args.train_defect_free, defect_free, args.split_seed
+    )
     for name, split in splits.items():
         missing = sorted(set(names) - {names[label] for label in split["label"]})
         if missing:
@@ -214,6 +219,12 @@ def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray
     return np.asarray(mask.convert("L").resize((width, height), PILImage.Resampling.BOX)) > 127
 
 
+def mask_on_grid(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Masks `(N, H, W)` bool on a coarser grid, `(N, h, w)` bool: a cell is defect where any of its pixels is."""
+    pixels = torch.from_numpy(masks).float().unsqueeze(1)
+    return F.adaptive_max_pool2d(pixels, tuple(grid))[:, 0].numpy() > 0
+
+
 def _read_image_folder(root: Path) -> dict[str, Dataset]:
     """One folder a class, in `root` itself or in `root/train` and `root/test`; pictures at any depth within."""
     train = root / "train" if (root / "train").is_dir() else root
@@ -293,6 +304,28 @@ def _read_magnetic_tile(root: Path) -> dict[str, Dataset]:
     }
 
 
+def _read_neu_det(root: Path) -> dict[str, Dataset]:
+    """`IMAGES/class_N.jpg`, some with a mask in `MASKS/class_N.png`; no class without defects, no groups known."""
+    images = sorted((root / "IMAGES").glob("*_*.jpg"), key=lambda path: (_class_of(path), _number(path.stem)))
+    if not images:
+        raise InputError(f"--data_dir {root}: no IMAGES/class_N.jpg in it, so this is not NEU-DET.")
+    masks = [root / "MASKS" / f"{path.stem}.png" for path in images]
+    return {
+        "train": _dataset(
+            images=[str(path) for path in images],
+            labels=[_class_of(path) for path in images],
+            names=sorted({_class_of(path) for path in images}),
+            masks=[str(mask) if mask.is_file() else None for mask in masks],
+            groups=[path.stem for path in images],
+            file_names=[str(path.relative_to(root)) for path in images],
+        )
+    }
+
+
+def _class_of(path: Path) -> str:
+    return path.stem.rpartition("_")[0]
+
+
 def _read_surfaces(count: int, size: int, seed: int) -> dict[str, Dataset]:
     """Half of them good, the other half shared by the defects."""
     labels = [CLASSES[0] if index % 2 == 0 else CLASSES[1 + index // 2 % 3] for index in range(count)]
@@ -351,20 +384,29 @@ def _hold_out_fold(pictures: Dataset, args: DataArguments) -> DatasetDict:
     return DatasetDict(train=pictures.select(train), test=pictures.select(test))
 
 
-def _few_labels(train: Dataset, args: DataArguments, defect_free: str | None) -> Dataset:
-    """The first so many of each class in a fixed random order, so that larger budgets contain smaller ones."""
-    if args.train_per_class is None and args.train_defect_free is None:
-        return train
-    names, labels = train.features["label"].names, train["label"]
+def few_labels(
+    pictures: Dataset, per_class: int | None, defect_free_count: int | None, defect_free: str | None, seed: int
+) -> Dataset:
+    """
+    The first so many of each class in a random order fixed by the seed, so that larger budgets contain smaller ones.
+
+    Args:
+        pictures: to choose from.
+        per_class: how many of each class, None for all.
+        defect_free_count: how many of the defect-free class, None for all.
+        defect_free: its name, or None where there is none.
+        seed: of the order.
+    """
+    names, labels = pictures.features["label"].names, pictures["label"]
     taken = dict.fromkeys(names, 0)
     keep = []
-    for index in np.random.default_rng(args.split_seed).permutation(len(train)).tolist():
+    for index in np.random.default_rng(seed).permutation(len(pictures)).tolist():
         name = names[labels[index]]
-        limit = args.train_defect_free if name == defect_free else args.train_per_class
+        limit = defect_free_count if name == defect_free else per_class
         if limit is None or taken[name] < limit:
             taken[name] += 1
             keep.append(index)
-    return train.select(sorted(keep))
+    return pictures.select(sorted(keep))
 
 
 def _without_masks(pictures: Dataset) -> Dataset:
@@ -417,10 +459,12 @@ __all__ = [
     "DataArguments",
     "decoded",
     "defect_free_label",
+    "few_labels",
     "fingerprint",
     "group_folds",
     "load_defect_dataset",
     "mask_array",
+    "mask_on_grid",
     "picture_digests",
     "rows_digest",
     "undecoded",

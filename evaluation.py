@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,11 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from .collator import to_pixel_values
-from .data import mask_array
-from .metrics import DefectClassification, pixel_average_precision
+from .data import mask_array, mask_on_grid
+from .metrics import DefectClassification, concentration, pixel_average_precision, pointing_game
 from .modeling_kgl import KGLForImageClassification
 from .saliency import layer_cam, to_peak_one
+from .saliency.activations import undisturbed
 
 
 @dataclass
@@ -27,28 +29,35 @@ class Predictions:
     saliency: np.ndarray
 
 
-@torch.no_grad()
 def predict(
     model: KGLForImageClassification, dataset: Dataset, image_processor: BaseImageProcessor, batch_size: int = 16
 ) -> Predictions:
-    """
-    Classes and maps of every picture, by nothing but the picture: labels and masks are not looked at.
+    """Classes and maps of every picture, by nothing but the picture: labels and masks are not looked at."""
+    batches = dataset.select_columns("image").iter(batch_size)
+    shown = tqdm(batches, "Predictions", -(-len(dataset) // batch_size))
+    return predict_batches(model, (to_pixel_values(batch["image"], image_processor) for batch in shown))
 
-    The model is put in eval mode. The class map is the LayerCAM of the most probable class that is a defect, scaled by
-    its own peak.
+
+@torch.no_grad()
+def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Tensor]) -> Predictions:
     """
-    model = model.eval()
+    Classes and maps of batches of `pixel_values (B, 3, H, W)`.
+
+    The model is left in the mode it was in. The class map is the LayerCAM of the most probable class that is a defect,
+    scaled by its own peak.
+    """
     parts: dict[str, list[torch.Tensor]] = {"probabilities": [], "class_map": [], "saliency": []}
-    for batch in tqdm(dataset.select_columns("image").iter(batch_size), "Predictions", -(-len(dataset) // batch_size)):
-        output = model(to_pixel_values(batch["image"], image_processor).to(model.device))
-        logits = output.logits.float()
-        defects = logits.clone()
-        if model.config.defect_free_id is not None:
-            defects[:, model.config.defect_free_id] = -torch.inf
-        maps = layer_cam(model, output.feature_map, output.saliency, defects.argmax(dim=1))
-        parts["probabilities"].append(logits.double().softmax(dim=1).cpu())  # no exact 0 and 1
-        parts["class_map"].append(to_peak_one(maps).cpu())
-        parts["saliency"].append(output.saliency[:, 0].float().sigmoid().cpu())
+    with undisturbed(model):
+        for pixel_values in batches:
+            output = model(pixel_values.to(model.device))
+            logits = output.logits.float()
+            defects = logits.clone()
+            if model.config.defect_free_id is not None:
+                defects[:, model.config.defect_free_id] = -torch.inf
+            maps = layer_cam(model, output.feature_map, output.saliency, defects.argmax(dim=1))
+            parts["probabilities"].append(logits.double().softmax(dim=1).cpu())  # no exact 0 and 1
+            parts["class_map"].append(to_peak_one(maps).cpu())
+            parts["saliency"].append(output.saliency[:, 0].float().sigmoid().cpu())
     return Predictions(**{name: torch.cat(tensors).numpy() for name, tensors in parts.items()})
 
 
@@ -56,10 +65,12 @@ def evaluate_predictions(
     predictions: Predictions, dataset: Dataset, defect_free_id: int | None, size: tuple[int, int]
 ) -> dict[str, float]:
     """
-    Metrics of [`DefectClassification`], and where pictures have masks, the maps' pixel AP at `size = (H, W)`.
+    Metrics of [`DefectClassification`], and where pictures have masks, how right the maps are.
 
-    `map_ap` is the class map's, `saliency_ap` the saliency head's, both pooled over the pictures with a defect in
-    their mask, maps enlarged bilinearly.
+    `map_...` is the class map's, `saliency_...` the saliency head's, both over the pictures with a defect in their
+    mask: `ap` of the pixels at `size = (H, W)`, maps enlarged bilinearly, all pictures pooled; `cell_ap` and
+    `pointing` (the share of peaks that lie on the defect) on the map's own grid, where a cell is defect if any of its
+    pixels is; `entropy` and `area90` of [`concentration`].
     """
     results = DefectClassification(keep_in_memory=True).compute(
         predictions=predictions.probabilities, references=dataset["label"], defect_free_id=defect_free_id
@@ -68,8 +79,12 @@ def evaluate_predictions(
     marked = [index for index, mask in enumerate(masks) if mask is not None and mask.any()]
     if marked:
         truth = [masks[index] for index in marked]
-        results["map_ap"] = pixel_average_precision(list(enlarge(predictions.class_map[marked], size)), truth)
-        results["saliency_ap"] = pixel_average_precision(list(enlarge(predictions.saliency[marked], size)), truth)
+        cells = list(mask_on_grid(np.stack(truth), predictions.saliency.shape[1:]))
+        for name, maps in (("map", predictions.class_map[marked]), ("saliency", predictions.saliency[marked])):
+            results[f"{name}_ap"] = pixel_average_precision(list(enlarge(maps, size)), truth)
+            results[f"{name}_cell_ap"] = pixel_average_precision(list(maps), cells)
+            results[f"{name}_pointing"] = pointing_game(list(maps), cells)
+            results |= {f"{name}_{measure}": value for measure, value in concentration(maps).items()}
     return results
 
 
@@ -79,4 +94,4 @@ def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return F.interpolate(tensor[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-__all__ = ["Predictions", "enlarge", "evaluate_predictions", "predict"]
+__all__ = ["Predictions", "enlarge", "evaluate_predictions", "predict", "predict_batches"]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
 
 class DefectClassification(evaluate.Metric):
     """
-    Accuracy, average precision (AP) and AUROC of class probabilities.
+    Accuracy, balanced accuracy, average precision (AP) and AUROC of class probabilities.
 
-    `compute(predictions=probabilities (N, K), references=labels (N,), defect_free_id=...)` returns `accuracy`, `ap`
-    and `auroc`. With two classes these rank by the defect class (the second, or the one that is not
-    `defect_free_id`); with more they are macro averages of one class against the rest, and, given `defect_free_id`,
-    `defect_ap` and `defect_auroc` rank all defects against the defect-free class by `1 - P(defect-free)`.
+    `compute(predictions=probabilities (N, K), references=labels (N,), defect_free_id=...)` returns `accuracy`,
+    `balanced_accuracy`, `ap` and `auroc`. With two classes the last two rank by the defect class (the second, or the
+    one that is not `defect_free_id`); with more they are macro averages of one class against the rest, and, given
+    `defect_free_id`, `defect_ap` and `defect_auroc` rank all defects against the defect-free class by
+    `1 - P(defect-free)`.
 
     Raises:
         ValueError: hard labels instead of probabilities, or a class that no reference has.
@@ -40,7 +41,11 @@ class DefectClassification(evaluate.Metric):
         absent = sorted(set(range(classes)) - set(labels.tolist()))
         if absent:
             raise ValueError(f"No reference has class {absent}: AP and AUROC are not defined for it.")
-        results = {"accuracy": float((scores.argmax(axis=1) == labels).mean())}
+        answers = scores.argmax(axis=1)
+        results = {
+            "accuracy": float((answers == labels).mean()),
+            "balanced_accuracy": float(balanced_accuracy_score(labels, answers)),
+        }
         if classes == 2:
             positive = 1 if defect_free_id is None else 1 - defect_free_id
             return results | _ranking(labels == positive, scores[:, positive])
@@ -70,6 +75,26 @@ def pointing_game(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:
     return float(np.mean([mask.flat[one.argmax()] for one, mask in zip(maps, masks, strict=True)]))
 
 
+def concentration(maps: np.ndarray) -> dict[str, float]:
+    """
+    How concentrated maps `(N, h, w)`, not negative, are: means over the pictures, those of an all-zero map left out.
+
+    `entropy` is that of the map as a distribution over cells, 1 where all are alike and 0 where one has everything;
+    `area90` the smallest share of the cells that holds 90 % of the sum.
+    """
+    flat = maps.reshape(len(maps), -1).astype(np.float64)
+    flat = flat[flat.sum(axis=1) > 0]
+    if len(flat) == 0:
+        return {"entropy": float("nan"), "area90": float("nan")}
+    shares = -np.sort(-flat / flat.sum(axis=1, keepdims=True), axis=1)
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    needed = (shares.cumsum(axis=1) < 0.9 - 1e-12).sum(axis=1) + 1
+    return {
+        "entropy": float(-(shares * logs).sum(axis=1).mean() / np.log(shares.shape[1])),
+        "area90": float(needed.mean() / shares.shape[1]),
+    }
+
+
 def precision_and_recall(found: list[np.ndarray], masks: list[np.ndarray]) -> tuple[float, float]:
     """Of bool arrays against masks of the same grids, all cells pooled; precision is 0 where nothing was found."""
     taken, truth = (np.concatenate([one.ravel() for one in arrays]) for arrays in (found, masks))
@@ -77,4 +102,10 @@ def precision_and_recall(found: list[np.ndarray], masks: list[np.ndarray]) -> tu
     return hits / max(np.count_nonzero(taken), 1), hits / max(np.count_nonzero(truth), 1)
 
 
-__all__ = ["DefectClassification", "pixel_average_precision", "pointing_game", "precision_and_recall"]
+__all__ = [
+    "DefectClassification",
+    "concentration",
+    "pixel_average_precision",
+    "pointing_game",
+    "precision_and_recall",
+]

@@ -20,7 +20,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.collator import to_pixel_values
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, decoded, load_defect_dataset, mask_array, rows_digest, undecoded
+from kgl.data import DataArguments, decoded, load_defect_dataset, mask_array, mask_on_grid, rows_digest, undecoded
 from kgl.errors import InputError
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.runs import lock
@@ -182,7 +182,8 @@ def _priors_of(
             maps[blank], weights[blank] = 0, 1
         for index, mask in enumerate(map(decoded, rows.get("mask", []))):
             if mask is not None:
-                maps[index], weights[index] = _mask_on_grid(mask_array(mask, (mask.height, mask.width)), grid), 1
+                whole = mask_array(mask, (mask.height, mask.width))
+                maps[index], weights[index] = mask_on_grid(whole[None], grid)[0] * np.uint8(255), 1
         return {"saliency_prior": list(maps), "prior_weight": weights.tolist()}
 
     return priors_of, Features(saliency_prior=Array2D(grid, "uint8"), prior_weight=Value("float32"))
@@ -210,12 +211,6 @@ def _weights(
     if weighting == "drop_wrong":
         return (probabilities.argmax(dim=1) == targets).float().cpu().numpy()
     return probabilities.gather(1, targets[:, None])[:, 0].cpu().numpy()
-
-
-def _mask_on_grid(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """A mask `(H, W)` bool as a prior `(h, w)`: 255 where any pixel of the cell is defect."""
-    pixels = torch.from_numpy(mask).float().view(1, 1, *mask.shape)
-    return (torch.nn.functional.adaptive_max_pool2d(pixels, grid)[0, 0] * 255).numpy().astype(np.uint8)
 
 
 def _model_digest(model: KGLForImageClassification) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from measure import store
 
-from kgl.data import DataArguments, group_folds, load_defect_dataset, mask_array
+from kgl.data import DataArguments, group_folds, load_defect_dataset, mask_array, mask_on_grid
 from kgl.evaluation import enlarge
 from kgl.losses import otsu_threshold
 from kgl.metrics import pixel_average_precision, pointing_game, precision_and_recall
@@ -65,11 +65,7 @@ def main() -> None:
     masks = [mask_array(mask, size) for mask in marked["mask"]]
     defective = [index for index, mask in enumerate(masks) if mask.any()]
     masks = [masks[index] for index in defective]
-    # A mask on the grid is what add_saliency_priors makes of it where a row has one.
-    by_mask = priors_of(options.run, "primary", marked.select(defective), "layercam")
-    cells = np.asarray(by_mask["saliency_prior"]) > 0
-
-    print(f"{len(defective)} pictures with a defect, {cells.mean():.3f} of their cells with one\n")
+    print(f"{len(defective)} pictures with a defect\n")
     print("| method | priors | pixel AP | cell AP | pointing game | Otsu precision | Otsu recall |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     results = {}
@@ -83,6 +79,7 @@ def main() -> None:
         cross_fitted = concatenate_datasets([part for _, part in parts]).select(order)
         for kind, priors in (("plain", plain), ("cross-fitted", cross_fitted)):
             stored = np.asarray(priors["saliency_prior"], dtype=np.uint8)
+            cells = mask_on_grid(np.stack(masks), stored.shape[1:])
             row = results[f"{method}, {kind}"] = agreement(stored, masks, cells, size)
             print(f"| {method} | {kind} | " + " | ".join(f"{value:.3f}" for value in row.values()) + " |", flush=True)
     ceiling = results["the true masks on the grid"] = agreement(cells.astype(np.uint8) * 255, masks, cells, size)

@@ -185,6 +185,33 @@ def test_magnetic_tile_layout(tmp_path):
         load_defect_dataset(DataArguments("magnetic_tile", str(tmp_path), num_folds=2))
 
 
+def test_neu_det_layout(tmp_path):
+    (tmp_path / "IMAGES").mkdir()
+    (tmp_path / "MASKS").mkdir()
+    for name in ("pitted_surface", "rolled-in_scale"):
+        for index in range(1, 5):
+            pixels = np.random.default_rng([len(name), index]).integers(0, 255, (20, 20), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "IMAGES" / f"{name}_{index}.jpg")
+            if name == "pitted_surface":
+                Image.fromarray(np.eye(20, dtype=np.uint8) * 255).save(tmp_path / "MASKS" / f"{name}_{index}.png")
+    args = DataArguments("neu_det", str(tmp_path), num_folds=2, train_on_masks=True)
+    splits = load_defect_dataset(args)
+    assert splits["train"].features["label"].names == ["pitted_surface", "rolled-in_scale"]
+    for split in splits.values():
+        assert labels_of(split) == {"pitted_surface": 2, "rolled-in_scale": 2}
+        for row in split:
+            assert (row["mask"] is None) == row["file_name"].startswith("IMAGES/rolled")
+    with pytest.raises(InputError, match="this is not NEU-DET"):
+        load_defect_dataset(DataArguments("neu_det", str(tmp_path / "MASKS")))
+
+
+def test_shared_neu_det():
+    splits = load_defect_dataset(DataArguments("neu_det", str(shared("data", "neu-det")), train_on_masks=True))
+    whole = labels_of(splits["train"]) + labels_of(splits["test"])
+    assert set(whole.values()) == {300} and len(whole) == 6
+    assert sum(mask is not None for split in splits.values() for mask in split["mask"]) == 900
+
+
 def test_shared_kolektorsdd_keeps_its_duplicates_together():
     folder = shared("data", "kolektorsdd")
     for fold in range(3):

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from kgl.metrics import DefectClassification, pixel_average_precision, pointing_game, precision_and_recall
+from kgl.metrics import (
+    DefectClassification,
+    concentration,
+    pixel_average_precision,
+    pointing_game,
+    precision_and_recall,
+)
 
 
 def compute(scores, labels, **options):
@@ -61,3 +67,13 @@ def test_precision_and_recall_by_hand():
     masks = [np.array([[True, False, False]]), np.array([[True], [True]])]
     assert precision_and_recall(found, masks) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert precision_and_recall([np.zeros((2, 2), bool)], [np.ones((2, 2), bool)]) == (0, 0)
+
+
+def test_concentration_by_hand():
+    one_cell, flat = np.zeros((1, 5, 4)), np.ones((1, 5, 4))
+    one_cell[0, 2, 1] = 7
+    assert concentration(one_cell) == {"entropy": 0, "area90": 1 / 20}
+    assert concentration(flat) == pytest.approx({"entropy": 1, "area90": 18 / 20})
+    both = np.concatenate([one_cell, flat, np.zeros((1, 5, 4))])  # the empty map is left out
+    assert concentration(both) == pytest.approx({"entropy": 0.5, "area90": 9.5 / 20})
+    assert np.isnan(concentration(np.zeros((2, 3, 3)))["entropy"])

@@ -1,0 +1,442 @@
+"""
+Does guidance help, and by what? Arms x label budgets x seeds x data sets, one JSON line a run.
+
+    python benchmarks/evidence.py --tasks magnetic_tile neu_det --budgets 8 16 --seeds 0 1 2 3 4 [--arms plain paper]
+    python benchmarks/evidence.py --tasks magnetic_tile --arms ... --search     # judged on validation pictures instead
+
+Runs that `benchmarks/results/evidence.jsonl` has already are not done again; `--part 0/2` does every other one, for a
+second process. A *budget* is so many pictures a defect class and four times as many defect-free ones. A seed decides
+split, choice, weights and batches, so arms of one seed are pairs. All of them start from the same backbone, whose stem
+and first two stages are frozen and computed once (the cache folder); see `TASKS` for sizes and steps.
+
+What of the pictures is held out is `folds` of a task: one for the test; the next one, where `--search` asks, for
+validation, and then neither trains. The test fold is looked at once a run, at its end. `early_stopped` holds out a
+quarter of its *budget* to stop by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import ClassLabel, Dataset, Features, concatenate_datasets, disable_progress_bars
+from measure import hardware
+from torch.nn import functional as F
+from transformers import BaseImageProcessor, PrinterCallback, TrainerCallback, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from kgl.augmentation import PairedAugmentation
+from kgl.configuration_kgl import KGLConfig
+from kgl.data import DataArguments, defect_free_label, few_labels, group_folds, load_defect_dataset, undecoded
+from kgl.evaluation import Predictions, evaluate_predictions, predict_batches
+from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
+from kgl.modeling_kgl import KGLForImageClassification
+from kgl.prior import PriorArguments, add_saliency_priors, with_priors
+from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+VIEWS = 8
+_SHOWN = ("ap", "accuracy", "map_ap", "saliency_ap", "seconds")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures, and how a classifier of them is trained: `steps` of `batch_size` a phase."""
+
+    data: dict[str, Any]
+    size: tuple[int, int]
+    steps: int = 200
+    batch_size: int = 16
+    folds: int = 4
+    defect_or_not: bool = False  # all classes of defect are one
+    freeze_stages: int = 2
+    backbone: dict[str, Any] | None = None  # None: the compressed ImageNet ResNet-18 up to stage 3
+
+
+TASKS = {
+    "magnetic_tile": Task({"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160)),
+    "magnetic_tile_defect": Task(
+        {"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160), defect_or_not=True
+    ),
+    "neu_det": Task({"dataset": "neu_det", "data_dir": str(SHARED / "data/neu-det")}, (160, 160)),
+    "kolektorsdd": Task(
+        {"dataset": "kolektorsdd", "data_dir": str(SHARED / "data/kolektorsdd")}, (512, 208), batch_size=8, folds=3
+    ),
+    "smoke": Task(
+        {"dataset": "surfaces", "num_surfaces": 64, "surface_size": 32}, (32, 32), steps=4, batch_size=8, folds=2,
+        freeze_stages=1,
+        backbone={"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16],
+                  "depths": [1, 1]},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train. Without a prior it is a classifier on labels alone."""
+
+    prior: str | None = None  # own, blank, shuffled, masks or cross_fitted
+    training: dict[str, Any] = field(default_factory=dict)  # of KGLTrainingArguments
+    model: dict[str, Any] = field(default_factory=dict)  # of KGLConfig
+    making: dict[str, Any] = field(default_factory=dict)  # of PriorArguments
+    length: int = 1  # in phases
+    masks: int = 0  # defective pictures whose true mask is known
+    rounds: int = 1  # the final model is the next round's primary
+    early_stopped: bool = False
+    distilled: bool = False
+    averaged: bool = False  # the primary's weights are averaged over its training
+
+
+_PAPER = {"kg_positive_weight": 1.0}
+ARMS = {
+    "plain": Arm(),
+    "plain, twice as long": Arm(length=2),
+    "plain, early-stopped": Arm(early_stopped=True),
+    "blank mask": Arm("blank"),
+    "shuffled prior": Arm("shuffled"),
+    "self-distillation": Arm(distilled=True),
+    "guided, paper": Arm("own", _PAPER),
+    "guided": Arm("own"),
+    "guided, true masks": Arm("masks"),
+}
+# What the default is chosen from, on magnetic tile's validation pictures alone.
+SEARCHED = {
+    "guided, band": Arm("own", {"kg_ignore_band": 0.15}),
+    "guided, soft": Arm("own", {"kg_objective": ["soft_bce"]}),
+    "guided, cosine": Arm("own", {"kg_objective": ["cosine"]}),
+    "guided, l2": Arm("own", {"kg_objective": ["l2"]}),
+    "guided, kl": Arm("own", {"kg_objective": ["kl"]}),
+    "guided, otsu and cosine": Arm("own", {"kg_objective": ["otsu_bce", "cosine"]}),
+    "guided, additive": Arm("own", {"kg_form": "additive"}),
+    "guided, additive constant": Arm("own", {"kg_form": "additive", "kg_schedule": "constant", "kg_lambda": 0.3}),
+    "guided, delayed": Arm("own", {"kg_schedule": "delayed", "kg_lambda": 0.5}),
+    "blank, additive": Arm("blank", {"kg_form": "additive"}),
+    "guided, detached": Arm("own", model={"detach_saliency": True}),
+    "guided, attention": Arm("own", model={"pooling": "attention"}),
+    "guided, topk": Arm("own", model={"pooling": "topk"}),
+    "guided, H alone": Arm("own", model={"pooling": "saliency"}),
+    "plain, attention": Arm(model={"pooling": "attention"}),
+    "plain, topk": Arm(model={"pooling": "topk"}),
+    "guided, additive attention": Arm("own", {"kg_form": "additive"}, {"pooling": "attention"}),
+    "blank, additive attention": Arm("blank", {"kg_form": "additive"}, {"pooling": "attention"}),
+    "true masks, additive attention": Arm("masks", {"kg_form": "additive"}, {"pooling": "attention"}),
+    "guided, fullgrad": Arm("own", making={"prior_method": "fullgrad"}),
+    "guided, gradcam": Arm("own", making={"prior_method": "gradcam"}),
+    "guided, cross-fitted": Arm("cross_fitted"),
+    "guided, drop wrong": Arm("cross_fitted", making={"prior_weighting": "drop_wrong"}),
+    "guided, confidence": Arm("cross_fitted", making={"prior_weighting": "confidence"}),
+    "guided, two rounds": Arm("own", rounds=2),
+    "guided, averaged primary": Arm("own", averaged=True),
+    "guided, 1 mask": Arm("own", masks=1),
+    "guided, 5 masks": Arm("own", masks=5),
+    "guided, 10 masks": Arm("own", masks=10),
+}
+
+
+class _Distilled(ClassificationTrainer):
+    """Half the labels' cross-entropy, half the agreement with a teacher at temperature 2 (Hinton et al. 2015)."""
+
+    teacher: KGLForImageClassification
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        with torch.no_grad():
+            wanted = (self.teacher(inputs["pixel_values"]).logits / 2).log_softmax(dim=1)
+        said = (outputs.logits / 2).log_softmax(dim=1)
+        loss = 0.5 * loss + 0.5 * 4 * F.kl_div(said, wanted, reduction="batchmean", log_target=True)
+        return (loss, outputs) if return_outputs else loss
+
+
+class _KeepBest(TrainerCallback):
+    """Judges ten times on pictures held out of the budget; the best weights are put back at the end."""
+
+    def __init__(self, judge: Any) -> None:
+        self._judge, self._best = judge, (-float("inf"), {})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % max(1, state.max_steps // 10) == 0:
+            score = self._judge()
+            if score > self._best[0]:
+                self._best = (score, copy.deepcopy(model.state_dict()))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.load_state_dict(self._best[1])
+
+
+class _Average(TrainerCallback):
+    """Puts the running average of the weights in their place at the end (0.98 a step)."""
+
+    def __init__(self) -> None:
+        self._average: dict[str, torch.Tensor] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        for name, value in model.state_dict().items():
+            if name in self._average and value.is_floating_point():
+                self._average[name].lerp_(value, 0.02)
+            else:
+                self._average[name] = value.clone()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.load_state_dict(self._average)
+
+
+@cache
+def pictures_of(task_name: str) -> Dataset:
+    """All pictures of a task with masks, numbered by `index`."""
+    task = TASKS[task_name]
+    splits = load_defect_dataset(DataArguments(**task.data, train_on_masks=True))
+    pictures = concatenate_datasets([splits["train"], splits["test"]])
+    if task.defect_or_not:
+        names, good = pictures.features["label"].names, _good(task)
+        labels = [int(names[label] != good) for label in pictures["label"]]
+        pictures = pictures.remove_columns("label").add_column("label", labels)
+        pictures = pictures.cast_column("label", ClassLabel(names=[good, "defect"]))
+    return pictures.add_column("index", list(range(len(pictures))))
+
+
+def _good(task: Task) -> str | None:
+    return defect_free_label(DataArguments(**task.data))
+
+
+@cache
+def features_of(task_name: str, cache_dir: Path) -> np.ndarray:
+    """What the frozen stages give for all pictures in all views, `(N, views, C, h, w)`."""
+    task = TASKS[task_name]
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    path = cache_dir / f"{task.data['dataset']}_{task.size[0]}x{task.size[1]}_{task.freeze_stages}.npy"
+    set_seed(0)
+    model, pictures = new_model(task_name, {}), pictures_of(task_name)
+    return write_frozen_features(
+        path, pictures, model, processor_of(task), task.freeze_stages, VIEWS, PairedAugmentation()
+    )
+
+
+def processor_of(task: Task) -> BaseImageProcessor:
+    """Resizing and ImageNet's normalisation, which is the backbone's."""
+    size = {"height": task.size[0], "width": task.size[1]}
+    return ViTImageProcessorPil(size=size, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD)
+
+
+def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassification:
+    """A classifier with new heads."""
+    task = TASKS[task_name]
+    names = pictures_of(task_name).features["label"].names
+    config = {"id2label": dict(enumerate(names)), "defect_free_label": _good(task), **config}
+    if task.backbone is not None:
+        return KGLForImageClassification(KGLConfig(backbone_config=task.backbone, **config))
+    backbone = str(SHARED / "models/resnet-18")
+    return KGLForImageClassification.from_backbone(backbone, out_features=["stage3"], **config)
+
+
+class Bench:
+    """One task, budget and seed: its split, its primary, and every arm on them."""
+
+    def __init__(self, task_name: str, budget: int, seed: int, search: bool, cache_dir: Path, threads: int) -> None:
+        self.name, self.task, self.budget, self.seed = task_name, TASKS[task_name], budget, seed
+        self.features = features_of(task_name, cache_dir)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        pictures = pictures_of(task_name)
+        folds = group_folds(pictures, self.task.folds, seed // self.task.folds, "folds")
+        held_out = [held for _, held in folds]
+        test = held_out[seed % self.task.folds]
+        validation = held_out[(seed + 1) % self.task.folds] if search else np.array([], dtype=int)
+        pool = np.setdiff1d(np.arange(len(pictures)), np.concatenate([test, validation]))
+        self.judged = pictures.select(validation if search else test)
+        self.train = few_labels(pictures.select(pool), budget, 4 * budget, _good(self.task), seed)
+        self._primaries: dict[str, KGLForImageClassification] = {}
+
+    def run(self, arm: Arm) -> dict[str, float]:
+        """Train and judge one arm; `phases` of training it takes with its primaries', `seconds` of its last one."""
+        model = None
+        for _ in range(arm.rounds):
+            primary = model
+            if primary is None and (arm.prior in ("own", "shuffled") or arm.distilled):
+                primary = self._primary("all", self.train, arm)
+            model = self._fit(arm, primary)
+        predictions = self._predict(model, self.judged)
+        results = evaluate_predictions(predictions, self.judged, self._defect_free, self.task.size)
+        primaries = {"own": 1, "shuffled": 1, "cross_fitted": 2}.get(arm.prior, int(arm.distilled))
+        phases = arm.length * arm.rounds + primaries
+        return results | {"phases": phases, "steps": phases * self.task.steps, "seconds": self._seconds}
+
+    def _fit(self, arm: Arm, primary: KGLForImageClassification | None) -> KGLForImageClassification:
+        set_seed(self.seed)
+        model = new_model(self.name, arm.model)
+        if arm.prior is not None:
+            self._optimise(KnowledgeGuidedTrainer, model, self._with_priors(arm, primary), arm)
+        elif arm.distilled:
+            self._optimise(_Distilled, model, self._unmarked(self.train), arm, teacher=primary)
+        elif arm.early_stopped:
+            labels = np.asarray(self.train["label"])
+            rank = np.array([(labels[:at] == label).sum() for at, label in enumerate(labels)])  # within its class
+            stopping = self.train.select(np.flatnonzero(rank % 4 == 0))
+            learning = self.train.select(np.flatnonzero(rank % 4 != 0))
+
+            def judge() -> float:
+                probabilities = self._predict(model, stopping, bypassed=True).probabilities
+                truth = torch.tensor(stopping["label"])
+                return -float(F.nll_loss(torch.from_numpy(probabilities).log(), truth))
+
+            self._optimise(ClassificationTrainer, model, self._unmarked(learning), arm, [_KeepBest(judge)])
+        else:
+            self._optimise(ClassificationTrainer, model, self._unmarked(self.train), arm)
+        return model
+
+    def _primary(self, which: str, rows: Dataset, arm: Arm) -> KGLForImageClassification:
+        key = f"{which} {arm.model} {arm.averaged}"
+        if key not in self._primaries:
+            set_seed(self.seed)
+            model = new_model(self.name, arm.model)
+            callbacks = [_Average()] if arm.averaged else []
+            self._optimise(ClassificationTrainer, model, self._unmarked(rows), Arm(), callbacks)
+            self._primaries[key] = model
+        return self._primaries[key]
+
+    def _optimise(
+        self,
+        kind: type[ClassificationTrainer],
+        model: KGLForImageClassification,
+        rows: Dataset,
+        arm: Arm,
+        callbacks: list[TrainerCallback] | None = None,
+        teacher: KGLForImageClassification | None = None,
+    ) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            args = KGLTrainingArguments(
+                output_dir=folder, max_steps=self.task.steps * arm.length, report_to="none", seed=self.seed,
+                per_device_train_batch_size=self.task.batch_size, learning_rate=1e-3, weight_decay=0.01,
+                lr_scheduler_type="cosine", warmup_steps=0.1, save_strategy="no", logging_strategy="no",
+                disable_tqdm=True, bf16=self.device == "cuda", **arm.training,
+            )  # fmt: skip
+            collator = FrozenFeatureCollator(self.features, self.task.size, PairedAugmentation())
+            trainer = kind(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
+            trainer.remove_callback(PrinterCallback)
+            started = time.perf_counter()
+            with ExitStack() as stack:
+                stack.enter_context(stages_bypassed(model, self.task.freeze_stages))
+                if teacher is not None:
+                    trainer.teacher = teacher.eval()
+                    stack.enter_context(stages_bypassed(teacher, self.task.freeze_stages))
+                trainer.train()
+            self._seconds = time.perf_counter() - started
+
+    def _with_priors(self, arm: Arm, primary: KGLForImageClassification | None) -> Dataset:
+        """The training pictures with the arm's priors."""
+        making = PriorArguments(**arm.making)
+        processor = processor_of(self.task)
+        names, good = self.train.features["label"].names, _good(self.task)
+        defective = [at for at, label in enumerate(self.train["label"]) if names[label] != good]
+        known = set(defective if arm.prior == "masks" else defective[: arm.masks])
+        encoded = undecoded(self.train)["mask"]
+        masks = [mask if at in known else None for at, mask in enumerate(encoded)]
+        rows = self.train.remove_columns("mask").add_column("mask", masks, feature=self.train.features["mask"])
+        if arm.prior == "cross_fitted":
+            parts, order = [], []
+            for fold, (rest, held) in enumerate(group_folds(self.train, 2, self.seed, "cross-fitting")):
+                model = self._primary(f"fold {fold}", self.train.select(rest), arm)
+                parts.append(add_saliency_priors(rows.select(held), model, processor, args=making))
+                order.append(held)
+            return self._unmarked(concatenate_datasets(parts).select(np.argsort(np.concatenate(order))))
+        if primary is None:
+            set_seed(self.seed)
+            primary = new_model(self.name, {})  # for blank maps and masks any will do
+        guided = add_saliency_priors(rows, primary.eval(), processor, args=making)
+        if arm.prior == "blank":
+            guided = _replaced(guided, np.zeros_like(np.asarray(guided["saliency_prior"], dtype=np.uint8)))
+        elif arm.prior == "shuffled":
+            stored, labels = np.asarray(guided["saliency_prior"], dtype=np.uint8), np.asarray(guided["label"])
+            for label in np.unique(labels):
+                of_class = np.flatnonzero(labels == label)
+                stored[of_class] = stored[np.roll(of_class, 1)]
+            guided = _replaced(guided, stored)
+        return self._unmarked(guided)
+
+    def _unmarked(self, rows: Dataset) -> Dataset:
+        wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
+        return rows.select_columns([name for name in wanted if name in rows.column_names])
+
+    def _predict(self, model: KGLForImageClassification, rows: Dataset, bypassed: bool = False) -> Predictions:
+        indices = np.asarray(rows["index"])
+        batches = (
+            torch.from_numpy(self.features[indices[start : start + 32], 0]) for start in range(0, len(indices), 32)
+        )
+        if bypassed:
+            return predict_batches(model, batches)
+        with stages_bypassed(model, self.task.freeze_stages):
+            return predict_batches(model, batches)
+
+    @property
+    def _defect_free(self) -> int | None:
+        good = _good(self.task)
+        return None if good is None else self.judged.features["label"].names.index(good)
+
+
+def _replaced(rows: Dataset, priors: np.ndarray) -> Dataset:
+    features = Features({name: rows.features[name] for name in ("saliency_prior", "prior_weight")})
+    columns = {"saliency_prior": list(priors), "prior_weight": [1.0] * len(rows)}
+    others = rows.remove_columns(["saliency_prior", "prior_weight"])
+    return with_priors(others, Dataset.from_dict(columns, features=features))
+
+
+def main() -> None:
+    """Do the runs that are missing, one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), required=True)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[16])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *SEARCHED], default=list(ARMS), metavar="ARM")
+    parser.add_argument("--search", action="store_true", help="judge on validation pictures, into search.jsonl")
+    parser.add_argument("--part", default="0/1", help="I/N: every N-th task, budget and seed, from the I-th on")
+    parser.add_argument("--cache_dir", type=Path, default=Path(tempfile.gettempdir()) / "kgl_evidence")
+    parser.add_argument("--output", type=Path, help="a .jsonl file; one in benchmarks/results by default")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    disable_progress_bars()
+    name = "search.jsonl" if options.search else "evidence.jsonl"
+    output = options.output or Path(__file__).parent / "results" / name
+    part, parts = map(int, options.part.split("/"))
+
+    groups = [(seed, task, budget) for seed in options.seeds for task in options.tasks for budget in options.budgets]
+    for seed, task, budget in groups[part::parts]:
+        done = set()
+        if output.exists():
+            lines = [json.loads(line) for line in output.read_text().splitlines()]
+            done = {(line["arm"], line["dataset"], line["budget"], line["seed"]) for line in lines}
+        missing = [arm for arm in options.arms if (arm, task, budget, seed) not in done]
+        bench = Bench(task, budget, seed, options.search, options.cache_dir, options.threads) if missing else None
+        for arm_name in missing:
+            arm = (ARMS | SEARCHED)[arm_name]
+            figures = bench.run(arm)
+            line = {
+                "arm": arm_name, "dataset": task, "budget": budget, "seed": seed,
+                "split": "validation" if options.search else "test", "pictures": len(bench.train),
+                "judged": len(bench.judged), "task": asdict(TASKS[task]), "settings": asdict(arm),
+                "hardware": hardware(), "threads": options.threads, "torch": torch.__version__, "figures": figures,
+            }  # fmt: skip
+            line["task"]["data"].pop("data_dir", None)  # where this machine has it
+            with output.open("a") as lines:
+                lines.write(json.dumps(line) + "\n")
+            shown = [f"{key} {figures[key]:.3f}" for key in _SHOWN if key in figures]
+            print(task, budget, seed, arm_name, *shown, sep="  ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
