@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 
 from kgl.collator import to_pixel_values
 from kgl.commands import parse_settings, run_command
@@ -42,18 +43,17 @@ class GridArguments:
             raise InputError(f"--output {self.output}: it exists already; choose another name.")
 
 
-def run(args: GridArguments, data_args: DataArguments) -> None:
-    """Draw the maps of the true class, each method's scaled by its own peak."""
+def run(args: GridArguments, data_args: DataArguments) -> Dataset:
+    """Draw the maps of the true class, each method's scaled by its own peak; the pictures drawn are returned."""
     model, image_processor = load_classifier(args.model)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     split = load_defect_dataset(data_args)[args.split]
     names = split.features["label"].names
     if set(names) != set(model.config.label2id):
         raise InputError(f"The data set's classes {names} are not the model's {list(model.config.label2id)}.")
-    defect_free = model.config.defect_free_label
-    rows = split.select(grid_rows(split, len(split), defect_free))  # the defect-free ones, whose prior is blank, last
-    defective = sum(names[label] != defect_free for label in rows["label"])
-    rows = rows.select(range(min(args.count, defective)))
+    defect_free = model.config.defect_free_label  # its prior is blank
+    rows = split.select([index for index, label in enumerate(split["label"]) if names[label] != defect_free])
+    rows = rows.select(grid_rows(rows, args.count, defect_free))
 
     pixel_values = to_pixel_values(rows["image"], image_processor).to(model.device)
     targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
@@ -68,6 +68,7 @@ def run(args: GridArguments, data_args: DataArguments) -> None:
     title = f"Saliency of the true class, {args.split} pictures"
     draw_grid(Path(args.output), rows, maps, size, title, "share of the map's own peak", captions)
     print(f"{len(rows)} pictures under {len(maps)} methods in {args.output}")
+    return rows
 
 
 def main() -> None:

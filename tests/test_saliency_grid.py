@@ -8,9 +8,11 @@ from PIL import Image
 from tiny import tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.commands import parse_settings
+from kgl.data import DataArguments
 from kgl.errors import InputError
 from kgl.saliency import METHODS
-from kgl.saliency_grid import GridArguments, main
+from kgl.saliency_grid import GridArguments, main, run
 
 
 def test_a_grid_of_every_method(tmp_path, image_folder, monkeypatch, capsys):
@@ -18,6 +20,9 @@ def test_a_grid_of_every_method(tmp_path, image_folder, monkeypatch, capsys):
     ViTImageProcessorPil(size={"height": 40, "width": 48}).save_pretrained(tmp_path / "model")
     command = ["kgl-saliency-grid", "--model", str(tmp_path / "model"), "--data_dir", str(image_folder),
                "--output", str(tmp_path / "grid.png"), "--count", "50", "--methods", *METHODS]  # fmt: skip
+    drawn = run(*parse_settings("kgl-saliency-grid", (GridArguments, DataArguments), command[1:]))
+    assert drawn["label"] == [1, 1]
+    (tmp_path / "grid.png").unlink()
     monkeypatch.setattr(sys, "argv", command)
     main()
     assert "2 pictures under 9 methods" in capsys.readouterr().out  # one of three folds; the good ones have no map
