@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", nargs="+", default=["224x224", "640x232"], help="HEIGHTxWIDTH")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[2, 16])
-    parser.add_argument("--batches", type=int, default=1000, help="of the memory test at the end")
+    parser.add_argument("--batches", type=int, default=1000, help="of the memory test at the end, 0: none")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -133,10 +133,10 @@ def main() -> None:
     print(f"{hardware()}, {options.threads} threads\n")
     print("| size | batch | method | library | time over a forward pass | quartiles | memory over a forward pass's |")
     print("| --- | ---: | --- | --- | ---: | ---: | ---: |")
-    results = []
     for size in options.sizes:
         height, width = map(int, size.split("x"))
         for batch_size in options.batch_sizes:
+            results = []
             images = torch.rand(batch_size, 3, height, width, device=device)
             targets = torch.arange(batch_size, device=device) % 2
 
@@ -155,16 +155,18 @@ def main() -> None:
                     continue
                 memory = peak_memory(call)  # first: a call's leftovers would serve the next one
                 timed = paired(call, forward, 3 if method in _SLOW else options.rounds, warmups=1)
-                result = {"size": size, "batch_size": batch_size, "method": method, "library": library}
-                results.append(result | timed | {"mib": memory, "forward_mib": forward_memory})
+                results.append({"method": method, "library": library, "mib": memory} | timed)
                 print(
                     f"| {size} | {batch_size} | {method} | {library} | {timed['ratio']:.2f} "
                     f"| {timed['quartiles'][0]:.2f} .. {timed['quartiles'][1]:.2f} | {memory / forward_memory:.2f} |",
                     flush=True,
                 )
-    grown = leaves_behind(options.batches)
-    print(f"\nMiB grown over {options.batches} batches: {grown}")
-    store(f"saliency_{device}", vars(options), {"methods": results, "grown_mib": grown})
+            settings = {"threads": options.threads, "rounds": options.rounds, "forward_mib": forward_memory}
+            store(f"saliency_{device}_{batch_size}x{size}", settings, results)
+    if options.batches > 0:
+        grown = leaves_behind(options.batches)
+        print(f"\nMiB grown over {options.batches} batches: {grown}")
+        store(f"saliency_{device}_grown", {"batches": options.batches}, grown)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """
 What guidance costs: a phase-2 step over a plain Trainer step, and inference with the heat map over inference without.
+And what frozen stages save: a step on what two of three stages gave once over a step that computes them again.
 
     python benchmarks/step_cost.py [--rounds 30] [--threads 1] [--size 160 160] [--batch_size 16]
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator
 from kgl.configuration_kgl import KGLConfig
+from kgl.frozen import FrozenFeatureCollator, frozen_features, stages_bypassed, write_frozen_features
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency import layer_cam
 from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
@@ -66,6 +69,51 @@ def pictures(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Datase
             prior_weight=Value("float32"),
         ),
     )
+
+
+def frozen_steps(
+    model: KGLForImageClassification,
+    rows: Dataset,
+    image_processor: ViTImageProcessorPil,
+    size: tuple[int, int],
+    rounds: int,
+) -> dict[str, object]:
+    """Collation and guided step with two stages frozen: stored, computed again, and with nothing frozen."""
+    augmentation, stages = PairedAugmentation(), 2
+    rows = rows.add_column("index", list(range(len(rows))))
+    rows = rows.add_column("digest", [f"{index:040x}" for index in range(len(rows))])
+    pictures = [rows[index] for index in range(len(rows))]
+    collator = DefectCollator(image_processor, augmentation)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.npy"
+        features = write_frozen_features(path, rows, model, image_processor, stages, 4, augmentation)
+        stored = FrozenFeatureCollator(features, size, augmentation)
+        args = KGLTrainingArguments(output_dir=folder, kg_lambda=0.5, kg_schedule="constant")
+        trainer = KnowledgeGuidedTrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.state.max_steps = 1
+        trainer.create_optimizer()
+
+        def step(batch: dict[str, torch.Tensor]) -> None:
+            trainer.training_step(model, batch)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+
+        def on_stored() -> None:
+            with stages_bypassed(model, stages):
+                step(stored(pictures))
+
+        def on_recomputed() -> None:
+            batch = collator(pictures)
+            batch["pixel_values"] = frozen_features(model, batch["pixel_values"].to(model.device), stages)
+            with stages_bypassed(model, stages):
+                step(batch)
+
+        return {
+            "frozen stages stored over computed again": paired(on_stored, on_recomputed, rounds),
+            "frozen stages stored over nothing frozen": paired(on_stored, lambda: step(collator(pictures)), rounds),
+            "control: frozen stages stored over itself": paired(on_stored, on_stored, rounds),
+        }
 
 
 def main() -> None:
@@ -114,6 +162,7 @@ def main() -> None:
             lambda: step(plain, batches["without"]), lambda: step(plain, batches["without"]), options.rounds
         ),
     }
+    results |= frozen_steps(model, rows, image_processor, size, options.rounds)
     model.eval()
     without_head = PlainClassifier(model).to(device).eval()
     images = batches["without"]["pixel_values"].to(device)
