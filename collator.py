@@ -29,7 +29,7 @@ class DefectCollator:
 
     Returns `pixel_values (B, 3, H, W)`, `labels (B,)` and, for rows with a prior, `saliency_prior (B, 1, h, w)` in
     0..1, `pseudo_mask (B, 1, h, w)` bool (the prior above Otsu's threshold), `known (B, 1, h, w)` bool (the cells that
-    are not in the `ignore_band` around it) and `prior_weight (B,)`.
+    are not in the `ignore_band`, see [`~kgl.losses.pseudo_mask`]) and `prior_weight (B,)`.
     """
 
     image_processor: BaseImageProcessor

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
+from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -185,7 +186,7 @@ def rows_digest(rows: dict[str, list[Any]], names: list[str]) -> str:
         names: of the classes.
     """
     whole = hashlib.sha1()
-    pictures = rows["digest"] if "digest" in rows else [_digest(image) for image in rows["image"]]
+    pictures = digests_of(rows)
     masks = rows.get("mask", [None] * len(pictures))
     for picture, label, mask in zip(pictures, rows["label"], masks, strict=True):
         whole.update(repr((picture, names[label], mask and _digest(mask))).encode())
@@ -209,6 +210,11 @@ def group_folds(pictures: Dataset, folds: int, seed: int, option: str) -> list[t
         raise InputError(f"{option} {folds}: too few independent pictures of {', '.join(scarce)}.")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return list(splitter.split(labels, labels, pictures["group"]))
+
+
+def digests_of(rows: dict[str, list[Any]]) -> list[str]:
+    """Each picture's SHA-1, of undecoded rows: their `digest` where they have one."""
+    return rows["digest"] if "digest" in rows else [_digest(image) for image in rows["image"]]
 
 
 def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray | None:
@@ -427,7 +433,10 @@ def _digest(encoded: dict[str, Any]) -> str:
 
 def _content(encoded: dict[str, Any]) -> bytes:
     """The bytes of an undecoded `Image` value."""
-    return encoded["bytes"] or Path(encoded["path"]).read_bytes()
+    if encoded["bytes"]:
+        return encoded["bytes"]
+    with xopen(encoded["path"], "rb") as file:  # in an archive or on the Hub too
+        return file.read()
 
 
 def _require(paths: list[Path]) -> None:
@@ -458,6 +467,7 @@ def _png(pixels: np.ndarray) -> dict[str, Any]:
 __all__ = [
     "DataArguments",
     "decoded",
+    "digests_of",
     "defect_free_label",
     "few_labels",
     "fingerprint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
@@ -98,7 +100,7 @@ def views_of(
     copies = image.expand(views, *image.shape)
     map_copies = None if maps is None else maps.expand(views, *maps.shape)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(digest[:8], 16))
+        torch.default_generator.manual_seed(int(digest[:8], 16))  # torch.manual_seed would reseed GPUs too
         moved, moved_maps = augmentation(copies, map_copies)
     moved = torch.cat([image[None], moved[1:]])
     return moved, None if maps is None else torch.cat([maps[None], moved_maps[1:]])
@@ -127,20 +129,39 @@ def write_frozen_features(
 
     Returns:
         The array, mapped from the file.
+
+    Raises:
+        InputError: there is no room for it.
     """
-    if not path.exists():
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        stored = None
-        for index, row in enumerate(tqdm(dataset.select_columns(["image", "digest"]), "Frozen stages")):
-            raw = to_pixel_values([row["image"]], image_processor, do_normalize=False)[0]
-            seen = raw[None] if augmentation is None else views_of(raw, None, augmentation, views, row["digest"])[0]
-            features = frozen_features(model, normalised(seen, image_processor).to(model.device), stages).cpu().numpy()
-            if stored is None:
-                stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(dataset), *features.shape))
-            stored[index] = features
-        stored.flush()
-        unfinished.replace(path)
+    with FileLock(path.with_name(f"{path.name}.lock")):  # another process may be writing it
+        if not path.exists():
+            unfinished = path.with_name(f"{path.name}.unfinished")
+            stored = None
+            for index, row in enumerate(tqdm(dataset.select_columns(["image", "digest"]), "Frozen stages")):
+                raw = to_pixel_values([row["image"]], image_processor, do_normalize=False)[0]
+                seen = raw[None]
+                if augmentation is not None:
+                    seen, _ = views_of(raw, None, augmentation, views, row["digest"])
+                pixel_values = normalised(seen, image_processor).to(model.device)
+                features = frozen_features(model, pixel_values, stages).cpu().numpy()
+                if stored is None:
+                    _check_room(unfinished, len(dataset) * features.nbytes)
+                    stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(dataset), *features.shape))
+                stored[index] = features
+            stored.flush()
+            unfinished.replace(path)
     return np.load(path, mmap_mode="r")
+
+
+def _check_room(path: Path, needed: int) -> None:
+    """Before anything is written: a mapped file on a full disk ends the process without a word."""
+    path.unlink(missing_ok=True)  # a killed run's
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise InputError(
+            f"{path.parent}: the frozen stages' features take {needed / 2**30:.1f} GiB and there are "
+            f"{free / 2**30:.1f}; make room, or take fewer --frozen_views."
+        )
 
 
 @dataclass
@@ -156,6 +177,8 @@ class FrozenFeatureCollator:
         size: `(H, W)` of the pictures, in whose pixels the augmentation moves priors.
         augmentation: the one that the views were made by, or None for pictures as they are.
         ignore_band: as in [`DefectCollator`].
+
+    Rows need no other columns, pictures least of all: they would be decoded for nothing.
     """
 
     features: np.ndarray

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Array2D, Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets import Array2D, ClassLabel, Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
+from datasets.fingerprint import generate_random_fingerprint
 from safetensors import SafetensorError
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -20,10 +21,18 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.collator import to_pixel_values
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, decoded, load_defect_dataset, mask_array, mask_on_grid, rows_digest, undecoded
+from kgl.data import (
+    DataArguments,
+    decoded,
+    digests_of,
+    load_defect_dataset,
+    mask_array,
+    mask_on_grid,
+    rows_digest,
+    undecoded,
+)
 from kgl.errors import InputError
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.runs import lock
 from kgl.saliency import METHODS, compute_saliency, to_grid, to_uint8
 from kgl.saliency.activations import undisturbed
 from kgl.shards import Columns, map_in_shards
@@ -91,7 +100,7 @@ def add_saliency_priors(
         features=features,
         keep_in_memory=True,  # under 3 kB an image, and nothing stale from a cache
         load_from_cache_file=False,
-        new_fingerprint="saliency-priors",  # hashing the model would take longer than using it
+        new_fingerprint=generate_random_fingerprint(),  # what another model gave is another data set
         desc="Saliency priors",
     )
     return concatenate_datasets([dataset, priors], axis=1)
@@ -112,15 +121,15 @@ def write_saliency_priors(
     before it computes nothing, and what another model, other pictures or other settings gave is never taken.
 
     Returns:
-        A table of the priors alone, in the order of the rows, with their `file_name` and `digest` where there are
-        such columns. [`with_priors`] puts it beside the pictures.
+        A table of the priors alone, in the order of the rows, with the pictures' `digest` and, where there is such a
+        column, their `file_name`. [`with_priors`] puts it beside the pictures.
 
     Raises:
         InputError: as [`add_saliency_priors`]; `folder` holds something else, or the disk is full.
     """
     args = args or PriorArguments()
     priors_of, features = _priors_of(dataset, model, image_processor, args)
-    kept = [name for name in ("file_name", "digest") if name in dataset.features]
+    kept = {name: dataset.features[name] for name in ("file_name",) if name in dataset.features}
     names = dataset.features["label"].names
     settings = json.dumps([asdict(args), image_processor.to_dict(), _model_digest(model)], sort_keys=True, default=str)
 
@@ -128,14 +137,14 @@ def write_saliency_priors(
         return hashlib.sha1(f"{settings} {rows_digest(rows, names)}".encode()).hexdigest()
 
     def compute(rows: Columns) -> Columns:
-        return {name: rows[name] for name in kept} | priors_of(rows)
+        return {name: rows[name] for name in kept} | {"digest": digests_of(rows)} | priors_of(rows)
 
     return map_in_shards(
         undecoded(dataset),
         compute,
         identify,
         folder,
-        features=Features({name: dataset.features[name] for name in kept} | features),
+        features=Features(kept | {"digest": Value("string")} | features),
         batch_size=batch_size,
         title="Saliency priors",
     )
@@ -148,7 +157,8 @@ def with_priors(dataset: Dataset, priors: Dataset) -> Dataset:
     Raises:
         InputError: the priors are of other pictures.
     """
-    if len(dataset) != len(priors) or ("digest" in priors.column_names and dataset["digest"] != priors["digest"]):
+    pictures = "digest" if "digest" in dataset.column_names else "image"
+    if digests_of(undecoded(dataset.select_columns([pictures]))[:]) != priors[:]["digest"]:
         raise InputError("These priors are of other pictures, or of the same in another order.")
     return concatenate_datasets([dataset, priors.select_columns(["saliency_prior", "prior_weight"])], axis=1)
 
@@ -160,15 +170,15 @@ def _priors_of(
     args: PriorArguments,
 ) -> tuple[Callable[[Columns], Columns], Features]:
     """The function from a batch of undecoded rows to their priors and weights, and its columns' types."""
-    if dataset.features is None or not {"image", "label"} <= set(dataset.features):
-        raise InputError("The data set has no typed columns image and label (datasets.Features).")
-    names = dataset.features["label"].names
-    if set(names) != set(model.config.label2id):
-        raise InputError(f"The data set's classes {names} are not the model's {list(model.config.label2id)}.")
+    features = dataset.features or {}
+    if not isinstance(features.get("image"), Image) or not isinstance(features.get("label"), ClassLabel):
+        raise InputError("The data set has no columns image and label of the types datasets.Image and ClassLabel.")
+    names = features["label"].names
+    check_classes(names, model)
     first = next(iter(dataset), None)
     if first is None:
         raise InputError("The data set has no pictures.")
-    grid = _try_method(to_pixel_values([first["image"]], image_processor).to(model.device), model, args)
+    grid = try_method(to_pixel_values([first["image"]], image_processor).to(model.device), model, args)
 
     def priors_of(rows: Columns) -> Columns:
         pictures = [decoded(image) for image in rows["image"]]
@@ -190,8 +200,13 @@ def _priors_of(
 
 
 @torch.no_grad()
-def _try_method(pixel_values: torch.Tensor, model: KGLForImageClassification, args: PriorArguments) -> tuple[int, int]:
-    """The grid of the model's features, once the method has worked on one picture."""
+def try_method(pixel_values: torch.Tensor, model: KGLForImageClassification, args: PriorArguments) -> tuple[int, int]:
+    """
+    The grid of the model's features, once the method has worked on one picture.
+
+    Raises:
+        InputError: it does not; the message names `--prior_method`.
+    """
     try:
         compute_saliency(model, pixel_values, None, args.prior_method, args.prior_layers)
     except ValueError as error:
@@ -239,6 +254,15 @@ class PriorPassArguments:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
 
 
+def check_classes(names: list[str], model: KGLForImageClassification) -> None:
+    """
+    Raises:
+        InputError: a data set's classes are not the model's, in whatever order.
+    """
+    if set(names) != set(model.config.label2id):
+        raise InputError(f"The data set's classes {names} are not the model's {list(model.config.label2id)}.")
+
+
 def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImageProcessor]:
     """
     A classifier saved by kgl-train, and its image processor.
@@ -263,14 +287,11 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
     folder = Path(pass_args.output_dir) / "priors"
     model, image_processor = load_classifier(pass_args.model)
     train = load_defect_dataset(data_args)["train"]
-    if state.is_main_process:
-        held = lock(folder.parent)
     priors = write_saliency_priors(
         train, model.to(state.device), image_processor, folder, pass_args.batch_size, prior_args
     )
     if state.is_main_process:
         print(f"Priors of {len(priors)} pictures in {folder}")
-        held.release()
     return priors
 
 
@@ -285,9 +306,11 @@ __all__ = [
     "PriorArguments",
     "PriorPassArguments",
     "add_saliency_priors",
+    "check_classes",
     "load_classifier",
     "main",
     "run",
+    "try_method",
     "with_priors",
     "write_saliency_priors",
 ]

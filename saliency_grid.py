@@ -13,7 +13,7 @@ from kgl.collator import to_pixel_values
 from kgl.commands import parse_settings, run_command
 from kgl.data import DataArguments, load_defect_dataset
 from kgl.errors import InputError
-from kgl.prior import load_classifier
+from kgl.prior import check_classes, load_classifier
 from kgl.report import draw_grid, grid_rows
 from kgl.saliency import METHODS, compute_saliency, to_peak_one
 
@@ -41,6 +41,8 @@ class GridArguments:
             raise InputError(f"--output {self.output}: its name must end in .png.")
         if Path(self.output).exists():
             raise InputError(f"--output {self.output}: it exists already; choose another name.")
+        if not Path(self.output).absolute().parent.is_dir():
+            raise InputError(f"--output {self.output}: there is no such folder.")
 
 
 def run(args: GridArguments, data_args: DataArguments) -> Dataset:
@@ -49,18 +51,20 @@ def run(args: GridArguments, data_args: DataArguments) -> Dataset:
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     split = load_defect_dataset(data_args)[args.split]
     names = split.features["label"].names
-    if set(names) != set(model.config.label2id):
-        raise InputError(f"The data set's classes {names} are not the model's {list(model.config.label2id)}.")
+    check_classes(names, model)
     defect_free = model.config.defect_free_label  # its prior is blank
     rows = split.select([index for index, label in enumerate(split["label"]) if names[label] != defect_free])
     rows = rows.select(grid_rows(rows, args.count, defect_free))
 
     pixel_values = to_pixel_values(rows["image"], image_processor).to(model.device)
     targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
-    maps = {
-        method: to_peak_one(compute_saliency(model, pixel_values, targets, method)).cpu().numpy()
-        for method in args.methods
-    }
+    try:
+        maps = {
+            method: to_peak_one(compute_saliency(model, pixel_values, targets, method)).cpu().numpy()
+            for method in args.methods
+        }
+    except ValueError as error:
+        raise InputError(f"--methods: {error}") from error
     with torch.no_grad():
         certainty = model(pixel_values).logits.softmax(dim=1).gather(1, targets[:, None])[:, 0].tolist()
     captions = {"image": [f"P(true class) {value:.2f}" for value in certainty]}

@@ -14,13 +14,13 @@ from datasets import Dataset, Features, IterableDataset, concatenate_datasets, l
 from tqdm.auto import tqdm
 
 from .errors import InputError
-from .runs import save_whole, write_json
+from .runs import lock, save_whole, write_json
 
 
 Columns = dict[str, list[Any]]
 
 _STREAM_SHARD = 256  # rows of a stream held at once, undecoded
-_MOST_SHARD = 1024
+_LEAST_SHARD, _MOST_SHARD = 64, 1024
 _SHARDS = 32  # as many as several processes can share evenly
 
 
@@ -37,9 +37,10 @@ def map_in_shards(
     """
     The columns `compute` makes of each batch, as one table in the order of the rows, at `folder` for `load_from_disk`.
 
-    Under `accelerate launch` each process computes every so-many-th shard. Batches are the same however many processes
-    there are, so the table is too. Shards are kept beside the folder until all are there: a pass that was stopped
-    goes on, and one that is finished computes nothing. A shard is known by `identify`, so none is taken for another's.
+    Under `accelerate launch` each process computes every so-many-th shard. Shards and their batches are the same,
+    however many processes there are, so the table is too. Shards are kept beside the folder until all are there: a
+    pass that was stopped goes on, and one that is finished computes nothing. A shard is known by `identify`, so none
+    is taken for another's.
 
     Args:
         dataset: rows as `compute` wants them; of a stream no more than one shard is held in memory.
@@ -51,7 +52,8 @@ def map_in_shards(
         title: what the progress bar says.
 
     Raises:
-        InputError: the folder holds something else, or cannot be written to (finished shards stay).
+        InputError: the folder holds something else, another process is writing it, or it cannot be written to
+            (finished shards stay).
     """
     state = PartialState()
     manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
@@ -61,9 +63,12 @@ def map_in_shards(
     other = InputError(
         f"{folder} holds what another model, other settings or other pictures gave; choose another folder."
     )
+    if there is None and state.is_main_process:
+        held = lock(shards)
+    state.wait_for_everyone()
     mine = []
-    with tqdm(desc=_titled(title, state), total=_count(dataset, batch_size, state), unit=" pictures") as bar:
-        for number, rows in _own_shards(dataset, batch_size, state):
+    with tqdm(desc=_titled(title, state), total=_count(dataset, state), unit=" pictures") as bar:
+        for number, rows in _own_shards(dataset, state):
             key = f"{number:06d}-{identify(rows)}"
             mine.append(key)
             count = len(next(iter(rows.values())))
@@ -88,16 +93,16 @@ def map_in_shards(
     if there is None and state.is_main_process:
         write_json(manifest, keys)
         save_whole(concatenate_datasets([load_from_disk(shards / key) for key in keys]), folder)
-        shutil.rmtree(shards)
+        held.release()
+    if state.is_main_process:
+        shutil.rmtree(shards, ignore_errors=True)  # also what a kill left once the table was there
     state.wait_for_everyone()
     return load_from_disk(folder)
 
 
-def _own_shards(
-    dataset: Dataset | IterableDataset, batch_size: int, state: PartialState
-) -> Iterator[tuple[int, Columns]]:
-    """This process's shards with their numbers, each a whole number of batches but for the last."""
-    size = _shard_size(dataset, batch_size)
+def _own_shards(dataset: Dataset | IterableDataset, state: PartialState) -> Iterator[tuple[int, Columns]]:
+    """This process's shards with their numbers."""
+    size = _shard_size(dataset)
     if isinstance(dataset, Dataset):
         for number in range(state.process_index, -(-len(dataset) // size), state.num_processes):
             yield number, dataset[number * size : (number + 1) * size]
@@ -107,16 +112,17 @@ def _own_shards(
                 yield number, rows
 
 
-def _shard_size(dataset: Dataset | IterableDataset, batch_size: int) -> int:
-    wanted = min(_MOST_SHARD, -(-len(dataset) // _SHARDS)) if isinstance(dataset, Dataset) else _STREAM_SHARD
-    return max(1, -(-wanted // batch_size)) * batch_size
+def _shard_size(dataset: Dataset | IterableDataset) -> int:
+    if not isinstance(dataset, Dataset):
+        return _STREAM_SHARD
+    return min(max(-(-len(dataset) // _SHARDS), _LEAST_SHARD), _MOST_SHARD)
 
 
-def _count(dataset: Dataset | IterableDataset, batch_size: int, state: PartialState) -> int | None:
+def _count(dataset: Dataset | IterableDataset, state: PartialState) -> int | None:
     """How many rows this process has, where that is known."""
     if not isinstance(dataset, Dataset):
         return None
-    size = _shard_size(dataset, batch_size)
+    size = _shard_size(dataset)
     starts = range(state.process_index * size, len(dataset), state.num_processes * size)
     return sum(min(size, len(dataset) - start) for start in starts)
 

@@ -36,7 +36,7 @@ from kgl.errors import InputError
 from kgl.evaluation import evaluate_predictions, predict
 from kgl.frozen import FrozenFeatureCollator, check_freezable, stages_bypassed, write_frozen_features
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import PriorArguments, with_priors, write_saliency_priors
+from kgl.prior import PriorArguments, try_method, with_priors, write_saliency_priors
 from kgl.report import comparison_table, grid_rows, save_grid
 from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, write_json
 from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
@@ -146,7 +146,9 @@ def run(
     folds = _prior_folds(splits["train"], data_args, prior_args)
     settings = _settings(model_args, data_args, prior_args, training_args, splits)
     image_processor = _image_processor(model_args)
-    _try_model(model_args, data_args, splits["train"].features["label"].names)  # before the folder is claimed for it
+    _try_model(
+        model_args, data_args, prior_args, splits["train"].features["label"].names
+    )  # before the folder is claimed for it
     with training_args.main_process_first(desc="claiming the output folder"):
         claim(output_dir, settings)
     finished = output_dir / "metrics.json"
@@ -155,6 +157,7 @@ def run(
         if training_args.process_index == 0:
             print(f"{output_dir} holds this very run, finished.\n")
             _say_results(report, output_dir)
+            (output_dir / "frozen_features.npy").unlink(missing_ok=True)  # a kill may have left it
         return report
     if training_args.process_index == 0:
         held = lock(output_dir)
@@ -165,6 +168,9 @@ def run(
     frozen_seconds = _noted(output_dir / "frozen_seconds.json", time.perf_counter() - started, training_args)
 
     def train_phase(phase: str, pictures: Dataset) -> float:
+        if model_args.freeze_stages > 0:  # its pictures would be decoded for nothing
+            wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
+            pictures = pictures.select_columns([name for name in wanted if name in pictures.column_names])
         return _train_phase(phase, pictures, collator, image_processor, model_args, data_args, training_args)
 
     numbered = splits["train"].add_column("index", list(range(len(splits["train"]))))
@@ -228,6 +234,7 @@ def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> N
         raise InputError("--save_only_model: a checkpoint without the optimizer's state cannot be resumed from.")
     if training_args.resume_from_checkpoint is not None:
         raise InputError("--resume_from_checkpoint: leave it out; the same --output_dir resumes by itself.")
+    training_args.check_pooling(model_args.pooling)
     if training_args.n_gpu > 1:
         raise InputError(
             f"{training_args.n_gpu} GPUs in one process: start with accelerate launch, one process a GPU."
@@ -265,7 +272,9 @@ def _build_model(model_args: ModelArguments, data_args: DataArguments, names: li
 
 
 @torch.no_grad()
-def _try_model(model_args: ModelArguments, data_args: DataArguments, names: list[str]) -> None:
+def _try_model(
+    model_args: ModelArguments, data_args: DataArguments, prior_args: TrainPriorArguments, names: list[str]
+) -> None:
     """One blank picture through an untrained model, so that what cannot work is known before anything is written."""
     size = (model_args.image_height, model_args.image_width)
     if min(size) < 1:
@@ -279,6 +288,7 @@ def _try_model(model_args: ModelArguments, data_args: DataArguments, names: list
         model(torch.zeros(1, 3, *size))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"The backbone cannot take pictures of {size[0]} x {size[1]} pixels: {error}") from error
+    try_method(torch.zeros(1, 3, *size), model, prior_args)
 
 
 def _image_processor(model_args: ModelArguments) -> BaseImageProcessor:
@@ -429,7 +439,7 @@ def _make_priors(
 
 
 def _noted(path: Path, seconds: float, training_args: KGLTrainingArguments) -> float:
-    """The seconds something took the first time; doing it again finds it done."""
+    """The seconds of the attempt that finished something; doing it again finds it done."""
     with training_args.main_process_first(desc="noting the time"):
         if not path.exists():
             write_json(path, seconds)

@@ -59,7 +59,10 @@ class KGLTrainingArguments(TrainingArguments):
     )
     kg_ignore_band: float = field(
         default=0.0,
-        metadata={"help": "otsu_bce: leave out cells this close to the threshold, as a share of the prior's peak."},
+        metadata={
+            "help": "otsu_bce: leave out cells this close to the middle of the gap between the two kinds, as a share "
+            "of the prior's peak."
+        },
     )
     kg_positive_weight: float | None = field(
         default=None,
@@ -103,6 +106,21 @@ class KGLTrainingArguments(TrainingArguments):
             raise InputError(f"--kg_ignore_band {self.kg_ignore_band}: it must lie in 0..0.5.")
         if self.kg_positive_weight is not None and self.kg_positive_weight <= 0:
             raise InputError(f"--kg_positive_weight {self.kg_positive_weight}: it must be above 0.")
+        if self.own_classification_loss and self.label_smoothing_factor > 0:
+            raise InputError("--label_smoothing_factor goes with --cls_loss cross_entropy --class_weights none.")
+
+    @property
+    def own_classification_loss(self) -> bool:
+        """Whether the classification loss is another than the model's."""
+        return (self.cls_loss, self.class_weights) != ("cross_entropy", "none")
+
+    def check_pooling(self, pooling: str) -> None:
+        """
+        Raises:
+            InputError: an objective needs the class map in closed form, and heads of this pooling have none.
+        """
+        if set(self.kg_objective) & set(MAP_OBJECTIVES) and pooling != "avg_max":
+            raise InputError(f"--kg_objective cosine, l2 and kl go with --pooling avg_max, not with {pooling}.")
 
 
 class ClassificationTrainer(Trainer):
@@ -122,9 +140,6 @@ class ClassificationTrainer(Trainer):
         if self.args.class_weights == "balanced":
             labels = self.train_dataset["label"]
             self._class_weight = balanced_class_weight(labels, self.model.config.num_labels).to(self.args.device)
-        self._own_loss = (self.args.cls_loss, self.args.class_weights) != ("cross_entropy", "none")
-        if self._own_loss and self.args.label_smoothing_factor > 0:
-            raise InputError("--label_smoothing_factor goes with --cls_loss cross_entropy --class_weights none.")
 
     def compute_loss(
         self,
@@ -135,7 +150,7 @@ class ClassificationTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The classification loss, a mean over the batch's images."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self._own_loss:
+        if self.args.own_classification_loss:
             gamma = 2.0 if self.args.cls_loss == "focal" else 0.0
             loss = focal_loss(outputs.logits, inputs["labels"], gamma, self._class_weight)
         return (loss, outputs) if return_outputs else loss
@@ -179,8 +194,7 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
             raise InputError(
                 f"train_dataset has no {' and no '.join(sorted(missing))}: add_saliency_priors makes them."
             )
-        if set(self.args.kg_objective) & set(MAP_OBJECTIVES) and self.model.config.pooling != "avg_max":
-            raise InputError("--kg_objective cosine, l2 and kl need the closed-form class map of --pooling avg_max.")
+        self.args.check_pooling(self.model.config.pooling)
         self.data_collator = replace(self.data_collator, ignore_band=self.args.kg_ignore_band)
         self._balance = {
             objective: _cell_balance(objective, self.train_dataset, self.args)

@@ -6,24 +6,27 @@ Does guidance help, and by what? Arms x label budgets x seeds x data sets, one J
 
 Runs that `benchmarks/results/evidence.jsonl` has already are not done again; `--part 0/2` does every other one, for a
 second process. A *budget* is so many pictures a defect class and four times as many defect-free ones. A seed decides
-split, choice, weights and batches, so arms of one seed are pairs. All of them start from the same backbone, whose stem
-and first two stages are frozen and computed once (the cache folder); see `TASKS` for sizes and steps.
+choice, weights and batches, and on tasks that nothing is searched on the test fold too, so arms of one seed are pairs.
+All of them start from the same backbone, whose stem and first two stages are frozen and computed once (the cache
+folder); see `TASKS` for sizes and steps.
 
-What of the pictures is held out is `folds` of a task: one for the test; the next one, where `--search` asks, for
-validation, and then neither trains. The test fold is looked at once a run, at its end. `early_stopped` holds out a
-quarter of its *budget* to stop by.
+Groups are whole on one side. The magnetic tiles have one test fold for all seeds, because `--search` is judged on
+another one, and that trains nothing then: what is searched there never sees a picture that is tested on. A test fold
+is looked at once a run, at its end. `plain, early-stopped` holds out a quarter of its *budget* to stop by.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ import torch
 import transformers
 from datasets import ClassLabel, Dataset, Features, concatenate_datasets, disable_progress_bars
 from measure import hardware
+from sklearn.model_selection import StratifiedGroupKFold
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, PrinterCallback, TrainerCallback, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -43,7 +47,7 @@ from kgl.data import DataArguments, defect_free_label, few_labels, group_folds, 
 from kgl.evaluation import Predictions, evaluate_predictions, predict_batches
 from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import PriorArguments, add_saliency_priors, with_priors
+from kgl.prior import PriorArguments, add_saliency_priors
 from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
 
 
@@ -62,22 +66,26 @@ class Task:
     batch_size: int = 16
     folds: int = 4
     defect_or_not: bool = False  # all classes of defect are one
+    searched: bool = False  # then all seeds have the same test fold, and the search another one
     freeze_stages: int = 2
     backbone: dict[str, Any] | None = None  # None: the compressed ImageNet ResNet-18 up to stage 3
 
 
 TASKS = {
-    "magnetic_tile": Task({"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160)),
+    "magnetic_tile": Task(
+        {"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160), searched=True
+    ),
     "magnetic_tile_defect": Task(
-        {"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160), defect_or_not=True
+        {"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160), searched=True,
+        defect_or_not=True,
     ),
     "neu_det": Task({"dataset": "neu_det", "data_dir": str(SHARED / "data/neu-det")}, (160, 160)),
     "kolektorsdd": Task(
         {"dataset": "kolektorsdd", "data_dir": str(SHARED / "data/kolektorsdd")}, (512, 208), batch_size=8, folds=3
     ),
     "smoke": Task(
-        {"dataset": "surfaces", "num_surfaces": 64, "surface_size": 32}, (32, 32), steps=4, batch_size=8, folds=2,
-        freeze_stages=1,
+        {"dataset": "surfaces", "num_surfaces": 96, "surface_size": 32}, (32, 32), steps=4, batch_size=8, folds=3,
+        searched=True, freeze_stages=1,
         backbone={"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16],
                   "depths": [1, 1]},
     ),
@@ -171,7 +179,7 @@ class _KeepBest(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % max(1, state.max_steps // 10) == 0:
             score = self._judge()
-            if score > self._best[0]:
+            if score > self._best[0] or not self._best[1]:
                 self._best = (score, copy.deepcopy(model.state_dict()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -218,9 +226,12 @@ def features_of(task_name: str, cache_dir: Path) -> np.ndarray:
     """What the frozen stages give for all pictures in all views, `(N, views, C, h, w)`."""
     task = TASKS[task_name]
     cache_dir.mkdir(parents=True, exist_ok=True)
-    path = cache_dir / f"{task.data['dataset']}_{task.size[0]}x{task.size[1]}_{task.freeze_stages}.npy"
     set_seed(0)
     model, pictures = new_model(task_name, {}), pictures_of(task_name)
+    known_by = hashlib.sha1(repr((pictures["digest"], task.size, task.freeze_stages, VIEWS)).encode())
+    for name, tensor in model.backbone.state_dict().items():
+        known_by.update(name.encode() + tensor.numpy().tobytes())
+    path = cache_dir / f"{task.data['dataset']}_{known_by.hexdigest()[:16]}.npy"
     return write_frozen_features(
         path, pictures, model, processor_of(task), task.freeze_stages, VIEWS, PairedAugmentation()
     )
@@ -246,15 +257,14 @@ def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassificati
 class Bench:
     """One task, budget and seed: its split, its primary, and every arm on them."""
 
-    def __init__(self, task_name: str, budget: int, seed: int, search: bool, cache_dir: Path, threads: int) -> None:
+    def __init__(self, task_name: str, budget: int, seed: int, search: bool, cache_dir: Path) -> None:
         self.name, self.task, self.budget, self.seed = task_name, TASKS[task_name], budget, seed
         self.features = features_of(task_name, cache_dir)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         pictures = pictures_of(task_name)
-        folds = group_folds(pictures, self.task.folds, seed // self.task.folds, "folds")
-        held_out = [held for _, held in folds]
-        test = held_out[seed % self.task.folds]
-        validation = held_out[(seed + 1) % self.task.folds] if search else np.array([], dtype=int)
+        held_out = [held for _, held in group_folds(pictures, self.task.folds, 0, "folds")]
+        test = held_out[0 if self.task.searched else seed % self.task.folds]
+        validation = held_out[1] if search else np.array([], dtype=int)
         pool = np.setdiff1d(np.arange(len(pictures)), np.concatenate([test, validation]))
         self.judged = pictures.select(validation if search else test)
         self.train = few_labels(pictures.select(pool), budget, 4 * budget, _good(self.task), seed)
@@ -282,10 +292,10 @@ class Bench:
         elif arm.distilled:
             self._optimise(_Distilled, model, self._unmarked(self.train), arm, teacher=primary)
         elif arm.early_stopped:
+            splitter = StratifiedGroupKFold(4, shuffle=True, random_state=self.seed)
             labels = np.asarray(self.train["label"])
-            rank = np.array([(labels[:at] == label).sum() for at, label in enumerate(labels)])  # within its class
-            stopping = self.train.select(np.flatnonzero(rank % 4 == 0))
-            learning = self.train.select(np.flatnonzero(rank % 4 != 0))
+            kept, held_out = next(splitter.split(labels, labels, self.train["group"]))
+            learning, stopping = self.train.select(kept), self.train.select(held_out)
 
             def judge() -> float:
                 probabilities = self._predict(model, stopping, bypassed=True).probabilities
@@ -334,14 +344,23 @@ class Bench:
                     stack.enter_context(stages_bypassed(teacher, self.task.freeze_stages))
                 trainer.train()
             self._seconds = time.perf_counter() - started
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # judged in full precision
 
     def _with_priors(self, arm: Arm, primary: KGLForImageClassification | None) -> Dataset:
         """The training pictures with the arm's priors."""
         making = PriorArguments(**arm.making)
         processor = processor_of(self.task)
         names, good = self.train.features["label"].names, _good(self.task)
-        defective = [at for at, label in enumerate(self.train["label"]) if names[label] != good]
-        known = set(defective if arm.prior == "masks" else defective[: arm.masks])
+        by_class = [[] for _ in names]
+        for at in np.random.default_rng(self.seed).permutation(len(self.train)).tolist():
+            by_class[self.train[at]["label"]].append(at)
+        turns = [
+            at
+            for turn in zip_longest(*(rows for name, rows in zip(names, by_class, strict=True) if name != good))
+            for at in turn
+            if at is not None
+        ]  # the classes take turns
+        known = set(turns if arm.prior == "masks" else turns[: arm.masks])
         encoded = undecoded(self.train)["mask"]
         masks = [mask if at in known else None for at, mask in enumerate(encoded)]
         rows = self.train.remove_columns("mask").add_column("mask", masks, feature=self.train.features["mask"])
@@ -356,13 +375,22 @@ class Bench:
             set_seed(self.seed)
             primary = new_model(self.name, {})  # for blank maps and masks any will do
         guided = add_saliency_priors(rows, primary.eval(), processor, args=making)
+        if arm.prior == "masks":  # a picture with a defect and no mask says nothing of where
+            said = [
+                float(names[label] == good or mask is not None)
+                for label, mask in zip(rows["label"], masks, strict=True)
+            ]
+            guided = _replaced(guided, np.asarray(guided["saliency_prior"], dtype=np.uint8), said)
         if arm.prior == "blank":
             guided = _replaced(guided, np.zeros_like(np.asarray(guided["saliency_prior"], dtype=np.uint8)))
         elif arm.prior == "shuffled":
             stored, labels = np.asarray(guided["saliency_prior"], dtype=np.uint8), np.asarray(guided["label"])
+            groups = np.asarray(self.train["group"])
             for label in np.unique(labels):
                 of_class = np.flatnonzero(labels == label)
-                stored[of_class] = stored[np.roll(of_class, 1)]
+                of_class = of_class[np.argsort(groups[of_class], kind="stable")]
+                largest = np.unique(groups[of_class], return_counts=True)[1].max()
+                stored[of_class] = stored[np.roll(of_class, largest)]  # past the end of any picture's own group
             guided = _replaced(guided, stored)
         return self._unmarked(guided)
 
@@ -386,11 +414,29 @@ class Bench:
         return None if good is None else self.judged.features["label"].names.index(good)
 
 
-def _replaced(rows: Dataset, priors: np.ndarray) -> Dataset:
+def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float] | None = None) -> Dataset:
     features = Features({name: rows.features[name] for name in ("saliency_prior", "prior_weight")})
-    columns = {"saliency_prior": list(priors), "prior_weight": [1.0] * len(rows)}
+    columns = {"saliency_prior": list(priors), "prior_weight": weights or [1.0] * len(rows)}
     others = rows.remove_columns(["saliency_prior", "prior_weight"])
-    return with_priors(others, Dataset.from_dict(columns, features=features))
+    return concatenate_datasets([others, Dataset.from_dict(columns, features=features)], axis=1)
+
+
+def _identity(arm: str, task: str, budget: int, seed: int, search: bool) -> dict[str, Any]:
+    """What decides the figures of a run."""
+    settings = {"task": asdict(TASKS[task]), "settings": asdict((ARMS | SEARCHED)[arm])}
+    settings["task"]["data"].pop("data_dir", None)  # where this machine has it
+    names = {"arm": arm, "dataset": task, "budget": budget, "seed": seed, "split": "validation" if search else "test"}
+    precision = {"precision": "bf16" if torch.cuda.is_available() else "float32"}
+    return json.loads(json.dumps(names | settings | precision))
+
+
+def _done(output: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
+    """What is there of each run: arm, data set, budget and seed to its identity."""
+    if not output.exists():
+        return {}
+    parts = ("arm", "dataset", "budget", "seed", "split", "task", "settings", "precision")
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    return {tuple(line[part] for part in parts[:4]): {part: line[part] for part in parts} for line in lines}
 
 
 def main() -> None:
@@ -416,22 +462,19 @@ def main() -> None:
 
     groups = [(seed, task, budget) for seed in options.seeds for task in options.tasks for budget in options.budgets]
     for seed, task, budget in groups[part::parts]:
-        done = set()
-        if output.exists():
-            lines = [json.loads(line) for line in output.read_text().splitlines()]
-            done = {(line["arm"], line["dataset"], line["budget"], line["seed"]) for line in lines}
-        missing = [arm for arm in options.arms if (arm, task, budget, seed) not in done]
-        bench = Bench(task, budget, seed, options.search, options.cache_dir, options.threads) if missing else None
+        wanted = {arm: _identity(arm, task, budget, seed, options.search) for arm in options.arms}
+        done = _done(output)
+        for arm, identity in wanted.items():
+            if done.get((arm, task, budget, seed), identity) != identity:
+                parser.error(f"{output} has a run of {arm!r} with other settings; take another --output.")
+        missing = [arm for arm in wanted if (arm, task, budget, seed) not in done]
+        bench = Bench(task, budget, seed, options.search, options.cache_dir) if missing else None
         for arm_name in missing:
-            arm = (ARMS | SEARCHED)[arm_name]
-            figures = bench.run(arm)
-            line = {
-                "arm": arm_name, "dataset": task, "budget": budget, "seed": seed,
-                "split": "validation" if options.search else "test", "pictures": len(bench.train),
-                "judged": len(bench.judged), "task": asdict(TASKS[task]), "settings": asdict(arm),
-                "hardware": hardware(), "threads": options.threads, "torch": torch.__version__, "figures": figures,
+            figures = bench.run((ARMS | SEARCHED)[arm_name])
+            line = wanted[arm_name] | {
+                "pictures": len(bench.train), "judged": len(bench.judged), "hardware": hardware(),
+                "threads": options.threads, "torch": torch.__version__, "figures": figures,
             }  # fmt: skip
-            line["task"]["data"].pop("data_dir", None)  # where this machine has it
             with output.open("a") as lines:
                 lines.write(json.dumps(line) + "\n")
             shown = [f"{key} {figures[key]:.3f}" for key in _SHOWN if key in figures]

@@ -1,10 +1,12 @@
 """
-Tables of the evidence bench, in Markdown: means with 95 % bootstrap intervals, and paired differences.
+Tables of the evidence bench, in Markdown: means over seeds with 95 % intervals, and paired differences.
 
     python benchmarks/evidence_tables.py [benchmarks/results/evidence.jsonl] [--against plain "plain, twice as long"]
 
-A difference is an arm's figure less the other's of the same data set, budget and seed; its interval is the bootstrap's
-over seeds (10,000 draws), and is in bold where it leaves out zero.
+A difference is an arm's figure less the other's of the same data set, budget and seed, in bold where its interval
+leaves out zero. Intervals are Student's t over seeds: the percentile bootstrap of five values, asked for at 95 %,
+holds the truth about 82 % of the time. None is given below three seeds. Nothing is corrected for the number of
+comparisons: of twenty that mean nothing, one is in bold.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 
 FIGURES = {
@@ -45,11 +48,21 @@ def read(path: Path) -> dict[tuple[str, int], Runs]:
     return runs
 
 
-def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean."""
-    picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
+def interval(values: np.ndarray) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean; None below three values."""
+    if len(values) < 3:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def told(values: np.ndarray, sign: str = "") -> str:
+    """The mean with its interval, a difference in bold where that leaves out zero."""
+    around = interval(values)
+    if around is None:
+        return f"{values.mean():{sign}.3f}"
+    text = f"{values.mean():{sign}.3f} ({around[0]:{sign}.3f} .. {around[1]:{sign}.3f})"
+    return f"**{text}**" if sign and (around[0] > 0 or around[1] < 0) else text
 
 
 def means_table(runs: Runs) -> str:
@@ -62,9 +75,7 @@ def means_table(runs: Runs) -> str:
     for arm, seeds in runs.items():
         cells = []
         for name in columns:
-            values = np.array([one[name] for one in seeds.values() if name in one])
-            low, high = interval(values)
-            cells.append(f"{values.mean():.3f} ({low:.3f} .. {high:.3f})")
+            cells.append(told(np.array([one[name] for one in seeds.values()])))
         phases = next(iter(seeds.values()))["phases"]
         lines.append(f"| {arm} | {len(seeds)} | {phases} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -84,9 +95,7 @@ def differences_table(runs: Runs, against: str) -> str:
         cells = []
         for name in columns:
             values = np.array([seeds[seed][name] - runs[against][seed][name] for seed in shared])
-            low, high = interval(values)
-            told = f"{values.mean():+.3f} ({low:+.3f} .. {high:+.3f})"
-            cells.append(f"**{told}**" if low > 0 or high < 0 else told)
+            cells.append(told(values, "+"))
         lines.append(f"| {arm} | {len(shared)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

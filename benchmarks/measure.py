@@ -13,6 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import ResNetConfig
+
+
+# ResNet-18 up to stage 3, as in the recipes.
+BACKBONE = ResNetConfig(
+    layer_type="basic", embedding_size=64, depths=[2, 2, 2], hidden_sizes=[64, 128, 256], out_features=["stage3"]
+)
 
 
 def paired(

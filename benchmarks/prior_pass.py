@@ -22,20 +22,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import load_from_disk
-from measure import hardware, store
-from transformers import ResNetConfig
+from measure import BACKBONE, hardware, store
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.configuration_kgl import KGLConfig
 from kgl.data import DataArguments, load_defect_dataset
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import write_saliency_priors
-
-
-# ResNet-18 up to stage 3, as in the recipes.
-BACKBONE = ResNetConfig(
-    layer_type="basic", embedding_size=64, depths=[2, 2, 2], hidden_sizes=[64, 128, 256], out_features=["stage3"]
-)
 
 
 def one_pass(folder: Path) -> None:

@@ -63,7 +63,7 @@ def main() -> None:
     folds = group_folds(unmarked, settings["prior"]["prior_folds"], given["split_seed"], "--prior_folds")
 
     masks = [mask_array(mask, size) for mask in marked["mask"]]
-    defective = [index for index, mask in enumerate(masks) if mask.any()]
+    defective = [index for index, mask in enumerate(masks) if mask is not None and mask.any()]
     masks = [masks[index] for index in defective]
     print(f"{len(defective)} pictures with a defect\n")
     print("| method | priors | pixel AP | cell AP | pointing game | Otsu precision | Otsu recall |")

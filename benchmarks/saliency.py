@@ -16,7 +16,7 @@ import importlib.util
 from collections.abc import Callable
 
 import torch
-from measure import hardware, paired, peak_memory, resident_memory, store
+from measure import BACKBONE, hardware, paired, peak_memory, resident_memory, store
 from torch import nn
 from transformers import ResNetConfig
 
@@ -25,10 +25,6 @@ from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency import METHODS, compute_saliency
 
 
-# ResNet-18 up to stage 3, as in the recipes.
-BACKBONE = ResNetConfig(
-    layer_type="basic", embedding_size=64, depths=[2, 2, 2], hidden_sizes=[64, 128, 256], out_features=["stage3"]
-)
 _SLOW = ("smoothgrad", "integrated_gradients")  # dozens of passes: three rounds, on the smallest batch only
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
-from measure import hardware, paired, store
+from measure import BACKBONE, hardware, paired, store
 from PIL import Image as PILImage
 from torch import nn
-from transformers import ResNetConfig, Trainer
+from transformers import Trainer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.augmentation import PairedAugmentation
@@ -31,12 +31,6 @@ from kgl.frozen import FrozenFeatureCollator, frozen_features, stages_bypassed, 
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency import layer_cam
 from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
-
-
-# ResNet-18 up to stage 3, as in the recipes.
-BACKBONE = ResNetConfig(
-    layer_type="basic", embedding_size=64, depths=[2, 2, 2], hidden_sizes=[64, 128, 256], out_features=["stage3"]
-)
 
 
 class PlainClassifier(nn.Module):

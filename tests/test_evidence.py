@@ -5,6 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+from evidence import ARMS, SEARCHED, Bench, _identity, main
+from evidence_tables import interval, told
+from scipy import stats
+
+from kgl.data import mask_array, mask_on_grid
+
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -34,4 +42,66 @@ def test_two_arms_once_and_not_again(tmp_path):
     ).stdout  # fmt: skip
     assert "### smoke, 4 a class" in tables and "| less plain | seeds |" in tables
     difference = both[1]["figures"]["ap"] - both[0]["figures"]["ap"]
-    assert f"| guided | 1 | **{difference:+.3f} (" in tables
+    assert f"| guided | 1 | {difference:+.3f} | " in tables  # one seed: no interval
+
+
+def test_intervals_are_student_s():
+    values = np.array([0.1, 0.2, 0.4, 0.1, 0.3])
+    low, high = stats.ttest_1samp(values, 0).confidence_interval()
+    assert interval(values) == pytest.approx((low, high))
+    assert told(values, "+") == f"**+0.220 ({low:+.3f} .. {high:+.3f})**"
+    assert told(-values - 0.3) == f"-0.520 ({-high - 0.3:.3f} .. {-low - 0.3:.3f})"
+    assert interval(values[:2]) is None
+
+
+def test_every_kind_of_arm(tmp_path):
+    """In one process; what an arm is taught is what its name says."""
+    bench = Bench("smoke", 4, 0, False, tmp_path)
+    names, good = bench.train.features["label"].names, "good"
+    labels = np.asarray(bench.train["label"])
+    defective = np.array([names[label] != good for label in labels])
+    assert not set(bench.train["group"]) & set(bench.judged["group"])
+    arms = ARMS | SEARCHED
+    for name in ("plain, early-stopped", "self-distillation", "guided, two rounds", "guided, averaged primary",
+                 "guided, attention", "guided, drop wrong"):  # fmt: skip
+        assert 0 <= bench.run(arms[name])["ap"] <= 1
+    primary = bench._primary("all", bench.train, ARMS["guided"])
+
+    def priors(arm):
+        rows = bench._with_priors(arms[arm], primary)
+        assert rows["index"] == bench.train["index"]
+        return np.asarray(rows["saliency_prior"]), np.asarray(rows["prior_weight"])
+
+    own, weight = priors("guided")
+    assert own[defective].max(axis=(1, 2)).min() == 255 and own[~defective].max() == 0 and (weight == 1).all()
+    assert priors("blank mask")[0].max() == 0
+    shuffled, _ = priors("shuffled prior")
+    for label in set(labels[defective]):
+        of_class = np.flatnonzero(labels == label)
+        assert sorted(map(bytes, own[of_class])) == sorted(map(bytes, shuffled[of_class]))
+    assert not any(np.array_equal(one, other) for one, other in zip(own[defective], shuffled[defective], strict=True))
+    masks, weight = priors("guided, true masks")
+    grid = own.shape[1:]
+    truth = [mask_on_grid(mask_array(mask, (32, 32))[None], grid)[0] for mask in bench.train["mask"]]
+    assert np.array_equal(masks > 0, np.stack(truth)) and (weight == 1).all()
+    five, _ = priors("guided, 5 masks")
+    known = [at for at in np.flatnonzero(defective) if np.array_equal(five[at], masks[at])]
+    assert len(known) == 5 and set(labels[known]) == set(labels[defective])  # all classes have some
+    one, _ = priors("guided, 1 mask")
+    assert {at for at in np.flatnonzero(defective) if np.array_equal(one[at], masks[at])} < set(known)
+
+
+def test_the_search_never_sees_what_is_tested(tmp_path):
+    searched, tested = Bench("smoke", 4, 3, True, tmp_path), Bench("smoke", 4, 5, False, tmp_path)
+    assert not set(searched.judged["digest"]) & set(tested.judged["digest"])
+    assert not set(searched.train["digest"]) & set(tested.judged["digest"])
+
+
+def test_a_file_of_other_settings_is_refused(tmp_path, monkeypatch, capsys):
+    line = _identity("plain", "smoke", 4, 0, search=True) | {"figures": {}}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
+    arguments = ["--tasks", "smoke", "--budgets", "4", "--seeds", "0", "--arms", "plain"]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments, "--output", str(tmp_path / "runs.jsonl")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "has a run of 'plain' with other settings" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Frozen stages: stored once they are what they would be computed again."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image as PILImage
 from tiny import tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+import kgl.frozen
 from kgl.augmentation import PairedAugmentation
 from kgl.collator import normalised, to_pixel_values
 from kgl.errors import InputError
@@ -144,9 +147,16 @@ def test_features_that_are_there_are_not_computed_again(tmp_path):
         tmp_path / "f.npy", rows(), tiny_model(seed=1), PROCESSOR, 1, 2, PairedAugmentation()
     )
     assert np.array_equal(first, other)
-    assert [path.name for path in tmp_path.iterdir()] == ["f.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npy", "f.npy.lock"]
     plain = write_frozen_features(tmp_path / "plain.npy", rows(), tiny_model(), PROCESSOR, 1, 2, None)
     assert plain.shape[1] == 1 and np.allclose(plain[:, 0], first[:, 0], atol=1e-5)
+
+
+def test_too_small_a_disk_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(kgl.frozen.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 10_000))
+    with pytest.raises(InputError, match=r"features take 0\.0 GiB and there are 0\.0; make room"):
+        write_frozen_features(tmp_path / "f.npy", rows(), tiny_model(), PROCESSOR, 1, 2, PairedAugmentation())
+    assert not (tmp_path / "f.npy").exists()
 
 
 def test_what_cannot_be_frozen_is_refused():

@@ -1,12 +1,13 @@
 """Priors: whose map, on which grid, and what takes its place."""
 
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_from_disk
 from PIL import Image as PILImage
 from tiny import TINY_BACKBONES, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -21,10 +22,12 @@ from kgl.prior import (
     PriorPassArguments,
     add_saliency_priors,
     load_classifier,
+    main,
     with_priors,
     write_saliency_priors,
 )
 from kgl.saliency import METHODS, compute_saliency, to_uint8
+from kgl.surfaces import CLASSES
 
 
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -121,32 +124,49 @@ def test_a_moved_mask_keeps_its_size():
     assert abs(sizes.mean() - 6) < 0.3 and sizes.max() <= 9 and sizes.std() > 0
 
 
-def test_the_command_with_one_process_and_with_two(tmp_path, image_folder):
+def test_the_command_with_one_process_and_with_two(tmp_path, monkeypatch):
+    """146 pictures are three shards: two processes have to share them."""
+    tiny_model(id2label=dict(enumerate(CLASSES))).save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    settings = ["--dataset", "surfaces", "--num_surfaces", "219", "--surface_size", "32"]
+
+    def command(model="model", output="one", method="gradcam"):
+        return ["kgl-prior", "--model", str(tmp_path / model), "--output_dir", str(tmp_path / output),
+                "--prior_method", method, *settings]  # fmt: skip
+
+    def outputs(launcher, output):
+        arguments = [*launcher, "-m", "kgl.prior", *command(output=output)[1:]]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return load_from_disk(tmp_path / output / "priors"), done.stderr
+
+    one, told = outputs([sys.executable], "one")
+    two, told_by_two = outputs(TWO_PROCESSES, "two")
+    assert one.column_names == ["file_name", "digest", "saliency_prior", "prior_weight"] and len(one) == 146
+    assert two[:] == one[:]
+    assert "pictures/s" in told and "Saliency priors, process 2: 100%" in told_by_two
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["priors", "priors.json"]
+    before = (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", command())
+    main()
+    assert (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns == before
+
+
+def test_the_command_s_refusals(tmp_path, image_folder, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
     tiny_model(id2label={0: "good", 1: "scratch"}).save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
-
-    def run(*launcher, model=tmp_path / "model", output="one", method="gradcam"):
-        command = [*launcher, "-m", "kgl.prior", "--model", str(model), "--data_dir", str(image_folder),
-                   "--defect_free_label", "good", "--output_dir", str(tmp_path / output), "--batch_size", "2",
-                   "--prior_method", method]  # fmt: skip
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-    one = run(sys.executable)
-    two = run(*TWO_PROCESSES, output="two")
-    assert one.returncode == 0 and two.returncode == 0, one.stderr + two.stderr
-    priors = load_from_disk(tmp_path / "one" / "priors")
-    assert priors.column_names == ["file_name", "digest", "saliency_prior", "prior_weight"]
-    assert "Saliency priors, process 2" in two.stderr and "pictures/s" in one.stderr
-    together = load_from_disk(tmp_path / "two" / "priors")
-    assert together[:] == priors[:] and len(priors) == 12
-    before = (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns
-    again = run(sys.executable)
-    assert again.returncode == 0 and (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns == before
-    for wrong, message in (
-        (run(sys.executable, method="hirescam"), "another model, other settings or other pictures"),
-        (run(sys.executable, model=image_folder), "no classifier that kgl-train saved"),
+    given = ["kgl-prior", "--data_dir", str(image_folder), "--model", str(tmp_path / "model"), "--output_dir"]
+    for arguments, message in (
+        (["--model", str(image_folder)], "no classifier that kgl-train saved"),
+        (["--prior_method", "lrp"], "invalid choice: 'lrp'"),
+        (["--prior_layers", "nowhere", "--prior_method", "gradcam"], "there is no nowhere; the layers with maps are"),
+        (["--output_dir", str(tmp_path / "file" / "below")], "cannot be used as a folder"),
     ):
-        assert wrong.returncode == 2 and message in wrong.stderr and "Traceback" not in wrong.stderr
+        monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "out"), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -193,8 +213,29 @@ def test_written_priors_are_the_added_ones(tmp_path):
     assert with_priors(dataset, written)["prior_weight"] == expected["prior_weight"]
     stream = write_saliency_priors(dataset.to_iterable_dataset(), model, PROCESSOR, tmp_path / "stream", 4, args)
     assert stream[:] == written[:]
-    with pytest.raises(InputError, match="other pictures"):
-        with_priors(dataset.select([0, 1]), written)
+    for wrong in (dataset.select([0, 1]), dataset.select([1, 0, 2, 3])):
+        with pytest.raises(InputError, match="other pictures"):
+            with_priors(wrong, written)
+
+
+def test_pictures_in_an_archive_are_read_where_they_are(tmp_path, image_folder):
+    archive = shutil.make_archive(tmp_path / "pictures", "zip", image_folder)
+    paths = [f"zip://scratch/{index}.png::{archive}" for index in range(3)]
+    features = Features(image=Image(), label=ClassLabel(names=["good", "scratch", "pit"]))
+    stream = IterableDataset.from_generator(
+        lambda: ({"image": {"path": path, "bytes": None}, "label": 1} for path in paths), features=features
+    )
+    priors = write_saliency_priors(stream, tiny_model(), PROCESSOR, tmp_path / "priors")
+    assert len(set(priors["digest"])) == 3 and np.asarray(priors["saliency_prior"]).max() == 255
+
+
+def test_priors_of_two_models_are_two_data_sets(tmp_path):
+    """To datasets' cache too, which goes by fingerprints."""
+    rows().save_to_disk(tmp_path / "rows")
+    one, other = (
+        add_saliency_priors(load_from_disk(tmp_path / "rows"), tiny_model(seed=seed), PROCESSOR) for seed in (0, 1)
+    )
+    assert one["saliency_prior"] != other["saliency_prior"] and one._fingerprint != other._fingerprint
 
 
 def test_what_decides_a_prior_decides_whether_it_is_made_again(tmp_path):
@@ -239,8 +280,10 @@ def test_bad_priors_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match="--prior_method lrp: choose one of cam, gradcam"):
         PriorArguments("lrp")
     untyped = IterableDataset.from_generator(lambda: iter([{"image": None}]))
-    with pytest.raises(InputError, match="no typed columns image and label"):
-        write_saliency_priors(untyped, tiny_model(), PROCESSOR, tmp_path / "untyped")
+    numbers = rows().cast_column("label", Value("int64"))
+    for wrong in (untyped, numbers):
+        with pytest.raises(InputError, match="no columns image and label of the types"):
+            write_saliency_priors(wrong, tiny_model(), PROCESSOR, tmp_path / "untyped")
 
 
 def test_a_model_of_another_kind_makes_no_priors(tmp_path):

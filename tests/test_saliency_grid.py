@@ -39,5 +39,7 @@ def test_bad_settings_are_named():
         GridArguments(model="m", output="o.png", methods=["cam", "lrp"])
     with pytest.raises(InputError, match=r"--output grid\.jpg: its name must end in \.png"):
         GridArguments(model="m", output="grid.jpg")
+    with pytest.raises(InputError, match=r"--output nowhere/o\.png: there is no such folder"):
+        GridArguments(model="m", output="nowhere/o.png")
     with pytest.raises(InputError, match="--count 0"):
         GridArguments(model="m", output="o.png", count=0)

@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, IterableDataset, Value, load_from_disk
 
+import kgl.shards
 from kgl.errors import InputError
 from kgl.runs import save_whole
 from kgl.shards import map_in_shards
 
 
 FEATURES = Features(square=Value("int64"))
+
+
+@pytest.fixture(autouse=True)
+def shards_of_four(request, monkeypatch):
+    """So that 100 rows are 25 shards."""
+    if "shards_are_not" not in request.node.name:
+        monkeypatch.setattr(kgl.shards, "_LEAST_SHARD", 4)
 
 
 def numbers(count=100):
@@ -31,10 +39,10 @@ def identify(rows):
     return hashlib.sha1(repr(rows["number"]).encode()).hexdigest()
 
 
-def run(folder, dataset=None, compute=square, identify=identify):
+def run(folder, dataset=None, compute=square, identify=identify, batch_size=4):
     dataset = numbers() if dataset is None else dataset
     return map_in_shards(
-        dataset, compute, identify, folder / "table", features=FEATURES, batch_size=4, title="Squares"
+        dataset, compute, identify, folder / "table", features=FEATURES, batch_size=batch_size, title="Squares"
     )
 
 
@@ -44,10 +52,16 @@ def test_the_table_is_the_rows_in_order(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table", "table.json"]
 
 
-def test_batches_do_not_depend_on_where_shards_end(tmp_path):
+def test_a_batch_is_as_large_as_wished_and_shards_are_not_its_matter(tmp_path):
     sizes = []
-    run(tmp_path, numbers(130), lambda rows: sizes.append(len(rows["number"])) or square(rows))
-    assert sizes == [4] * 32 + [2]
+
+    def compute(rows):
+        sizes.append(len(rows["number"]))
+        return square(rows)
+
+    for batch_size in (5, 300):  # the second finds everything done
+        run(tmp_path, numbers(130), compute, batch_size=batch_size)
+    assert sizes == [5] * 12 + [4] + [5] * 12 + [4] + [2]  # shards of 64, 64 and 2 rows
 
 
 def test_a_stream_gives_the_same_table_and_is_never_held_whole(tmp_path):
@@ -68,6 +82,15 @@ def test_a_stream_gives_the_same_table_and_is_never_held_whole(tmp_path):
     stream = IterableDataset.from_generator(rows, features=Features(number=Value("int64")))
     assert run(tmp_path, stream, compute)["square"] == [number**2 for number in range(1000)]
     assert most <= 256 + 1
+
+
+def test_two_at_once_are_refused(tmp_path):
+    def compute(rows):
+        with pytest.raises(InputError, match="another process is running in it"):
+            run(tmp_path)
+        return square(rows)
+
+    run(tmp_path, numbers(4), compute)
 
 
 def test_a_stopped_pass_goes_on_and_a_finished_one_computes_nothing(tmp_path):
@@ -144,7 +167,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    shards = sorted((tmp_path / "table.shards").iterdir())
+    shards = sorted((tmp_path / "table.shards").glob("0*"))
     assert len(shards) == 22 and not (tmp_path / "table").exists()  # 88 rows in shards of four
     assert all(len(load_from_disk(shard)) == 4 for shard in shards)
     write()
@@ -155,7 +178,9 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
+import kgl.shards
 from test_shards import run, square
+kgl.shards._LEAST_SHARD = 4
 with open({log!r}, "a") as log:
     def slow(rows):
         time.sleep(0.05)

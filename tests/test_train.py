@@ -151,11 +151,18 @@ def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tm
         parse([path, "--prior_folds", "1"])
 
 
-def test_frozen_stages_stay_as_they_were(tmp_path):
+def test_frozen_stages_stay_as_they_were(tmp_path, monkeypatch):
     make_pictures(tmp_path / "pictures")
     path = recipe(tmp_path, data_dir=str(tmp_path / "pictures"), output_dir=str(tmp_path / "out"), num_train_epochs=2)
     settings = parse([path, "--freeze_stages", "1", "--frozen_views", "2", "--prior_folds", "2"])
+    columns = []
+    optimise = kgl.train.ClassificationTrainer.train
+    monkeypatch.setattr(
+        kgl.train.ClassificationTrainer, "train",
+        lambda self, **kwargs: columns.append(self.train_dataset.column_names) or optimise(self, **kwargs),
+    )  # fmt: skip
     run(*settings)
+    assert len(columns) == 4 and not any("image" in names for names in columns)  # none is decoded for nothing
     initial = _initial_model(settings[0], settings[1], settings[3], ["good", "scratch"])
     for phase in ("primary", "final"):
         trained = load_file(tmp_path / "out" / phase / "model.safetensors")
@@ -339,7 +346,7 @@ def test_values_of_a_recipe_are_checked_like_flags(content, tmp_path):
     assert ended.value.code == 2
 
 
-def test_priors_of_another_grid_are_refused(finished, tmp_path):
+def test_priors_of_another_image_size_are_refused(finished, tmp_path):
     settings, out, _ = finished
     shutil.copytree(out, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "final")
@@ -348,7 +355,20 @@ def test_priors_of_another_grid_are_refused(finished, tmp_path):
     stored["model"]["image_height"] = 64
     (tmp_path / "out" / "run.json").write_text(json.dumps(stored))
     refused = train(settings, "--output_dir", tmp_path / "out", "--image_height", "64")
-    assert refused.returncode == 2 and "grid" in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "priors holds what another model, other settings or other pictures gave" in refused.stderr
+
+
+def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
+    path = recipe(tmp_path, data_dir=str(make_pictures(tmp_path / "pictures")), output_dir=str(tmp_path / "out"))
+    for wrong, message in (
+        (["--pooling", "attention", "--kg_objective", "cosine"], "go with --pooling avg_max, not with attention"),
+        (["--pooling", "attention", "--prior_method", "cam"], "--prior_method cam: CAM needs a layer"),
+        (["--prior_method", "gradcam", "--prior_layers", "nowhere"], "there is no nowhere; the layers with maps are"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(*parse([path, *wrong]))
+        assert not (tmp_path / "out").exists()
 
 
 def test_flags_go_before_the_recipe_s(tmp_path):

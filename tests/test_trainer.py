@@ -193,7 +193,10 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_trainer import guided_trainer
-trainer = guided_trainer(Path(sys.argv[2]), per_device_train_batch_size=int(sys.argv[3]), num_train_epochs=2)
+trainer = guided_trainer(
+    Path(sys.argv[2]), per_device_train_batch_size=int(sys.argv[3]), num_train_epochs=2, learning_rate=0.05,
+    kg_objective=["otsu_bce", "cosine"], cls_loss="focal", class_weights="balanced",
+)
 trainer.train()
 if trainer.is_world_process_zero():
     trainer.save_model(sys.argv[2])
@@ -253,6 +256,7 @@ def test_a_data_set_without_priors_is_refused(tmp_path):
         ({"kg_ignore_band": 0.5}, "--kg_ignore_band 0.5"),
         ({"kg_positive_weight": 0}, "--kg_positive_weight 0"),
         ({"cls_loss": "hinge"}, "--cls_loss hinge: choose one of cross_entropy, focal"),
+        ({"cls_loss": "focal", "label_smoothing_factor": 0.1}, "--label_smoothing_factor goes with"),
         ({"class_weights": "rare"}, "--class_weights rare: choose one of none, balanced"),
         ({"kg_schedule": "constant"}, "never trains the classifier"),
     ],
