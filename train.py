@@ -157,7 +157,7 @@ def run(
         if training_args.process_index == 0:
             print(f"{output_dir} holds this very run, finished.\n")
             _say_results(report, output_dir)
-            (output_dir / "frozen_features.npy").unlink(missing_ok=True)  # a kill may have left it
+            _drop_features(output_dir)  # a kill may have left them
         return report
     if training_args.process_index == 0:
         held = lock(output_dir)
@@ -212,10 +212,16 @@ def run(
         },
     }
     write_json(finished, report)
-    (output_dir / "frozen_features.npy").unlink(missing_ok=True)  # large, and of no further use
+    _drop_features(output_dir)
     _say_results(report, output_dir)
     held.release()
     return report
+
+
+def _drop_features(output_dir: Path) -> None:
+    """What frozen stages gave is large, and of no use once both phases are done."""
+    for path in output_dir.glob("frozen_features.npy*"):
+        path.unlink()
 
 
 def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> None:
