@@ -5,21 +5,31 @@ from __future__ import annotations
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 
 class DefectClassification(evaluate.Metric):
     """
-    Accuracy, balanced accuracy, average precision (AP) and AUROC of class probabilities.
+    How right class probabilities are, and how well they part defects from good parts.
 
-    `compute(predictions=probabilities (N, K), references=labels (N,), defect_free_id=...)` returns `accuracy`,
-    `balanced_accuracy`, `ap` and `auroc`. With two classes the last two rank by the defect class (the second, or the
-    one that is not `defect_free_id`); with more they are macro averages of one class against the rest, and, given
-    `defect_free_id`, `defect_ap` and `defect_auroc` rank all defects against the defect-free class by
-    `1 - P(defect-free)`.
+    `compute(predictions=probabilities (N, K), references=labels (N,), defect_free_id=None, false_alarm_rate=0.05,
+    bootstrap=0, seed=0)` returns
+
+    - `accuracy` and `balanced_accuracy` of the likeliest class;
+    - `ap` and `auroc`: with two classes of the defect class (the second, or the one that is not `defect_free_id`),
+      with more the macro averages of one class against the rest, whose parts are `ap_per_class` and
+      `auroc_per_class`;
+    - with two classes, or with `defect_free_id`, how all defects rank against the good class by `1 - P(good)`:
+      `defect_ap` and `defect_auroc` (with more than two classes), `f1_max`, the best F1 of any threshold;
+      `recall_at_false_alarm_rate`, the largest share of defects found where at most `false_alarm_rate` of the good
+      parts are called defective; and `false_alarm_rate_at_zero_missed`, the share of good parts that are called so
+      where every defect is found;
+    - with `bootstrap` draws, stratified by class, `<figure>_interval`: the 2.5 and 97.5 % quantiles of each figure.
+
+    What is not defined, because one of the two sides has no pictures, is NaN; macro averages leave such classes out.
 
     Raises:
-        ValueError: hard labels instead of probabilities, or a class that no reference has.
+        ValueError: hard labels instead of probabilities.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -32,36 +42,75 @@ class DefectClassification(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: list[list[float]], references: list[int], defect_free_id: int | None = None
-    ) -> dict[str, float]:
+        self,
+        predictions: list[list[float]],
+        references: list[int],
+        defect_free_id: int | None = None,
+        false_alarm_rate: float = 0.05,
+        bootstrap: int = 0,
+        seed: int = 0,
+    ) -> dict[str, float | list[float]]:
         scores, labels = np.asarray(predictions), np.asarray(references)
-        classes = scores.shape[1]
         if np.isin(scores, (0.0, 1.0)).all() and len(scores) > 1:
             raise ValueError("predictions are hard labels: AP and AUROC rank, so they need probabilities.")
-        absent = sorted(set(range(classes)) - set(labels.tolist()))
-        if absent:
-            raise ValueError(f"No reference has class {absent}: AP and AUROC are not defined for it.")
-        answers = scores.argmax(axis=1)
-        results = {
-            "accuracy": float((answers == labels).mean()),
-            "balanced_accuracy": float(balanced_accuracy_score(labels, answers)),
-        }
-        if classes == 2:
-            positive = 1 if defect_free_id is None else 1 - defect_free_id
-            return results | _ranking(labels == positive, scores[:, positive])
-        each = [_ranking(labels == index, scores[:, index]) for index in range(classes)]
-        results |= {name: float(np.mean([one[name] for one in each])) for name in ("ap", "auroc")}
-        if defect_free_id is not None:
-            defect = 1 - scores[:, defect_free_id]
-            results |= {f"defect_{name}": value for name, value in _ranking(labels != defect_free_id, defect).items()}
+        results = _figures(scores, labels, defect_free_id, false_alarm_rate)
+        if bootstrap > 0:
+            generator = np.random.default_rng(seed)
+            of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+            drawn = []
+            for _ in range(bootstrap):
+                picked = np.concatenate([generator.choice(rows, len(rows)) for rows in of_class])
+                drawn.append(_figures(scores[picked], labels[picked], defect_free_id, false_alarm_rate))
+            for name in [name for name, value in results.items() if isinstance(value, float)]:
+                quantiles = np.quantile([one[name] for one in drawn], (0.025, 0.975))
+                results[f"{name}_interval"] = quantiles.tolist()
         return results
 
 
+def _figures(
+    scores: np.ndarray, labels: np.ndarray, defect_free_id: int | None, false_alarm_rate: float
+) -> dict[str, float | list[float]]:
+    answers = scores.argmax(axis=1)
+    present = np.unique(labels)
+    results: dict[str, float | list[float]] = {
+        "accuracy": float((answers == labels).mean()),
+        "balanced_accuracy": float(np.mean([(answers[labels == label] == label).mean() for label in present])),
+    }
+    two = scores.shape[1] == 2
+    if two:
+        defect_free_id = 0 if defect_free_id is None else defect_free_id
+    else:
+        each = [_ranking(labels == index, scores[:, index]) for index in range(scores.shape[1])]
+        for name in ("ap", "auroc"):
+            parts = [one[name] for one in each]
+            results[name] = float(np.mean([part for part in parts if not np.isnan(part)] or [np.nan]))
+            results[f"{name}_per_class"] = parts
+    if defect_free_id is not None:
+        defective, defect = labels != defect_free_id, 1 - scores[:, defect_free_id]
+        results |= {name if two else f"defect_{name}": value for name, value in _ranking(defective, defect).items()}
+        results |= _decisions(defective, defect, false_alarm_rate)
+    return results
+
+
 def _ranking(positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    if positive.all() or not positive.any():
+        return {"ap": float("nan"), "auroc": float("nan")}
     return {
         "ap": float(average_precision_score(positive, scores)),
         "auroc": float(roc_auc_score(positive, scores)),
     }
+
+
+def _decisions(positive: np.ndarray, scores: np.ndarray, false_alarm_rate: float) -> dict[str, float]:
+    """What the best thresholds reach, `score >= threshold` meaning defect."""
+    names = ("f1_max", "recall_at_false_alarm_rate", "false_alarm_rate_at_zero_missed")
+    if positive.all() or not positive.any():
+        return dict.fromkeys(names, float("nan"))
+    precision, recall, _ = precision_recall_curve(positive, scores)
+    alarms, found, _ = roc_curve(positive, scores, drop_intermediate=False)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    values = (f1.max(), found[alarms <= false_alarm_rate].max(), alarms[found == 1].min())
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
 def pixel_average_precision(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:

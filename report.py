@@ -18,6 +18,7 @@ _COLUMNS = {
     "auroc": "AUROC",
     "accuracy": "accuracy",
     "defect_ap": "defect AP",
+    "false_alarm_rate_at_zero_missed": "false alarms, none missed",
     "map_ap": "class map's pixel AP",
     "saliency_ap": "H's pixel AP",
     "seconds": "seconds",

@@ -2,7 +2,13 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    roc_auc_score,
+)
 
 from kgl.metrics import (
     DefectClassification,
@@ -43,11 +49,61 @@ def test_more_classes_are_macro_averaged():
     assert "defect_ap" not in compute(scores, labels)
 
 
-def test_hard_labels_and_missing_classes_are_refused():
+@pytest.mark.parametrize("seed", range(20))
+def test_decisions_by_trying_every_threshold(seed):
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(2, 40))
+    defect = generator.integers(1, 10, count) / 10  # ties
+    labels = np.r_[0, 1, generator.integers(0, 2, count - 2)]
+    scores = np.stack([1 - defect, defect], axis=1)
+    results = compute(scores, labels, false_alarm_rate=0.2)
+    called = [(1 - scores[:, 0]) >= threshold for threshold in [*(1 - scores[:, 0]), 2.0]]
+    recall = np.array([(answer & (labels == 1)).sum() / (labels == 1).sum() for answer in called])
+    alarms = np.array([(answer & (labels == 0)).sum() / (labels == 0).sum() for answer in called])
+    assert results["f1_max"] == pytest.approx(max(f1_score(labels, answer, zero_division=0) for answer in called))
+    assert results["recall_at_false_alarm_rate"] == pytest.approx(recall[alarms <= 0.2].max())
+    assert results["false_alarm_rate_at_zero_missed"] == pytest.approx(alarms[recall == 1].min())
+    answers = scores.argmax(axis=1)
+    assert results["accuracy"] == pytest.approx(accuracy_score(labels, answers))
+    assert results["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, answers))
+
+
+def test_decisions_of_more_classes_are_good_against_all_defects():
+    scores = np.array([[0.8, 0.1, 0.1], [0.4, 0.1, 0.5], [0.3, 0.6, 0.1], [0.1, 0.2, 0.7]])
+    results = compute(scores, [0, 0, 1, 2], defect_free_id=0)
+    assert results["defect_ap"] == results["f1_max"] == results["recall_at_false_alarm_rate"] == 1
+    assert results["false_alarm_rate_at_zero_missed"] == 0
+    assert results["ap_per_class"] == pytest.approx([1, 1, 1])
+    assert "f1_max" not in compute(scores, [0, 0, 1, 2])
+
+
+def test_what_one_class_alone_cannot_say_is_nan():
+    one = compute([[0.7, 0.3], [0.4, 0.6]], [0, 0])
+    assert one["accuracy"] == one["balanced_accuracy"] == 0.5
+    for name in ("ap", "auroc", "f1_max", "recall_at_false_alarm_rate", "false_alarm_rate_at_zero_missed"):
+        assert np.isnan(one[name])
+    scores = [[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.5, 0.4, 0.1]]
+    two_of_three = compute(scores, [0, 1, 0])
+    assert two_of_three["ap"] == 1 and np.isnan(two_of_three["ap_per_class"][2])
+
+
+def test_bootstrap_intervals_are_stratified_and_the_same_again():
+    generator = np.random.default_rng(0)
+    labels = np.array([0] * 60 + [1] * 3)
+    defect = np.clip(generator.normal(0.3 + 0.3 * labels, 0.15), 0.01, 0.99)
+    scores = np.stack([1 - defect, defect], axis=1)
+    results = compute(scores, labels, bootstrap=50)
+    for name in ("ap", "auroc", "accuracy", "f1_max", "false_alarm_rate_at_zero_missed"):
+        low, high = results[f"{name}_interval"]
+        assert 0 <= low <= results[name] <= high <= 1  # never without a defect, so never NaN
+    assert results["ap_interval"][0] < results["ap_interval"][1]
+    assert compute(scores, labels, bootstrap=50) == results
+    assert compute(scores, labels, bootstrap=50, seed=1) != results
+
+
+def test_hard_labels_are_refused():
     with pytest.raises(ValueError, match="hard labels"):
         compute([[1.0, 0.0], [0.0, 1.0]], [0, 1])
-    with pytest.raises(ValueError, match=r"No reference has class \[1\]"):
-        compute([[0.7, 0.3], [0.4, 0.6]], [0, 0])
 
 
 def test_pixel_average_precision_by_hand():
