@@ -79,7 +79,8 @@ def add_saliency_priors(
 
     The prior is the saliency map of the true class on the grid of the model's features. Images of the config's
     defect-free class get a blank one; where a row has a `mask`, it takes the prior's place, a cell counting as defect
-    where any of its pixels does. Both count 1; what the others count is `args.prior_weighting`'s to say.
+    where any of its pixels does. Both count 1. What the others count is `args.prior_weighting`'s to say, but for empty
+    maps of pictures with a defect, which count 0.
 
     Args:
         dataset: columns `image`, `label` and, where there are any, `mask`.
@@ -187,6 +188,7 @@ def _priors_of(
         maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
         maps = to_uint8(to_grid(maps, grid), rows.get("file_name"))
         weights = _weights(model, pixel_values, targets, args.prior_weighting)
+        weights[maps.max(axis=(1, 2)) == 0] = 0  # nothing spoke for the defect: that is not to say there is none
         if model.config.defect_free_id is not None:
             blank = (targets == model.config.defect_free_id).cpu().numpy()
             maps[blank], weights[blank] = 0, 1

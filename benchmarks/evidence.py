@@ -143,6 +143,8 @@ SEARCHED = {
     "true masks, additive attention": Arm("masks", {"kg_form": "additive"}, {"pooling": "attention"}),
     "guided, fullgrad": Arm("own", making={"prior_method": "fullgrad"}),
     "guided, gradcam": Arm("own", making={"prior_method": "gradcam"}),
+    "guided, gradcam++": Arm("own", making={"prior_method": "gradcam++"}),
+    "guided, gradcam++ additive": Arm("own", {"kg_form": "additive"}, making={"prior_method": "gradcam++"}),
     "guided, cross-fitted": Arm("cross_fitted"),
     "guided, drop wrong": Arm("cross_fitted", making={"prior_weighting": "drop_wrong"}),
     "guided, confidence": Arm("cross_fitted", making={"prior_weighting": "confidence"}),

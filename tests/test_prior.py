@@ -198,6 +198,9 @@ def test_what_a_prior_counts():
     assert weights("keep_all") == [1, 1, 1, 1]
     assert weights("drop_wrong") == [1, 1, 0, 1]  # good ones and masks count whatever the primary thinks
     assert weights("confidence") == pytest.approx([0.5, 1, 0.3, 1], abs=1e-4)
+    with torch.no_grad():
+        model.classifier.weight[2] = 0  # nothing in a picture speaks for class 2: its map is empty, not blank
+    assert weights("keep_all") == [1, 1, 0, 1]
     with pytest.raises(InputError, match="--prior_weighting none: choose one of keep_all"):
         PriorArguments(prior_weighting="none")
 
