@@ -55,7 +55,8 @@ def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Te
             if model.config.defect_free_id is not None:
                 defects[:, model.config.defect_free_id] = -torch.inf
             maps = layer_cam(model, output.feature_map, output.saliency, defects.argmax(dim=1))
-            parts["probabilities"].append(logits.double().softmax(dim=1).cpu())  # no exact 0 and 1
+            certain = torch.finfo(torch.double).eps  # no exact 0 and 1, which would be hard labels
+            parts["probabilities"].append(logits.double().softmax(dim=1).clamp(certain, 1 - certain).cpu())
             parts["class_map"].append(to_peak_one(maps).cpu())
             parts["saliency"].append(output.saliency[:, 0].float().sigmoid().cpu())
     return Predictions(**{name: torch.cat(tensors).numpy() for name, tensors in parts.items()})

@@ -38,6 +38,8 @@ def check_freezable(model: KGLForImageClassification, stages: int) -> None:
         raise InputError(f"--freeze_stages: not with a {kind} backbone, only with {', '.join(_STEMS)}.")
     used = model.backbone.out_features
     first_used = min(model.backbone.stage_names.index(name) for name in used)
+    if first_used < 2:
+        raise InputError(f"--freeze_stages {stages}: there is no stage below {', '.join(used)}, which is trained.")
     if not 1 <= stages < first_used:
         raise InputError(
             f"--freeze_stages {stages}: it must lie in 1..{first_used - 1}, below {', '.join(used)}, which is trained."

@@ -46,7 +46,7 @@ class PriorArguments:
     """How priors are made, and how far they are trusted."""
 
     prior_method: str = field(
-        default="layercam", metadata={"help": "What makes the saliency maps.", "choices": list(METHODS)}
+        default="gradcam++", metadata={"help": "What makes the saliency maps.", "choices": list(METHODS)}
     )
     prior_layers: list[str] | None = field(
         default=None,
@@ -87,7 +87,7 @@ def add_saliency_priors(
         model: the primary classifier; left in the mode it was in.
         image_processor: the one the model was trained with.
         batch_size: images a forward pass.
-        args: LayerCAM of the pooled features, each counting 1, by default.
+        args: Grad-CAM++ of the pooled features, each map counting 1, by default.
 
     Raises:
         InputError: classes that are not the model's, a layer that it does not have, a map that is not finite.
@@ -272,6 +272,9 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
     Raises:
         InputError: there is none; the message names `--model`.
     """
+    phases = [str(Path(model) / phase) for phase in ("primary", "final") if (Path(model) / phase).is_dir()]
+    if phases:
+        raise InputError(f"--model {model}: this is a run's folder; take {' or '.join(phases)}.")
     try:
         if PreTrainedConfig.get_config_dict(model)[0].get("model_type") != KGLConfig.model_type:
             raise InputError(f"--model {model}: it is no classifier that kgl-train saved.")

@@ -70,7 +70,10 @@ def run(args: GridArguments, data_args: DataArguments) -> Dataset:
     captions = {"image": [f"P(true class) {value:.2f}" for value in certainty]}
     size = tuple(pixel_values.shape[-2:])
     title = f"Saliency of the true class, {args.split} pictures"
-    draw_grid(Path(args.output), rows, maps, size, title, "share of the map's own peak", captions)
+    try:
+        draw_grid(Path(args.output), rows, maps, size, title, "share of the map's own peak", captions)
+    except OSError as error:
+        raise InputError(f"--output {args.output}: it cannot be written. {error}") from error
     print(f"{len(rows)} pictures under {len(maps)} methods in {args.output}")
     return rows
 

@@ -59,7 +59,10 @@ def map_in_shards(
     manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
     if folder.exists() and not manifest.exists():
         raise InputError(f"{folder} holds something that was not made here; choose another folder.")
-    there = json.loads(manifest.read_text()) if folder.exists() else None
+    try:
+        there = json.loads(manifest.read_text()) if folder.exists() else None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{manifest} is damaged ({error}); choose another folder.") from error
     other = InputError(
         f"{folder} holds what another model, other settings or other pictures gave; choose another folder."
     )

@@ -23,6 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import BaseImageProcessor, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
@@ -241,6 +242,11 @@ def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> N
     if training_args.resume_from_checkpoint is not None:
         raise InputError("--resume_from_checkpoint: leave it out; the same --output_dir resumes by itself.")
     training_args.check_pooling(model_args.pooling)
+    try:
+        for reporter in get_reporting_integration_callbacks(training_args.report_to):
+            reporter()
+    except RuntimeError as error:
+        raise InputError(f"--report_to {' '.join(training_args.report_to)}: {error}") from error
     if training_args.n_gpu > 1:
         raise InputError(
             f"{training_args.n_gpu} GPUs in one process: start with accelerate launch, one process a GPU."
@@ -294,7 +300,8 @@ def _try_model(
         model(torch.zeros(1, 3, *size))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"The backbone cannot take pictures of {size[0]} x {size[1]} pixels: {error}") from error
-    try_method(torch.zeros(1, 3, *size), model, prior_args)
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))  # a blank picture hides differences
+    try_method(noise, model, prior_args)
 
 
 def _image_processor(model_args: ModelArguments) -> BaseImageProcessor:

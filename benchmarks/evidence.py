@@ -24,7 +24,7 @@ import json
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -37,7 +37,7 @@ from datasets import ClassLabel, Dataset, Features, concatenate_datasets, disabl
 from measure import hardware
 from sklearn.model_selection import StratifiedGroupKFold
 from torch.nn import functional as F
-from transformers import BaseImageProcessor, PrinterCallback, TrainerCallback, set_seed
+from transformers import BaseImageProcessor, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -109,6 +109,7 @@ class Arm:
 
 
 _PAPER = {"kg_positive_weight": 1.0}
+_LAYERCAM = {"prior_method": "layercam"}
 ARMS = {
     "plain": Arm(),
     "plain, twice as long": Arm(length=2),
@@ -116,7 +117,7 @@ ARMS = {
     "blank mask": Arm("blank"),
     "shuffled prior": Arm("shuffled"),
     "self-distillation": Arm(distilled=True),
-    "guided, paper": Arm("own", _PAPER),
+    "guided, paper": Arm("own", _PAPER, making=_LAYERCAM),
     "guided": Arm("own"),
     "guided, true masks": Arm("masks"),
 }
@@ -143,8 +144,8 @@ SEARCHED = {
     "true masks, additive attention": Arm("masks", {"kg_form": "additive"}, {"pooling": "attention"}),
     "guided, fullgrad": Arm("own", making={"prior_method": "fullgrad"}),
     "guided, gradcam": Arm("own", making={"prior_method": "gradcam"}),
-    "guided, gradcam++": Arm("own", making={"prior_method": "gradcam++"}),
-    "guided, gradcam++ additive": Arm("own", {"kg_form": "additive"}, making={"prior_method": "gradcam++"}),
+    "guided, layercam": Arm("own", making=_LAYERCAM),
+    "guided, layercam cosine": Arm("own", {"kg_objective": ["cosine"]}, making=_LAYERCAM),
     "guided, cross-fitted": Arm("cross_fitted"),
     "guided, drop wrong": Arm("cross_fitted", making={"prior_weighting": "drop_wrong"}),
     "guided, confidence": Arm("cross_fitted", making={"prior_weighting": "confidence"}),
@@ -426,6 +427,11 @@ def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float] | None = N
 def _identity(arm: str, task: str, budget: int, seed: int, search: bool) -> dict[str, Any]:
     """What decides the figures of a run."""
     settings = {"task": asdict(TASKS[task]), "settings": asdict((ARMS | SEARCHED)[arm])}
+    # Defaults too: they may be others one day.
+    settings["settings"]["making"] = asdict(PriorArguments(**settings["settings"]["making"]))
+    own = {one.name for one in fields(KGLTrainingArguments)} - {one.name for one in fields(TrainingArguments)}
+    training = KGLTrainingArguments("unused", **settings["settings"]["training"])
+    settings["settings"]["training"] = {name: vars(training)[name] for name in sorted(own)}
     settings["task"]["data"].pop("data_dir", None)  # where this machine has it
     names = {"arm": arm, "dataset": task, "budget": budget, "seed": seed, "split": "validation" if search else "test"}
     precision = {"precision": "bf16" if torch.cuda.is_available() else "float32"}

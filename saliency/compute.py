@@ -54,6 +54,8 @@ def compute_saliency(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: choose one of {', '.join(METHODS)}.")
+    if isinstance(layers, str):
+        raise ValueError(f"layers={layers!r}: give a list of names.")
     if layers is not None and method not in _CAM_METHODS:
         raise ValueError(f"layers={layers}: {method} looks at the whole model; layers are for the CAM methods.")
     num_labels = model.config.num_labels

@@ -48,7 +48,7 @@ def test_priors_are_the_true_class_s_maps_and_blank_where_there_is_no_defect():
     assert with_priors.column_names == ["image", "label", "mask", "saliency_prior", "prior_weight"]
     stored = np.asarray(with_priors["saliency_prior"], dtype=np.uint8)
     pixel_values = to_pixel_values(dataset["image"], PROCESSOR)
-    expected = to_uint8(compute_saliency(model, pixel_values, torch.tensor([1, 0, 2, 1])))
+    expected = to_uint8(compute_saliency(model, pixel_values, torch.tensor([1, 0, 2, 1]), "gradcam++"))
     expected[1] = 0
     assert stored.shape == (4, 2, 4)
     assert np.abs(stored.astype(int) - expected.astype(int)).max() <= 1  # batches of 3 and 1 sum in another order
@@ -156,9 +156,14 @@ def test_the_command_s_refusals(tmp_path, image_folder, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     tiny_model(id2label={0: "good", 1: "scratch"}).save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
+    (tmp_path / "run" / "primary").mkdir(parents=True)
+    (tmp_path / "damaged" / "priors").mkdir(parents=True)
+    (tmp_path / "damaged" / "priors.json").write_text("[")
     given = ["kgl-prior", "--data_dir", str(image_folder), "--model", str(tmp_path / "model"), "--output_dir"]
     for arguments, message in (
         (["--model", str(image_folder)], "no classifier that kgl-train saved"),
+        (["--model", str(tmp_path / "run")], f"a run's folder; take {tmp_path / 'run' / 'primary'}."),
+        (["--output_dir", str(tmp_path / "damaged")], "priors.json is damaged"),
         (["--prior_method", "lrp"], "invalid choice: 'lrp'"),
         (["--prior_layers", "nowhere", "--prior_method", "gradcam"], "there is no nowhere; the layers with maps are"),
         (["--output_dir", str(tmp_path / "file" / "below")], "cannot be used as a folder"),
@@ -274,7 +279,7 @@ def test_bad_priors_are_one_sentence(tmp_path):
     with torch.no_grad():
         broken.classifier.weight[2] = torch.nan  # the class of picture c
     with pytest.raises(InputError, match=r"hold NaN or infinity: c\.png\."):
-        write_saliency_priors(named, broken, PROCESSOR, tmp_path / "broken")
+        write_saliency_priors(named, broken, PROCESSOR, tmp_path / "broken", args=PriorArguments("layercam"))
     assert not (tmp_path / "broken").exists()
     with pytest.raises(InputError, match=r"--prior_method gradcam: layers: there is no nowhere; .* backbone\."):
         add_saliency_priors(rows(), tiny_model(), PROCESSOR, args=PriorArguments("gradcam", ["nowhere"]))
