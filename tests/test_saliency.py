@@ -162,6 +162,7 @@ def test_transformers_are_seen_at_the_deepest_cells_that_matter():
 @pytest.mark.parametrize("make", [resnet_classifier, vit_classifier])
 def test_every_method_on_models_of_transformers(method, make):
     maps = compute_saliency(make(), pictures(), TARGETS, method)
+    assert not maps.requires_grad
     assert maps.min() >= 0 and maps.max() > 0  # a picture's own Grad-CAM may be empty
 
 
