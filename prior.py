@@ -31,7 +31,7 @@ from kgl.data import (
     rows_digest,
     undecoded,
 )
-from kgl.errors import InputError
+from kgl.errors import InputError, check_choices
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency import METHODS, compute_saliency, to_grid, to_uint8
 from kgl.saliency.activations import undisturbed
@@ -62,9 +62,7 @@ class PriorArguments:
     )
 
     def __post_init__(self) -> None:
-        for name, there in (("prior_method", METHODS), ("prior_weighting", WEIGHTINGS)):
-            if vars(self)[name] not in there:
-                raise InputError(f"--{name} {vars(self)[name]}: choose one of {', '.join(there)}.")
+        check_choices(self, {"prior_method": METHODS, "prior_weighting": WEIGHTINGS})
 
 
 def add_saliency_priors(

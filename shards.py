@@ -107,8 +107,8 @@ def _own_shards(dataset: Dataset | IterableDataset, state: PartialState) -> Iter
     """This process's shards with their numbers."""
     size = _shard_size(dataset)
     if isinstance(dataset, Dataset):
-        for number in range(state.process_index, -(-len(dataset) // size), state.num_processes):
-            yield number, dataset[number * size : (number + 1) * size]
+        for start in _own_starts(dataset, state):
+            yield start // size, dataset[start : start + size]
     else:
         for number, rows in enumerate(dataset.iter(size)):
             if number % state.num_processes == state.process_index:
@@ -126,8 +126,13 @@ def _count(dataset: Dataset | IterableDataset, state: PartialState) -> int | Non
     if not isinstance(dataset, Dataset):
         return None
     size = _shard_size(dataset)
-    starts = range(state.process_index * size, len(dataset), state.num_processes * size)
-    return sum(min(size, len(dataset) - start) for start in starts)
+    return sum(min(size, len(dataset) - start) for start in _own_starts(dataset, state))
+
+
+def _own_starts(dataset: Dataset, state: PartialState) -> range:
+    """Where this process's shards begin."""
+    size = _shard_size(dataset)
+    return range(state.process_index * size, len(dataset), state.num_processes * size)
 
 
 def _titled(title: str, state: PartialState) -> str:

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from .errors import InputError
+from .errors import InputError, check_choices
 from .losses import (
     CELL_OBJECTIVES,
     FORMS,
@@ -92,9 +92,7 @@ class KGLTrainingArguments(TrainingArguments):
             "cls_loss": ("cross_entropy", "focal"),
             "class_weights": ("none", "balanced"),
         }
-        for name, there in choices.items():
-            if vars(self)[name] not in there:
-                raise InputError(f"--{name} {vars(self)[name]}: choose one of {', '.join(there)}.")
+        check_choices(self, choices)
         unknown = [one for one in self.kg_objective if one not in OBJECTIVES]
         if unknown or not self.kg_objective:
             raise InputError(f"--kg_objective {' '.join(unknown)}: choose among {', '.join(OBJECTIVES)}.")
@@ -272,9 +270,12 @@ def _cell_balance(objective: str, train_dataset: Dataset, args: KGLTrainingArgum
     targets, cells = [], []
     for stored in rows["saliency_prior"]:
         prior = np.asarray(stored, dtype=np.uint8)
-        mask, known = pseudo_mask(prior, args.kg_ignore_band)
-        targets.append(mask if objective == "otsu_bce" else prior / 255)
-        cells.append(known if objective == "otsu_bce" else np.ones_like(known))
+        if objective == "otsu_bce":
+            target, known = pseudo_mask(prior, args.kg_ignore_band)
+        else:
+            target, known = prior / 255, np.ones(prior.shape, dtype=bool)
+        targets.append(target)
+        cells.append(known)
     return CellBalance.of(targets, cells, rows["prior_weight"])
 
 

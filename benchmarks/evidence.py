@@ -24,7 +24,7 @@ import json
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -71,14 +71,10 @@ class Task:
     backbone: dict[str, Any] | None = None  # None: the compressed ImageNet ResNet-18 up to stage 3
 
 
+_TILES = Task({"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160), searched=True)
 TASKS = {
-    "magnetic_tile": Task(
-        {"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160), searched=True
-    ),
-    "magnetic_tile_defect": Task(
-        {"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160), searched=True,
-        defect_or_not=True,
-    ),
+    "magnetic_tile": _TILES,
+    "magnetic_tile_defect": replace(_TILES, defect_or_not=True),
     "neu_det": Task({"dataset": "neu_det", "data_dir": str(SHARED / "data/neu-det")}, (160, 160)),
     "kolektorsdd": Task(
         {"dataset": "kolektorsdd", "data_dir": str(SHARED / "data/kolektorsdd")}, (512, 208), batch_size=8, folds=3
