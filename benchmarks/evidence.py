@@ -75,6 +75,7 @@ _TILES = Task({"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnet
 TASKS = {
     "magnetic_tile": _TILES,
     "magnetic_tile_defect": replace(_TILES, defect_or_not=True),
+    "magnetic_tile_256": replace(_TILES, size=(256, 256)),
     "neu_det": Task({"dataset": "neu_det", "data_dir": str(SHARED / "data/neu-det")}, (160, 160)),
     "kolektorsdd": Task(
         {"dataset": "kolektorsdd", "data_dir": str(SHARED / "data/kolektorsdd")}, (512, 208), batch_size=8, folds=3
@@ -92,7 +93,7 @@ TASKS = {
 class Arm:
     """One way to train. Without a prior it is a classifier on labels alone."""
 
-    prior: str | None = None  # own, blank, shuffled, masks or cross_fitted
+    prior: str | None = None  # own, blank, shuffled, masks, cross_fitted, or nothing: the schedule with no prior
     training: dict[str, Any] = field(default_factory=dict)  # of KGLTrainingArguments
     model: dict[str, Any] = field(default_factory=dict)  # of KGLConfig
     making: dict[str, Any] = field(default_factory=dict)  # of PriorArguments
@@ -126,9 +127,14 @@ SEARCHED = {
     "guided, kl": Arm("own", {"kg_objective": ["kl"]}),
     "guided, otsu and cosine": Arm("own", {"kg_objective": ["otsu_bce", "cosine"]}),
     "guided, additive": Arm("own", {"kg_form": "additive"}),
+    "guided, cosine additive": Arm("own", {"kg_objective": ["cosine"], "kg_form": "additive"}),
+    "guided, otsu and cosine additive": Arm("own", {"kg_objective": ["otsu_bce", "cosine"], "kg_form": "additive"}),
     "guided, additive constant": Arm("own", {"kg_form": "additive", "kg_schedule": "constant", "kg_lambda": 0.3}),
     "guided, delayed": Arm("own", {"kg_schedule": "delayed", "kg_lambda": 0.5}),
     "blank, additive": Arm("blank", {"kg_form": "additive"}),
+    "true masks, additive": Arm("masks", {"kg_form": "additive"}),
+    "warm-up alone": Arm("nothing"),
+    "half the loss": Arm("nothing", {"kg_schedule": "constant", "kg_lambda": 0.5}),
     "guided, detached": Arm("own", model={"detach_saliency": True}),
     "guided, attention": Arm("own", model={"pooling": "attention"}),
     "guided, topk": Arm("own", model={"pooling": "topk"}),
@@ -256,10 +262,9 @@ def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassificati
 class Bench:
     """One task, budget and seed: its split, its primary, and every arm on them."""
 
-    def __init__(self, task_name: str, budget: int, seed: int, search: bool, cache_dir: Path) -> None:
-        self.name, self.task, self.budget, self.seed = task_name, TASKS[task_name], budget, seed
+    def __init__(self, task_name: str, budget: int, seed: int, search: bool, bf16: bool, cache_dir: Path) -> None:
+        self.name, self.task, self.budget, self.seed, self.bf16 = task_name, TASKS[task_name], budget, seed, bf16
         self.features = features_of(task_name, cache_dir)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         pictures = pictures_of(task_name)
         held_out = [held for _, held in group_folds(pictures, self.task.folds, 0, "folds")]
         test = held_out[0 if self.task.searched else seed % self.task.folds]
@@ -330,7 +335,7 @@ class Bench:
                 output_dir=folder, max_steps=self.task.steps * arm.length, report_to="none", seed=self.seed,
                 per_device_train_batch_size=self.task.batch_size, learning_rate=1e-3, weight_decay=0.01,
                 lr_scheduler_type="cosine", warmup_steps=0.1, save_strategy="no", logging_strategy="no",
-                disable_tqdm=True, bf16=self.device == "cuda", **arm.training,
+                disable_tqdm=True, bf16=self.bf16, **arm.training,
             )  # fmt: skip
             collator = FrozenFeatureCollator(self.features, self.task.size, PairedAugmentation())
             trainer = kind(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
@@ -380,8 +385,9 @@ class Bench:
                 for label, mask in zip(rows["label"], masks, strict=True)
             ]
             guided = _replaced(guided, np.asarray(guided["saliency_prior"], dtype=np.uint8), said)
-        if arm.prior == "blank":
-            guided = _replaced(guided, np.zeros_like(np.asarray(guided["saliency_prior"], dtype=np.uint8)))
+        if arm.prior in ("blank", "nothing"):
+            empty = np.zeros_like(np.asarray(guided["saliency_prior"], dtype=np.uint8))
+            guided = _replaced(guided, empty, [float(arm.prior == "blank")] * len(guided))
         elif arm.prior == "shuffled":
             stored, labels = np.asarray(guided["saliency_prior"], dtype=np.uint8), np.asarray(guided["label"])
             groups = np.asarray(self.train["group"])
@@ -420,7 +426,7 @@ def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float] | None = N
     return concatenate_datasets([others, Dataset.from_dict(columns, features=features)], axis=1)
 
 
-def _identity(arm: str, task: str, budget: int, seed: int, search: bool) -> dict[str, Any]:
+def _identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16: bool) -> dict[str, Any]:
     """What decides the figures of a run."""
     settings = {"task": asdict(TASKS[task]), "settings": asdict((ARMS | SEARCHED)[arm])}
     # Defaults too: they may be others one day.
@@ -430,7 +436,7 @@ def _identity(arm: str, task: str, budget: int, seed: int, search: bool) -> dict
     settings["settings"]["training"] = {name: vars(training)[name] for name in sorted(own)}
     settings["task"]["data"].pop("data_dir", None)  # where this machine has it
     names = {"arm": arm, "dataset": task, "budget": budget, "seed": seed, "split": "validation" if search else "test"}
-    precision = {"precision": "bf16" if torch.cuda.is_available() else "float32"}
+    precision = {"precision": "bf16" if bf16 else "float32"}
     return json.loads(json.dumps(names | settings | precision))
 
 
@@ -455,6 +461,9 @@ def main() -> None:
     parser.add_argument("--cache_dir", type=Path, default=Path(tempfile.gettempdir()) / "kgl_evidence")
     parser.add_argument("--output", type=Path, help="a .jsonl file; one in benchmarks/results by default")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--bf16", action="store_true", help="train in mixed precision: half the time where a CPU has it"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.utils.logging.set_verbosity_error()
@@ -466,13 +475,13 @@ def main() -> None:
 
     groups = [(seed, task, budget) for seed in options.seeds for task in options.tasks for budget in options.budgets]
     for seed, task, budget in groups[part::parts]:
-        wanted = {arm: _identity(arm, task, budget, seed, options.search) for arm in options.arms}
+        wanted = {arm: _identity(arm, task, budget, seed, options.search, options.bf16) for arm in options.arms}
         done = _done(output)
         for arm, identity in wanted.items():
             if done.get((arm, task, budget, seed), identity) != identity:
                 parser.error(f"{output} has a run of {arm!r} with other settings; take another --output.")
         missing = [arm for arm in wanted if (arm, task, budget, seed) not in done]
-        bench = Bench(task, budget, seed, options.search, options.cache_dir) if missing else None
+        bench = Bench(task, budget, seed, options.search, options.bf16, options.cache_dir) if missing else None
         for arm_name in missing:
             figures = bench.run((ARMS | SEARCHED)[arm_name])
             line = wanted[arm_name] | {

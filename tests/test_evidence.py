@@ -56,7 +56,7 @@ def test_intervals_are_student_s():
 
 def test_every_kind_of_arm(tmp_path):
     """In one process; what an arm is taught is what its name says."""
-    bench = Bench("smoke", 4, 0, False, tmp_path)
+    bench = Bench("smoke", 4, 0, False, False, tmp_path)
     names, good = bench.train.features["label"].names, "good"
     labels = np.asarray(bench.train["label"])
     defective = np.array([names[label] != good for label in labels])
@@ -92,13 +92,13 @@ def test_every_kind_of_arm(tmp_path):
 
 
 def test_the_search_never_sees_what_is_tested(tmp_path):
-    searched, tested = Bench("smoke", 4, 3, True, tmp_path), Bench("smoke", 4, 5, False, tmp_path)
+    searched, tested = Bench("smoke", 4, 3, True, False, tmp_path), Bench("smoke", 4, 5, False, False, tmp_path)
     assert not set(searched.judged["digest"]) & set(tested.judged["digest"])
     assert not set(searched.train["digest"]) & set(tested.judged["digest"])
 
 
 def test_a_file_of_other_settings_is_refused(tmp_path, monkeypatch, capsys):
-    line = _identity("plain", "smoke", 4, 0, search=True) | {"figures": {}}
+    line = _identity("plain", "smoke", 4, 0, search=True, bf16=False) | {"figures": {}}
     (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
     arguments = ["--tasks", "smoke", "--budgets", "4", "--seeds", "0", "--arms", "plain"]
     monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments, "--output", str(tmp_path / "runs.jsonl")])
