@@ -335,7 +335,7 @@ class Bench:
                 output_dir=folder, max_steps=self.task.steps * arm.length, report_to="none", seed=self.seed,
                 per_device_train_batch_size=self.task.batch_size, learning_rate=1e-3, weight_decay=0.01,
                 lr_scheduler_type="cosine", warmup_steps=0.1, save_strategy="no", logging_strategy="no",
-                disable_tqdm=True, bf16=self.bf16, **arm.training,
+                disable_tqdm=True, bf16=self.bf16, use_cpu=not torch.cuda.is_available(), **arm.training,
             )  # fmt: skip
             collator = FrozenFeatureCollator(self.features, self.task.size, PairedAugmentation())
             trainer = kind(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
