@@ -1,31 +1,51 @@
-"""Folders and published layouts to one schema, and splits that keep groups whole."""
+"""What to learn from: settings to training, validation and test splits that nothing straddles."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
-import re
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
-from datasets.utils.file_utils import xopen
-from PIL import Image as PILImage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
-from torch.nn import functional as F
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from .errors import InputError
-from .surfaces import CLASSES, generate_surface
+from .duplicates import HASH_BITS
+from .errors import InputError, check_choices
+from .layouts import (
+    generated_surfaces,
+    read_dagm,
+    read_image_folder,
+    read_kolektorsdd,
+    read_kolektorsdd2,
+    read_magnetic_tile,
+    read_neu_det,
+)
+from .scan import Oddity, Scan, find_duplicates, groups_with_duplicates, scan_pictures
+from .schema import without_masks
+from .splits import few_labels, group_folds, hold_out_validation
+from .tables import Columns, read_hub_dataset, read_table
 
 
 logger = logging.getLogger(__name__)
+
+_FOLDERS = {
+    "imagefolder": read_image_folder,
+    "kolektorsdd": read_kolektorsdd,
+    "kolektorsdd2": read_kolektorsdd2,
+    "dagm": read_dagm,
+    "magnetic_tile": read_magnetic_tile,
+    "neu_det": read_neu_det,
+}
+_DATASETS = (*_FOLDERS, "table", "hub", "surfaces")
+_DEFECT_FREE = {
+    "kolektorsdd": "good",
+    "kolektorsdd2": "good",
+    "dagm": "good",
+    "magnetic_tile": "Free",
+    "surfaces": "good",
+}
+# Bits of 256 within which pictures show the same; measured on these sets, see docs/data.md.
+_DUPLICATE_DISTANCE = {"kolektorsdd": 60, "magnetic_tile": 60, "neu_det": 60}
 
 
 @dataclass
@@ -35,21 +55,64 @@ class DataArguments:
     dataset: str = field(
         default="imagefolder",
         metadata={
-            "help": "How data_dir is laid out: imagefolder (one folder a class, optionally below train/ and test/), "
-            "kolektorsdd, magnetic_tile, neu_det, or surfaces (generated, no data_dir).",
-            "choices": ["imagefolder", "kolektorsdd", "magnetic_tile", "neu_det", "surfaces"],
+            "help": "How the pictures come: imagefolder (a folder a class, maybe below train/ and test/; masks in "
+            "ground_truth/), table (--data_file), hub (--hub_dataset), surfaces (generated), or a published layout in "
+            "data_dir: kolektorsdd, kolektorsdd2, dagm, magnetic_tile, neu_det.",
+            "choices": list(_DATASETS),
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "The folder that holds the pictures."})
-    defect_free_label: str | None = field(
+    data_file: str | None = field(
         default=None,
-        metadata={"help": "imagefolder: the class without defects, if there is one. Published layouts know theirs."},
+        metadata={"help": "table: a .csv, .jsonl or .parquet file; its paths are relative to data_dir or its folder."},
+    )
+    hub_dataset: str | None = field(default=None, metadata={"help": "hub: the id of a data set, OWNER/NAME."})
+    hub_config: str | None = field(default=None, metadata={"help": "hub: the configuration, where it has several."})
+    image_column: str = field(default="image", metadata={"help": "table, hub: the column of pictures."})
+    label_column: str = field(
+        default="label", metadata={"help": "table, hub: the column of labels, words or numbers."}
+    )
+    mask_column: str | None = field(default=None, metadata={"help": "table, hub: the column of masks."})
+    group_column: str | None = field(
+        default=None, metadata={"help": "table, hub: the column that tells which pictures are of one part."}
+    )
+    split_column: str | None = field(default=None, metadata={"help": "table: the column that says train or test."})
+    label_thresholds: list[float] | None = field(
+        default=None, metadata={"help": "table, hub: part graded labels into classes at these values, ascending."}
+    )
+    label_names: list[str] | None = field(
+        default=None, metadata={"help": "What these classes are called, one more than there are thresholds."}
+    )
+    defect_free_label: str | None = field(
+        default=None, metadata={"help": "The class without defects, if there is one. Published layouts know theirs."}
+    )
+    on_bad_image: str = field(
+        default="error",
+        metadata={
+            "help": "What to do about pictures that cannot be used: error (all of them named, before any training) or "
+            "skip (named in a warning).",
+            "choices": ["error", "skip"],
+        },
+    )
+    duplicate_distance: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pictures whose perceptual hashes differ in at most so many of 256 bits never straddle a split; "
+            "16 (copies, recompressed or resized) by default, 60 for published layouts that it was measured on."
+        },
     )
     num_folds: int = field(
         default=3, metadata={"help": "Folds, stratified by class with groups whole; one of them is held out."}
     )
-    fold: int = field(default=0, metadata={"help": "The fold held out, from 0. A test/ folder is used instead."})
+    fold: int = field(default=0, metadata={"help": "The fold held out, from 0. A test split is used instead."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the folds and of the few-label selection."})
+    validation_share: float = field(
+        default=0.2,
+        metadata={
+            "help": "Hold so much of the training pictures out to choose the operating point on; 0 trains on all of "
+            "them and chooses none."
+        },
+    )
     train_per_class: int | None = field(
         default=None, metadata={"help": "Keep this many training pictures of each defect class (the rest is unused)."}
     )
@@ -64,418 +127,168 @@ class DataArguments:
     surface_size: int = field(default=96, metadata={"help": "surfaces: side of the pictures in pixels."})
 
     def __post_init__(self) -> None:
-        least = {"num_folds": 2, "split_seed": 0, "train_per_class": 1, "train_defect_free": 1, "surface_size": 32}
+        check_choices(self, {"dataset": _DATASETS, "on_bad_image": ("error", "skip")})
+        least = {
+            "num_folds": 2, "split_seed": 0, "train_per_class": 1, "train_defect_free": 1, "surface_size": 32,
+            "duplicate_distance": 0,
+        }  # fmt: skip
         for name, minimum in least.items():
             value = vars(self)[name]
             if value is not None and value < minimum:
                 raise InputError(f"--{name} {value}: it must be at least {minimum}.")
         if not 0 <= self.fold < self.num_folds:
             raise InputError(f"--fold {self.fold}: it must lie in 0..{self.num_folds - 1} (--num_folds).")
+        if not 0 <= self.validation_share <= 0.5:
+            raise InputError(f"--validation_share {self.validation_share}: it must lie in 0..0.5.")
+        if self.duplicate_distance is not None and self.duplicate_distance >= HASH_BITS // 2:
+            raise InputError(f"--duplicate_distance {self.duplicate_distance}: it must be below {HASH_BITS // 2}.")
+        thresholds = self.label_thresholds or []
+        if sorted(set(thresholds)) != thresholds:
+            raise InputError(f"--label_thresholds {' '.join(map(str, thresholds))}: they must ascend.")
+        if self.label_names is not None and len(set(self.label_names)) != len(thresholds) + 1:
+            raise InputError(
+                f"--label_names: {len(thresholds)} thresholds make {len(thresholds) + 1} different classes."
+            )
 
 
 def load_defect_dataset(args: DataArguments) -> DatasetDict:
+    """[`read_defect_dataset`] without what it noticed."""
+    return read_defect_dataset(args)[0]
+
+
+def read_defect_dataset(args: DataArguments) -> tuple[DatasetDict, list[Oddity]]:
     """
-    Read what `args` names into `train` and `test` splits of one schema.
+    Read what `args` names into `train`, `test` and, unless `args.validation_share` is 0, `validation` splits.
 
     Columns: `image` (Image), `label` (ClassLabel), `mask` (Image or None; non-zero where the defect is), `group`
-    (string: what never straddles a split; pictures of equal bytes share one), `file_name` and `digest` (strings). The
-    training split has masks only with `args.train_on_masks`.
+    (string: what never straddles a split; pictures that show the same share one), `file_name` and `digest` (strings).
+    The training and validation splits have masks only with `args.train_on_masks`. A test split that the data comes
+    with is kept as it is.
+
+    Returns:
+        The splits, and what is odd about the data.
 
     Raises:
         InputError: nothing usable there; the message names the folder, the files or the argument.
     """
-    if args.dataset == "surfaces":
-        pictures = _read_surfaces(args.num_surfaces, args.surface_size, args.split_seed)
-    else:
-        if args.data_dir is None:
-            raise InputError(f"--dataset {args.dataset} needs --data_dir.")
-        root = Path(args.data_dir)
-        if not root.is_dir():
-            raise InputError(f"--data_dir {root}: there is no such folder.")
-        readers = {
-            "imagefolder": _read_image_folder,
-            "kolektorsdd": _read_kolektorsdd,
-            "magnetic_tile": _read_magnetic_tile,
-            "neu_det": _read_neu_det,
-        }
-        pictures = readers[args.dataset](root)
-
-    defect_free = defect_free_label(args)
-    splits = DatasetDict({name: _finish(split) for name, split in pictures.items()})
-    names = splits["train"].features["label"].names
-    if len(names) < 2:
-        raise InputError(f"--data_dir {args.data_dir}: one class only ({names[0]}); a classifier needs two or more.")
-    if defect_free is not None and defect_free not in names:
-        raise InputError(f"--defect_free_label {defect_free}: no such class; there are {', '.join(names)}.")
-    if "test" not in splits:
-        splits = _hold_out_fold(splits["train"], args)
-    shared = set(splits["train"]["digest"]) & set(splits["test"]["digest"])
-    if shared:  # a split that was given is kept as it is
-        logger.warning("%d pictures of the test split are in the training split too.", len(shared))
-    splits["train"] = few_labels(
-        splits["train"], args.train_per_class, args.train_defect_free, defect_free, args.split_seed
+    pictures, oddities = read_pictures(args)
+    splits, names = _held_out(pictures, args), pictures["train"].features["label"].names
+    train = few_labels(
+        splits["train"], args.train_per_class, args.train_defect_free, defect_free_label(args), args.split_seed
     )
-    for name, split in splits.items():
+    if not args.train_on_masks:
+        train = without_masks(train)
+    for split_name, split in (("train", train), ("test", splits["test"])):
         missing = sorted(set(names) - {names[label] for label in split["label"]})
         if missing:
-            raise InputError(f"The {name} split has no picture of {', '.join(missing)}: try another --split_seed.")
-    if not args.train_on_masks:
-        splits["train"] = _without_masks(splits["train"])
-    return splits
+            raise InputError(
+                f"The {split_name} split has no picture of {', '.join(missing)}: try another --split_seed."
+            )
+    if args.validation_share > 0:
+        splits["train"], splits["validation"] = hold_out_validation(train, args.validation_share, args.split_seed)
+    else:
+        splits["train"] = train
+    return splits, oddities
+
+
+def read_pictures(args: DataArguments) -> tuple[DatasetDict, list[Oddity]]:
+    """
+    All usable pictures, in the splits they come with, groups joined where pictures show the same, and what is odd.
+
+    Raises:
+        InputError: as [`read_defect_dataset`]'s.
+    """
+    splits = _read(args)
+    names = splits["train"].features["label"].names
+    defect_free = defect_free_label(args)
+    if len(names) < 2:
+        raise InputError(f"{_source(args)}: one class only ({names[0]}); a classifier needs two or more.")
+    if defect_free is not None and defect_free not in names:
+        raise InputError(f"--defect_free_label {defect_free}: no such class; there are {', '.join(names)}.")
+    whole = concatenate_datasets(list(splits.values()))
+    split_of = np.repeat(list(splits), [len(split) for split in splits.values()])
+    scan = scan_pictures(whole)
+    usable = [row for row, problem in enumerate(scan.problems) if problem is None]
+    oddities = scan.oddities + _bad_pictures(whole["file_name"], scan, args)
+    if len(usable) < len(whole):
+        whole, split_of = whole.select(usable), split_of[usable]
+    whole = whole.add_column("digest", [scan.digests[row] for row in usable])
+    hashes = scan.hashes[usable]
+    distance = args.duplicate_distance
+    if distance is None:
+        distance = _DUPLICATE_DISTANCE.get(args.dataset, 16)
+    found = find_duplicates(whole, hashes, distance, split_of.tolist())
+    for kind in ("published split leaks", "equal pictures of different classes"):
+        of_kind = [str(one) for one in found if one.kind == kind]
+        if of_kind:
+            logger.warning("%s: %s. kgl-data lists all of it.", kind, "; ".join(of_kind[:5]))
+    groups = groups_with_duplicates(whole, hashes, distance)
+    whole = whole.remove_columns("group").add_column("group", groups)
+    parts = {name: whole.select(np.flatnonzero(split_of == name)) for name in splits}
+    return DatasetDict(parts), oddities + found
 
 
 def defect_free_label(args: DataArguments) -> str | None:
     """The class without defects: the layout's own where it has one."""
-    published = {"kolektorsdd": "good", "magnetic_tile": "Free", "surfaces": "good"}
-    return published.get(args.dataset, args.defect_free_label)
+    return _DEFECT_FREE.get(args.dataset, args.defect_free_label)
 
 
-def picture_digests(dataset: Dataset) -> list[str]:
-    """
-    SHA-1 of every picture's bytes, every picture and mask having been decoded once.
-
-    Raises:
-        InputError: pictures or masks that cannot be read or have more than 8 bits a channel, all of them named.
-    """
-    digests, unreadable = [], []
-    for row in undecoded(dataset.select_columns(["image", "mask", "file_name"])):
-        for column, name in (("image", row["file_name"]), ("mask", f"the mask of {row['file_name']}")):
-            if row[column] is None:
-                continue
-            try:
-                content = _content(row[column])
-                with PILImage.open(io.BytesIO(content)) as picture:
-                    picture.load()
-                    if picture.mode.startswith(("I", "F")):
-                        unreadable.append(f"{name} (mode {picture.mode}: convert it to 8 bits)")
-            except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError):  # what Pillow raises
-                unreadable.append(name)
-                content = b""
-            if column == "image":
-                digests.append(hashlib.sha1(content).hexdigest())
-    if unreadable:
-        raise InputError(f"{len(unreadable)} pictures cannot be read, mend or remove them: {', '.join(unreadable)}.")
-    return digests
+def _read(args: DataArguments) -> dict[str, Dataset]:
+    if args.dataset == "surfaces":
+        return generated_surfaces(args.num_surfaces, args.surface_size, args.split_seed)
+    if args.dataset == "hub":
+        if args.hub_dataset is None:
+            raise InputError("--dataset hub needs --hub_dataset.")
+        return read_hub_dataset(args.hub_dataset, args.hub_config, _columns(args))
+    if args.dataset == "table" and args.data_file is None:
+        raise InputError("--dataset table needs --data_file.")
+    if args.dataset != "table" and args.data_dir is None:
+        raise InputError(f"--dataset {args.dataset} needs --data_dir.")
+    root = Path(args.data_dir) if args.data_dir is not None else Path(args.data_file).parent
+    if not root.is_dir():
+        raise InputError(f"--data_dir {root}: there is no such folder.")
+    if args.dataset == "table":
+        return read_table(Path(args.data_file), root, _columns(args))
+    return _FOLDERS[args.dataset](root)
 
 
-def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The data set with its pictures and masks as `{"bytes", "path"}`, to be decoded by [`decoded`]."""
-    for column in ("image", "mask"):
-        if column in dataset.features:
-            dataset = dataset.cast_column(column, Image(decode=False))
-    return dataset
-
-
-def decoded(encoded: dict[str, Any] | None) -> PILImage.Image | None:
-    """The picture of an undecoded value."""
-    return None if encoded is None else Image().decode_example(encoded)
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """Changes whenever a picture, the name of its class, its mask or the order does."""
-    rows = undecoded(dataset.select_columns(["digest", "label", "mask"]))
-    return rows_digest(rows[:], dataset.features["label"].names)
-
-
-def rows_digest(rows: dict[str, list[Any]], names: list[str]) -> str:
-    """
-    A SHA-1 of rows' pictures, the names of their classes, their masks and their order.
-
-    Args:
-        rows: columns of the data contract, undecoded; a `digest` stands for the picture where there is one.
-        names: of the classes.
-    """
-    whole = hashlib.sha1()
-    pictures = digests_of(rows)
-    masks = rows.get("mask", [None] * len(pictures))
-    for picture, label, mask in zip(pictures, rows["label"], masks, strict=True):
-        whole.update(repr((picture, names[label], mask and _digest(mask))).encode())
-    return whole.hexdigest()
-
-
-def group_folds(pictures: Dataset, folds: int, seed: int, option: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """
-    Indices `(rest, held out)` of each of `folds` folds, stratified by class, groups whole.
-
-    Raises:
-        InputError: a class has fewer groups than there are folds; the message names `option`.
-    """
-    labels = np.asarray(pictures["label"])
-    names = pictures.features["label"].names
-    groups_of = {
-        name: len({g for g, k in zip(pictures["group"], labels, strict=True) if names[k] == name}) for name in names
-    }
-    scarce = [f"{name} ({count})" for name, count in groups_of.items() if count < folds]
-    if scarce:
-        raise InputError(f"{option} {folds}: too few independent pictures of {', '.join(scarce)}.")
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(labels, labels, pictures["group"]))
-
-
-def digests_of(rows: dict[str, list[Any]]) -> list[str]:
-    """Each picture's SHA-1, of undecoded rows: their `digest` where they have one."""
-    return rows["digest"] if "digest" in rows else [_digest(image) for image in rows["image"]]
-
-
-def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray | None:
-    """A mask as `(H, W)` bool at `size = (H, W)`, or None; masks stored as grey count from half-way up."""
-    if mask is None:
-        return None
-    height, width = size
-    return np.asarray(mask.convert("L").resize((width, height), PILImage.Resampling.BOX)) > 127
-
-
-def mask_on_grid(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Masks `(N, H, W)` bool on a coarser grid, `(N, h, w)` bool: a cell is defect where any of its pixels is."""
-    pixels = torch.from_numpy(masks).float().unsqueeze(1)
-    return F.adaptive_max_pool2d(pixels, tuple(grid))[:, 0].numpy() > 0
-
-
-def _read_image_folder(root: Path) -> dict[str, Dataset]:
-    """One folder a class, in `root` itself or in `root/train` and `root/test`; pictures at any depth within."""
-    train = root / "train" if (root / "train").is_dir() else root
-    splits = {"train": train} | ({"test": root / "test"} if train != root and (root / "test").is_dir() else {})
-    names = sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith("."))
-    suffixes = PILImage.registered_extensions()
-    datasets = {}
-    for split, folder in splits.items():
-        found = [
-            (path, name)
-            for name in names
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
-        ]
-        if not found:
-            raise InputError(f"--data_dir {folder}: there is no picture in a folder of a class in it.")
-        empty = sorted(set(names) - {name for _, name in found})
-        if empty:
-            raise InputError(f"--data_dir {folder}: there is no picture in {', '.join(empty)}.")
-        if split == "test":
-            others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
-            if others:
-                raise InputError(f"--data_dir {folder}: {', '.join(others)} is no class of {train}.")
-        datasets[split] = _dataset(
-            images=[str(path) for path, _ in found],
-            labels=[name for _, name in found],
-            names=names,
-            masks=[None] * len(found),
-            groups=[str(path) for path, _ in found],
-            file_names=[str(path.relative_to(root)) for path, _ in found],
-        )
-    return datasets
-
-
-def _read_kolektorsdd(root: Path) -> dict[str, Dataset]:
-    """`kosNN/PartM.jpg` with `PartM_label.bmp`; defective where the mask is not empty; one item is one group."""
-    images = sorted(root.glob("kos*/Part*.jpg"), key=lambda path: (path.parent.name, _number(path.stem)))
-    if not images:
-        raise InputError(f"--data_dir {root}: no kosNN/PartM.jpg in it, so this is not KolektorSDD.")
-    masks = [path.with_name(f"{path.stem}_label.bmp") for path in images]
-    _require(masks)
-    labels = ["defect" if _not_empty(mask) else "good" for mask in masks]
-    return {
-        "train": _dataset(
-            images=[str(path) for path in images],
-            labels=labels,
-            names=["good", "defect"],
-            masks=[str(path) for path in masks],
-            groups=[path.parent.name for path in images],
-            file_names=[str(path.relative_to(root)) for path in images],
-        )
-    }
-
-
-def _read_magnetic_tile(root: Path) -> dict[str, Dataset]:
-    """
-    `MT_Class/Imgs/expK_num_N.jpg` with a `.png` mask.
-
-    The exposures of one tile were taken one after another: their N lie close together. So a group goes on, over all
-    classes, as long as the next N is at most 300 away.
-    """
-    images = sorted(root.glob("MT_*/Imgs/*.jpg"))
-    if not images:
-        raise InputError(f"--data_dir {root}: no MT_*/Imgs/*.jpg in it, so these are not the magnetic tiles.")
-    masks = [path.with_suffix(".png") for path in images]
-    _require(masks)
-    labels = [path.parent.parent.name.removeprefix("MT_") for path in images]
-    return {
-        "train": _dataset(
-            images=[str(path) for path in images],
-            labels=labels,
-            names=sorted(set(labels), key=lambda name: (name != "Free", name)),
-            masks=[str(path) for path in masks],
-            groups=_runs_of_numbers([int(path.stem.rpartition("_")[2]) for path in images], gap=300),
-            file_names=[str(path.relative_to(root)) for path in images],
-        )
-    }
-
-
-def _read_neu_det(root: Path) -> dict[str, Dataset]:
-    """`IMAGES/class_N.jpg`, some with a mask in `MASKS/class_N.png`; no class without defects, no groups known."""
-    images = sorted((root / "IMAGES").glob("*_*.jpg"), key=lambda path: (_class_of(path), _number(path.stem)))
-    if not images:
-        raise InputError(f"--data_dir {root}: no IMAGES/class_N.jpg in it, so this is not NEU-DET.")
-    masks = [root / "MASKS" / f"{path.stem}.png" for path in images]
-    return {
-        "train": _dataset(
-            images=[str(path) for path in images],
-            labels=[_class_of(path) for path in images],
-            names=sorted({_class_of(path) for path in images}),
-            masks=[str(mask) if mask.is_file() else None for mask in masks],
-            groups=[path.stem for path in images],
-            file_names=[str(path.relative_to(root)) for path in images],
-        )
-    }
-
-
-def _class_of(path: Path) -> str:
-    return path.stem.rpartition("_")[0]
-
-
-def _read_surfaces(count: int, size: int, seed: int) -> dict[str, Dataset]:
-    """Half of them good, the other half shared by the defects."""
-    labels = [CLASSES[0] if index % 2 == 0 else CLASSES[1 + index // 2 % 3] for index in range(count)]
-    surfaces = [generate_surface(label, size, seed * 1_000_003 + index) for index, label in enumerate(labels)]
-    return {
-        "train": _dataset(
-            images=[_png(surface.image) for surface in surfaces],
-            labels=labels,
-            names=list(CLASSES),
-            masks=[_png(surface.mask.astype(np.uint8) * 255) for surface in surfaces],
-            groups=[f"surface-{index}" for index in range(count)],
-            file_names=[f"surface-{index}.png" for index in range(count)],
-        )
-    }
-
-
-def _dataset(
-    *,
-    images: list[Any],
-    labels: list[str],
-    names: list[str],
-    masks: list[Any],
-    groups: list[str],
-    file_names: list[str],
-) -> Dataset:
-    features = Features(
-        image=Image(), label=ClassLabel(names=names), mask=Image(), group=Value("string"), file_name=Value("string")
+def _columns(args: DataArguments) -> Columns:
+    return Columns(
+        image=args.image_column,
+        label=args.label_column,
+        mask=args.mask_column,
+        group=args.group_column,
+        split=args.split_column,
+        thresholds=args.label_thresholds or (),
+        names=args.label_names or (),
     )
-    columns = {"image": images, "label": labels, "mask": masks, "group": groups, "file_name": file_names}
-    return Dataset.from_dict(columns, features=features)
 
 
-def _finish(pictures: Dataset) -> Dataset:
-    """Check every picture, note its digest, and put pictures of equal bytes in one group."""
-    digests = picture_digests(pictures)
-    groups = _keep_duplicates_together(pictures["group"], digests)
-    return pictures.remove_columns("group").add_column("group", groups).add_column("digest", digests)
+def _source(args: DataArguments) -> str:
+    for name in ("hub_dataset", "data_file", "data_dir"):
+        if vars(args)[name] is not None:
+            return f"--{name} {vars(args)[name]}"
+    return f"--dataset {args.dataset}"
 
 
-def _keep_duplicates_together(groups: list[str], digests: list[str]) -> list[str]:
-    """Groups that hold a picture of equal bytes become one, named after its first."""
-    names, group_codes = np.unique(groups, return_inverse=True)
-    hashes, digest_codes = np.unique(digests, return_inverse=True)
-    nodes = len(names) + len(hashes)
-    edges = (np.ones(len(groups)), (group_codes, len(names) + digest_codes))
-    _, component = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)
-    first_of = {}
-    for name, code in zip(names.tolist(), component[: len(names)].tolist(), strict=True):
-        if first_of.setdefault(code, name) != name:
-            logger.warning("%s and %s hold the same picture: kept in one split.", first_of[code], name)
-    return [first_of[component[code]] for code in group_codes]
+def _bad_pictures(names: list[str], scan: Scan, args: DataArguments) -> list[Oddity]:
+    bad = [Oddity("cannot be used", (names[row],), why) for row, why in enumerate(scan.problems) if why is not None]
+    if not bad:
+        return []
+    listed = ", ".join(map(str, bad))
+    if args.on_bad_image == "error":
+        raise InputError(
+            f"{len(bad)} pictures cannot be used: {listed}. Mend them, or leave them out by --on_bad_image skip."
+        )
+    logger.warning("%d pictures are left out: %s", len(bad), listed)
+    return bad
 
 
-def _hold_out_fold(pictures: Dataset, args: DataArguments) -> DatasetDict:
-    train, test = group_folds(pictures, args.num_folds, args.split_seed, "--num_folds")[args.fold]
-    return DatasetDict(train=pictures.select(train), test=pictures.select(test))
+def _held_out(pictures: DatasetDict, args: DataArguments) -> DatasetDict:
+    if "test" in pictures:
+        return pictures
+    train, test = group_folds(pictures["train"], args.num_folds, args.split_seed, "--num_folds")[args.fold]
+    return DatasetDict(train=pictures["train"].select(train), test=pictures["train"].select(test))
 
 
-def few_labels(
-    pictures: Dataset, per_class: int | None, defect_free_count: int | None, defect_free: str | None, seed: int
-) -> Dataset:
-    """
-    The first so many of each class in a random order fixed by the seed, so that larger budgets contain smaller ones.
-
-    Args:
-        pictures: to choose from.
-        per_class: how many of each class, None for all.
-        defect_free_count: how many of the defect-free class, None for all.
-        defect_free: its name, or None where there is none.
-        seed: of the order.
-    """
-    names, labels = pictures.features["label"].names, pictures["label"]
-    taken = dict.fromkeys(names, 0)
-    keep = []
-    for index in np.random.default_rng(seed).permutation(len(pictures)).tolist():
-        name = names[labels[index]]
-        limit = defect_free_count if name == defect_free else per_class
-        if limit is None or taken[name] < limit:
-            taken[name] += 1
-            keep.append(index)
-    return pictures.select(sorted(keep))
-
-
-def _without_masks(pictures: Dataset) -> Dataset:
-    unmarked = pictures.remove_columns("mask").add_column("mask", [None] * len(pictures), feature=Image())
-    return unmarked.select_columns(pictures.column_names)
-
-
-def _not_empty(mask: Path) -> bool:
-    try:
-        return np.asarray(PILImage.open(mask).convert("L")).any()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{mask}: this mask cannot be read.") from error
-
-
-def _digest(encoded: dict[str, Any]) -> str:
-    return hashlib.sha1(_content(encoded)).hexdigest()
-
-
-def _content(encoded: dict[str, Any]) -> bytes:
-    """The bytes of an undecoded `Image` value."""
-    if encoded["bytes"]:
-        return encoded["bytes"]
-    with xopen(encoded["path"], "rb") as file:  # in an archive or on the Hub too
-        return file.read()
-
-
-def _require(paths: list[Path]) -> None:
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise InputError(f"{len(missing)} masks are missing, the first is {missing[0]}.")
-
-
-def _runs_of_numbers(numbers: list[int], gap: int) -> list[str]:
-    """For each number the run it belongs to, named after its first; a run ends where the next is over `gap` away."""
-    ordered = sorted(set(numbers))
-    run_of = {ordered[0]: ordered[0]}
-    for before, number in pairwise(ordered):
-        run_of[number] = run_of[before] if number - before <= gap else number
-    return [f"tile-{run_of[number]}" for number in numbers]
-
-
-def _number(text: str) -> int:
-    return int(re.sub(r"\D", "", text) or 0)
-
-
-def _png(pixels: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    PILImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-__all__ = [
-    "DataArguments",
-    "decoded",
-    "digests_of",
-    "defect_free_label",
-    "few_labels",
-    "fingerprint",
-    "group_folds",
-    "load_defect_dataset",
-    "mask_array",
-    "mask_on_grid",
-    "picture_digests",
-    "rows_digest",
-    "undecoded",
-]
+__all__ = ["DataArguments", "defect_free_label", "load_defect_dataset", "read_defect_dataset", "read_pictures"]

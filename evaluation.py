@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from .collator import to_pixel_values
-from .data import mask_array, mask_on_grid
 from .metrics import DefectClassification, concentration, pixel_average_precision, pointing_game
 from .modeling_kgl import KGLForImageClassification
 from .saliency import layer_cam, to_peak_one
 from .saliency.activations import undisturbed
+from .schema import mask_array, mask_on_grid
 
 
 @dataclass

@@ -21,20 +21,12 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.collator import to_pixel_values
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import (
-    DataArguments,
-    decoded,
-    digests_of,
-    load_defect_dataset,
-    mask_array,
-    mask_on_grid,
-    rows_digest,
-    undecoded,
-)
+from kgl.data import DataArguments, load_defect_dataset
 from kgl.errors import InputError, check_choices
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency import METHODS, compute_saliency, to_grid, to_uint8
 from kgl.saliency.activations import undisturbed
+from kgl.schema import decoded, digests_of, mask_array, mask_on_grid, rows_digest, undecoded
 from kgl.shards import Columns, map_in_shards
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from datasets import Dataset
 from matplotlib.figure import Figure
 
-from .data import mask_array
 from .evaluation import Predictions, enlarge
+from .schema import mask_array
 
 
 # Metric -> heading. The guided classifier's seconds include the primary and the priors, which it needs.

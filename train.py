@@ -32,7 +32,7 @@ from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, defect_free_label, fingerprint, group_folds, load_defect_dataset
+from kgl.data import DataArguments, defect_free_label, load_defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation import evaluate_predictions, predict
 from kgl.frozen import FrozenFeatureCollator, check_freezable, stages_bypassed, write_frozen_features
@@ -40,6 +40,8 @@ from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import PriorArguments, try_method, with_priors, write_saliency_priors
 from kgl.report import comparison_table, grid_rows, save_grid
 from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, write_json
+from kgl.schema import fingerprint
+from kgl.splits import group_folds
 from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
 
 

@@ -43,11 +43,13 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from kgl.augmentation import PairedAugmentation
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, defect_free_label, few_labels, group_folds, load_defect_dataset, undecoded
+from kgl.data import DataArguments, defect_free_label, read_pictures
 from kgl.evaluation import Predictions, evaluate_predictions, predict_batches
 from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import PriorArguments, add_saliency_priors
+from kgl.schema import undecoded
+from kgl.splits import few_labels, group_folds
 from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
 
 
@@ -212,8 +214,7 @@ class _Average(TrainerCallback):
 def pictures_of(task_name: str) -> Dataset:
     """All pictures of a task with masks, numbered by `index`."""
     task = TASKS[task_name]
-    splits = load_defect_dataset(DataArguments(**task.data, train_on_masks=True))
-    pictures = concatenate_datasets([splits["train"], splits["test"]])
+    pictures = read_pictures(DataArguments(**task.data))[0]["train"]
     if task.defect_or_not:
         names, good = pictures.features["label"].names, _good(task)
         labels = [int(names[label] != good) for label in pictures["label"]]

@@ -20,12 +20,14 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from measure import store
 
-from kgl.data import DataArguments, group_folds, load_defect_dataset, mask_array, mask_on_grid
+from kgl.data import DataArguments, load_defect_dataset
 from kgl.evaluation import enlarge
 from kgl.losses import otsu_threshold
 from kgl.metrics import pixel_average_precision, pointing_game, precision_and_recall
 from kgl.prior import PriorArguments, add_saliency_priors, load_classifier
 from kgl.saliency import METHODS
+from kgl.schema import mask_array, mask_on_grid
+from kgl.splits import group_folds
 
 
 def agreement(

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from tiny import shared
 
-from kgl.data import DataArguments, fingerprint, load_defect_dataset, mask_array
+from kgl.data import DataArguments, load_defect_dataset
 from kgl.errors import InputError
+from kgl.schema import fingerprint, mask_array
 from kgl.surfaces import CLASSES, generate_surface
 
 

@@ -11,7 +11,7 @@ from evidence import ARMS, SEARCHED, Bench, _identity, main
 from evidence_tables import interval, told
 from scipy import stats
 
-from kgl.data import mask_array, mask_on_grid
+from kgl.schema import mask_array, mask_on_grid
 
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -1,0 +1,182 @@
+"""Every picture decoded once before anything is trained: can it be used, what is it, and which ones show the same."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image as PILImage
+from PIL import ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from .duplicates import merged_groups, near_duplicates, perceptual_hash
+from .schema import content, undecoded
+
+
+LEAST_SIDE = 8
+_FEW = 2000  # no progress bar below
+
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """Something about the data that its owner should know: what, and the files it is about."""
+
+    kind: str
+    files: tuple[str, ...]
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.files)}{f' ({self.note})' if self.note else ''}"
+
+
+@dataclass
+class Scan:
+    """
+    What pictures are, one entry a row: `problems` is None where a row can be used and says why it cannot otherwise.
+
+    `hashes` is `(N, 4)` uint64, `sizes` `(width, height)` upright, `modes` Pillow's.
+    """
+
+    problems: list[str | None]
+    digests: list[str]
+    hashes: np.ndarray
+    sizes: list[tuple[int, int]]
+    modes: list[str]
+    oddities: list[Oddity]
+
+
+def scan_pictures(pictures: Dataset) -> Scan:
+    """Decode every picture and mask once, one at a time; nothing is raised for a bad one."""
+    problems, digests, sizes, modes, oddities = [], [], [], [], []
+    hashes = np.zeros((len(pictures), 4), dtype=np.uint64)
+    rows = undecoded(pictures.select_columns(["image", "mask", "file_name"]))
+    for index, row in enumerate(tqdm(rows, "Looking at every picture", disable=len(rows) < _FEW)):
+        name, raw, picture, problem = row["file_name"], b"", None, None
+        try:
+            raw = content(row["image"])
+            picture = _opened(raw)
+        except _UNREADABLE as error:
+            problem = _said(error)
+        if picture is not None:
+            problem = _unusable(picture)
+            hashes[index] = perceptual_hash(picture.convert("L")) if problem is None else 0
+            oddities += [Oddity(kind, (name,), note) for kind, note in _peculiar(picture, raw)]
+        if problem is None and row["mask"] is not None:
+            try:
+                mask = _opened(content(row["mask"]))
+                if mask.size != picture.size and _turned(raw):
+                    problem = f"turned by its EXIF tag, and its mask is not: {mask.size} against {picture.size}"
+                elif mask.size != picture.size:
+                    oddities.append(Oddity("mask of another size", (name,), f"{mask.size} against {picture.size}"))
+            except _UNREADABLE as error:
+                problem = f"its mask: {_said(error)}"
+        problems.append(problem)
+        digests.append(hashlib.sha1(raw).hexdigest())
+        sizes.append(picture.size if picture is not None else (0, 0))
+        modes.append(picture.mode if picture is not None else "")
+    return Scan(problems, digests, hashes, sizes, modes, oddities)
+
+
+def find_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int, splits: list[str]) -> list[Oddity]:
+    """
+    Pictures that show the same, as lists of file names.
+
+    Args:
+        pictures: columns `file_name`, `label`, `group` (as given, not merged yet) and `digest`.
+        hashes: their perceptual hashes, `(N, 4)` uint64.
+        distance: what counts as near, in bits of 256.
+        splits: the published split of each picture, or one word for all where none is.
+    """
+    names, labels, groups, digests = (pictures[column] for column in ("file_name", "label", "group", "digest"))
+    classes = pictures.features["label"].names
+    found = []
+
+    def note(kind: str, rows: Iterable[int], note: str = "") -> None:
+        found.append(Oddity(kind, tuple(names[row] for row in rows), note))
+
+    for kind, values in (("equal", digests), ("near", near_duplicates(hashes, distance).tolist())):
+        for rows in _shared(values):
+            of_classes = sorted({classes[labels[row]] for row in rows})
+            if kind == "equal":
+                note("pictures of equal bytes", rows)
+            elif len({digests[row] for row in rows}) == 1:
+                continue  # said already
+            elif len({groups[row] for row in rows}) > 1:
+                note("near-duplicates", rows)
+            if len(of_classes) > 1:
+                note(f"{kind} pictures of different classes", rows, ", ".join(of_classes))
+            if len({splits[row] for row in rows}) > 1:
+                note(
+                    "published split leaks",
+                    rows,
+                    f"{kind} pictures in " + " and ".join(sorted({splits[r] for r in rows})),
+                )
+    return found
+
+
+def groups_with_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int) -> list[str]:
+    """The groups, those that hold pictures which show the same joined."""
+    return merged_groups(pictures["group"], [pictures["digest"], near_duplicates(hashes, distance)])
+
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
+
+
+def _opened(raw: bytes) -> PILImage.Image:
+    if not raw:
+        raise ValueError("empty file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PILImage.DecompressionBombWarning)
+        try:
+            with PILImage.open(io.BytesIO(raw)) as picture:
+                picture.load()
+                return ImageOps.exif_transpose(picture)
+        except PILImage.DecompressionBombWarning as error:
+            raise ValueError(str(error)) from error
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _unusable(picture: PILImage.Image) -> str | None:
+    if picture.mode.startswith(("I", "F")):
+        return f"mode {picture.mode}: convert it to 8 bits a channel"
+    if min(picture.size) < LEAST_SIDE:
+        return f"{picture.width} x {picture.height} pixels: nothing to see below {LEAST_SIDE}"
+    return None
+
+
+def _peculiar(picture: PILImage.Image, raw: bytes) -> Iterable[tuple[str, str]]:
+    if picture.mode not in ("L", "RGB", "1"):
+        yield "converted to RGB", picture.mode
+    if _turned(raw):
+        yield "turned upright by its EXIF tag", ""
+    low, high = picture.convert("L").getextrema()
+    if low == high:
+        yield "one grey value only", str(low)
+
+
+def _turned(raw: bytes) -> bool:
+    with PILImage.open(io.BytesIO(raw)) as picture:
+        return picture.getexif().get(_EXIF_ORIENTATION, 1) != 1
+
+
+def _shared(values: list[object]) -> list[list[int]]:
+    """Rows of every value that more than one row has."""
+    rows: dict[object, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
+    return [of_value for of_value in rows.values() if len(of_value) > 1]
+
+
+__all__ = ["LEAST_SIDE", "Oddity", "Scan", "find_duplicates", "groups_with_duplicates", "scan_pictures"]
