@@ -171,7 +171,17 @@ def read_defect_dataset(args: DataArguments) -> tuple[DatasetDict, list[Oddity]]
     Raises:
         InputError: nothing usable there; the message names the folder, the files or the argument.
     """
-    pictures, oddities = read_pictures(args)
+    pictures, _, oddities = read_pictures(args)
+    return split_pictures(pictures, args), oddities
+
+
+def split_pictures(pictures: DatasetDict, args: DataArguments) -> DatasetDict:
+    """
+    What [`read_pictures`] read as `train`, `test` and, unless `args.validation_share` is 0, `validation`.
+
+    Raises:
+        InputError: too few independent pictures of a class.
+    """
     splits, names = _held_out(pictures, args), pictures["train"].features["label"].names
     train = few_labels(
         splits["train"], args.train_per_class, args.train_defect_free, defect_free_label(args), args.split_seed
@@ -181,19 +191,21 @@ def read_defect_dataset(args: DataArguments) -> tuple[DatasetDict, list[Oddity]]
     for split_name, split in (("train", train), ("test", splits["test"])):
         missing = sorted(set(names) - {names[label] for label in split["label"]})
         if missing:
-            raise InputError(
-                f"The {split_name} split has no picture of {', '.join(missing)}: try another --split_seed."
-            )
-    if args.validation_share > 0:
-        splits["train"], splits["validation"] = hold_out_validation(train, args.validation_share, args.split_seed)
-    else:
-        splits["train"] = train
-    return splits, oddities
+            raise InputError(f"The {split_name} split has no picture of {', '.join(missing)}; another --split_seed?")
+    if "validation" in splits:
+        splits["validation"] = splits["validation"] if args.train_on_masks else without_masks(splits["validation"])
+    elif args.validation_share > 0:
+        train, splits["validation"] = hold_out_validation(train, args.validation_share, args.split_seed)
+    splits["train"] = train
+    return splits
 
 
-def read_pictures(args: DataArguments) -> tuple[DatasetDict, list[Oddity]]:
+def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]:
     """
-    All usable pictures, in the splits they come with, groups joined where pictures show the same, and what is odd.
+    All usable pictures, in the splits they come with, groups joined where pictures show the same.
+
+    Returns:
+        Them; what was seen of every picture, the bad ones too; and what is odd.
 
     Raises:
         InputError: as [`read_defect_dataset`]'s.
@@ -221,11 +233,12 @@ def read_pictures(args: DataArguments) -> tuple[DatasetDict, list[Oddity]]:
     for kind in ("published split leaks", "equal pictures of different classes"):
         of_kind = [str(one) for one in found if one.kind == kind]
         if of_kind:
-            logger.warning("%s: %s. kgl-data lists all of it.", kind, "; ".join(of_kind[:5]))
+            first = "; ".join(of_kind[:3])
+            logger.warning("%s, %d times, such as %s. kgl-data lists all of it.", kind, len(of_kind), first)
     groups = groups_with_duplicates(whole, hashes, distance)
     whole = whole.remove_columns("group").add_column("group", groups)
     parts = {name: whole.select(np.flatnonzero(split_of == name)) for name in splits}
-    return DatasetDict(parts), oddities + found
+    return DatasetDict(parts), scan, oddities + found
 
 
 def defect_free_label(args: DataArguments) -> str | None:
@@ -286,9 +299,16 @@ def _bad_pictures(names: list[str], scan: Scan, args: DataArguments) -> list[Odd
 
 def _held_out(pictures: DatasetDict, args: DataArguments) -> DatasetDict:
     if "test" in pictures:
-        return pictures
+        return DatasetDict(pictures)
     train, test = group_folds(pictures["train"], args.num_folds, args.split_seed, "--num_folds")[args.fold]
     return DatasetDict(train=pictures["train"].select(train), test=pictures["train"].select(test))
 
 
-__all__ = ["DataArguments", "defect_free_label", "load_defect_dataset", "read_defect_dataset", "read_pictures"]
+__all__ = [
+    "DataArguments",
+    "defect_free_label",
+    "load_defect_dataset",
+    "read_defect_dataset",
+    "read_pictures",
+    "split_pictures",
+]

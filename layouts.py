@@ -37,9 +37,14 @@ def read_image_folder(root: Path) -> dict[str, Dataset]:
         else:
             wrong = ", ".join(sorted(set(others) - set(names)))
             raise InputError(f"--data_dir {tested}: {wrong} is no class of {train}.")
+    found_in = {
+        split: [(path, name) for name in names for folder in within for path in pictures_below(folder / name)]
+        for split, within in folders.items()
+    }
+    masks = _masks_beside(root, [pair for found in found_in.values() for pair in found])
     datasets = {}
     for split, within in folders.items():
-        found = [(path, name) for name in names for folder in within for path in pictures_below(folder / name)]
+        found = found_in[split]
         if not found:
             raise InputError(f"--data_dir {within[0]}: there is no picture in a folder of a class in it.")
         empty = sorted(set(names) - {name for _, name in found})
@@ -49,7 +54,7 @@ def read_image_folder(root: Path) -> dict[str, Dataset]:
             images=[str(path) for path, _ in found],
             labels=[name for _, name in found],
             names=names,
-            masks=_masks_beside(root, found),
+            masks=[masks.get((name, path.stem)) for path, name in found],
             file_names=[str(path.relative_to(root)) for path, _ in found],
         )
     return datasets
@@ -172,23 +177,21 @@ def _class_folders(folder: Path) -> list[str]:
     )
 
 
-def _masks_beside(root: Path, found: list[tuple[Path, str]]) -> list[str | None]:
-    """The mask of each picture in `root/ground_truth`, by the name of its class and its own."""
-    if not (root / _MASKS_FOLDER).is_dir():
-        return [None] * len(found)
-    masks = {}
+def _masks_beside(root: Path, found: list[tuple[Path, str]]) -> dict[tuple[str, str], str]:
+    """The masks in `root/ground_truth`, by the name of a picture's class and its own."""
+    masks: dict[tuple[str, str], str] = {}
     for path in pictures_below(root / _MASKS_FOLDER):
         label, stem = path.relative_to(root / _MASKS_FOLDER).parts[0], path.stem.removesuffix("_mask")
-        if masks.setdefault((label, stem), path) != path:
+        if masks.setdefault((label, stem), str(path)) != str(path):
             raise InputError(f"--data_dir {root}: {masks[label, stem]} and {path} are masks of the same picture.")
     keys = [(name, path.stem) for path, name in found]
     twice = [f"{name}/{stem}" for (name, stem), count in Counter(keys).items() if count > 1 and (name, stem) in masks]
     if twice:
         raise InputError(f"--data_dir {root}: several pictures are called {', '.join(twice)}; whose is the mask?")
-    orphans = [str(path) for key, path in masks.items() if key not in set(keys)]
+    orphans = [masks[key] for key in masks.keys() - set(keys)]
     if orphans:
-        raise InputError(f"--data_dir {root}: {len(orphans)} masks have no picture, the first is {orphans[0]}.")
-    return [str(masks[key]) if key in masks else None for key in keys]
+        raise InputError(f"--data_dir {root}: {len(orphans)} masks have no picture, one is {orphans[0]}.")
+    return masks
 
 
 def _good_or_defect(root: Path, images: list[Path], masks: list[Path], groups: list[str] | None = None) -> Dataset:

@@ -18,7 +18,7 @@ from .schema import defect_dataset, undecoded
 
 
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_TEST_NAMES = ("test", "validation", "valid", "val")
+_VALIDATION = ("validation", "valid", "val", "dev")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def read_table(path: Path, root: Path, columns: Columns) -> dict[str, Dataset]:
 
 def read_hub_dataset(name: str, config: str | None, columns: Columns) -> dict[str, Dataset]:
     """
-    A data set of the Hub by its id (or a folder that `datasets.load_dataset` reads); its own splits where it has two.
+    A data set of the Hub by its id (or a folder that `datasets.load_dataset` reads); its own splits where it has
+    several; a validation split is the test split where there is no other.
 
     Raises:
         InputError: no such data set or column, or labels that cannot be read.
@@ -94,11 +95,17 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> dict[st
             raise InputError(
                 f"{where}: column {columns.image!r} holds no pictures but {table.features[columns.image]}."
             )
-    train = tables["train"] if "train" in tables else next(iter(tables.values()))
-    _, names = _class_names(train, columns, where)
-    tested = next((tables[split] for split in _TEST_NAMES if split in tables and tables[split] is not train), None)
-    parts = {"train": train} | ({"test": tested} if tested is not None else {})
-    return {split: _from_hub(table, split, columns, names, where) for split, table in parts.items()}
+    first = "train" if "train" in tables else next(iter(tables))
+    _, names = _class_names(tables[first], columns, where)
+    between = next((split for split in _VALIDATION if split in tables and split != first), None)
+    parts = {"train": first, "validation": between, "test": "test" if "test" in tables and first != "test" else None}
+    if parts["test"] is None:  # judged on what there is
+        parts |= {"test": between, "validation": None}
+    return {
+        name: _from_hub(tables[split], split, columns, names, where)
+        for name, split in parts.items()
+        if split is not None
+    }
 
 
 def _from_hub(table: Dataset, split: str, columns: Columns, names: list[str], where: str) -> Dataset:

@@ -1,15 +1,15 @@
 """Readers and splits."""
 
-import logging
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import shared
 
-from kgl.data import DataArguments, load_defect_dataset
+from kgl.data import DataArguments, load_defect_dataset, read_defect_dataset
 from kgl.errors import InputError
 from kgl.schema import fingerprint, mask_array
 from kgl.surfaces import CLASSES, generate_surface
@@ -20,7 +20,9 @@ def labels_of(split):
 
 
 def test_image_folder(image_folder):
-    splits = load_defect_dataset(DataArguments(data_dir=str(image_folder), defect_free_label="good"))
+    splits = load_defect_dataset(
+        DataArguments(data_dir=str(image_folder), validation_share=0, defect_free_label="good")
+    )
     assert labels_of(splits["train"]) == {"good": 8, "scratch": 4}
     assert labels_of(splits["test"]) == {"good": 4, "scratch": 2}
     assert splits["train"].column_names == splits["test"].column_names
@@ -33,10 +35,11 @@ def test_image_folder_with_its_own_test_folder(image_folder, tmp_path, caplog):
         shutil.copytree(image_folder, tmp_path / "split" / split)
     shutil.rmtree(tmp_path / "split" / "test" / "good")
     shutil.copytree(image_folder / "scratch", tmp_path / "split" / "test" / "good")
-    splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split")))
+    splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split"), validation_share=0))
     assert labels_of(splits["train"]) == {"good": 12, "scratch": 6}
     assert labels_of(splits["test"]) == {"good": 6, "scratch": 6}
-    assert "6 pictures of the test split are in the training split too" in caplog.text
+    assert "published split leaks, 6 times, such as train/scratch/0.png, test/good/0.png" in caplog.text
+    assert "equal pictures of different classes, 6 times" in caplog.text
 
 
 def test_names_of_files_and_folders_mean_nothing(tmp_path):
@@ -51,29 +54,33 @@ def test_names_of_files_and_folders_mean_nothing(tmp_path):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         (tmp_path / "pictures" / label).symlink_to(tmp_path / "store" / label)
     (tmp_path / "pictures" / "metadata.csv").write_text("file_name,label")
-    splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "pictures"), num_folds=2))
+    splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "pictures"), num_folds=2, validation_share=0))
     assert labels_of(splits["train"]) + labels_of(splits["test"]) == {"good [1]": 6, "schlecht ü": 6}
 
 
 def test_folds_part_the_pictures(image_folder):
-    tests = [load_defect_dataset(DataArguments(data_dir=str(image_folder), fold=fold))["test"] for fold in range(3)]
+    tests = [
+        load_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0, fold=fold))["test"]
+        for fold in range(3)
+    ]
     names = [name for test in tests for name in test["file_name"]]
     assert len(names) == len(set(names)) == 18
 
 
-def test_pictures_of_equal_bytes_stay_together(image_folder, caplog):
+def test_pictures_of_equal_bytes_stay_together(image_folder):
     for index in range(4):
         shutil.copy(image_folder / "good" / "0.png", image_folder / "good" / f"copy{index}.png")
-    with caplog.at_level(logging.WARNING):
-        for fold in range(3):
-            splits = load_defect_dataset(DataArguments(data_dir=str(image_folder), fold=fold))
-            assert not set(splits["train"]["digest"]) & set(splits["test"]["digest"])
-    assert "hold the same picture" in caplog.text
+    for fold in range(3):
+        args = DataArguments(data_dir=str(image_folder), validation_share=0.3, fold=fold)
+        digests = [set(split["digest"]) for split in load_defect_dataset(args).values()]
+        assert len(digests) == 3 and len(set.union(*digests)) == sum(map(len, digests)) == 18
+    copies = next(one for one in read_defect_dataset(args)[1] if one.kind == "pictures of equal bytes")
+    assert copies.files == ("good/0.png", *(f"good/copy{index}.png" for index in range(4)))
 
 
 def test_larger_budgets_contain_smaller_ones(image_folder):
     def names(**budget):
-        args = DataArguments(data_dir=str(image_folder), defect_free_label="good", **budget)
+        args = DataArguments(data_dir=str(image_folder), validation_share=0, defect_free_label="good", **budget)
         return set(load_defect_dataset(args)["train"]["file_name"])
 
     small, large = names(train_per_class=2, train_defect_free=3), names(train_per_class=3, train_defect_free=5)
@@ -82,7 +89,7 @@ def test_larger_budgets_contain_smaller_ones(image_folder):
 
 
 def test_fingerprint_follows_the_pictures(image_folder):
-    args = DataArguments(data_dir=str(image_folder))
+    args = DataArguments(data_dir=str(image_folder), validation_share=0)
     before = fingerprint(load_defect_dataset(args)["train"])
     assert fingerprint(load_defect_dataset(args)["train"]) == before
     train = load_defect_dataset(args)["train"]
@@ -102,9 +109,41 @@ def test_unreadable_pictures_are_all_named(image_folder):
     (image_folder / "scratch" / "1.png").write_bytes(whole[: len(whole) // 2])
     (image_folder / "scratch" / "gone.png").symlink_to("nowhere.png")
     Image.fromarray(np.arange(300, dtype=np.uint16).reshape(15, 20)).save(image_folder / "scratch" / "deep.png")
-    message = r"4 pictures cannot.*good/3\.png, scratch/1\.png, scratch/deep\.png \(mode I.*\), scratch/gone\.png"
-    with pytest.raises(InputError, match=message):
-        load_defect_dataset(DataArguments(data_dir=str(image_folder)))
+    (image_folder / "scratch" / "empty.png").touch()
+    Image.new("L", (1, 1)).save(image_folder / "scratch" / "dot.png")
+    bomb = Image.new("1", (20_000, 10_000))
+    bomb.save(image_folder / "good" / "bomb.png")
+    args = DataArguments(data_dir=str(image_folder), validation_share=0)
+    named = [
+        r"7 pictures cannot be used: good/3\.png \(not a picture\), good/bomb\.png \(Image size",
+        r"scratch/1\.png \(.*truncated.*\), scratch/deep\.png \(mode I.*\), scratch/dot\.png \(1 x 1 pixels",
+        r"scratch/empty\.png \(empty file\), scratch/gone\.png \(.*No such file",
+    ]
+    with pytest.raises(InputError, match=".*".join(named)):
+        load_defect_dataset(args)
+    splits, oddities = read_defect_dataset(replace(args, on_bad_image="skip"))
+    assert len(splits["train"]) + len(splits["test"]) == 16
+    assert [one.kind for one in oddities].count("cannot be used") == 7
+
+
+def test_odd_pictures_that_can_be_used(image_folder):
+    picture = Image.open(image_folder / "good" / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(image_folder / "good" / "turned.jpg", exif=exif)
+    picture.convert("CMYK").save(image_folder / "good" / "cmyk.jpg", quality=100)
+    picture.convert("P").rotate(90).save(image_folder / "good" / "palette \u202e\u00fc.png")
+    picture.convert("RGBA").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(image_folder / "good" / "alpha.png")
+    splits, oddities = read_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))
+    assert len(splits["train"]) + len(splits["test"]) == 22
+    found = {(one.kind, one.files, one.note) for one in oddities}
+    assert found >= {
+        ("turned upright by its EXIF tag", ("good/turned.jpg",), ""),
+        ("converted to RGB", ("good/cmyk.jpg",), "CMYK"),
+        ("converted to RGB", ("good/palette \u202e\u00fc.png",), "P"),
+        ("converted to RGB", ("good/alpha.png",), "RGBA"),
+        ("near-duplicates", ("good/0.png", "good/cmyk.jpg"), ""),
+    }
 
 
 @pytest.mark.parametrize(
@@ -129,20 +168,33 @@ def test_bad_data_is_named(args, message, image_folder, monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"fold": 3}, {"num_folds": 1}, {"split_seed": -1}, {"train_per_class": 0}, {"surface_size": 16}, {"fold": -1}],
+    [
+        {"fold": 3},
+        {"num_folds": 1},
+        {"split_seed": -1},
+        {"train_per_class": 0},
+        {"surface_size": 16},
+        {"fold": -1},
+        {"validation_share": 0.6},
+        {"dataset": "folder"},
+        {"on_bad_image": "keep"},
+        {"duplicate_distance": 200},
+        {"label_thresholds": [2.0, 1.0]},
+        {"label_names": ["a", "b"]},
+    ],
 )
 def test_settings_out_of_range_are_named(wrong):
-    with pytest.raises(InputError, match=f"--{next(iter(wrong))} "):
+    with pytest.raises(InputError, match=f"--{next(iter(wrong))}[ :]"):
         DataArguments(**wrong)
 
 
 def test_one_class_and_empty_classes_are_refused(image_folder):
     shutil.rmtree(image_folder / "scratch")
     with pytest.raises(InputError, match=r"one class only \(good\)"):
-        load_defect_dataset(DataArguments(data_dir=str(image_folder)))
+        load_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))
     (image_folder / "scratch").mkdir()
     with pytest.raises(InputError, match="there is no picture in scratch"):
-        load_defect_dataset(DataArguments(data_dir=str(image_folder)))
+        load_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))
 
 
 def test_kolektorsdd_layout(tmp_path):
@@ -155,16 +207,18 @@ def test_kolektorsdd_layout(tmp_path):
             mask = np.zeros((50, 20), dtype=bool)
             mask[10:20, 5] = part == 1
             Image.fromarray(mask).save(folder / f"Part{part}_label.bmp")
-    splits = load_defect_dataset(DataArguments(dataset="kolektorsdd", data_dir=str(tmp_path)))
+    splits = load_defect_dataset(DataArguments("kolektorsdd", str(tmp_path), validation_share=0))
     assert labels_of(splits["train"]) == {"good": 4, "defect": 4}
     assert not set(splits["train"]["group"]) & set(splits["test"]["group"])
     assert set(splits["train"]["mask"]) == {None}  # trained on labels alone
     assert mask_array(splits["test"][1]["mask"], (50, 20)).sum() == 10
-    with_masks = load_defect_dataset(DataArguments("kolektorsdd", str(tmp_path), train_on_masks=True))
+    with_masks = load_defect_dataset(
+        DataArguments("kolektorsdd", str(tmp_path), validation_share=0, train_on_masks=True)
+    )
     assert None not in with_masks["train"]["mask"]
     (tmp_path / "kos03" / "Part1_label.bmp").unlink()
     with pytest.raises(InputError, match=r"1 masks are missing, the first is .*kos03/Part1_label\.bmp"):
-        load_defect_dataset(DataArguments("kolektorsdd", str(tmp_path)))
+        load_defect_dataset(DataArguments("kolektorsdd", str(tmp_path), validation_share=0))
 
 
 def test_magnetic_tile_layout(tmp_path):
@@ -176,14 +230,14 @@ def test_magnetic_tile_layout(tmp_path):
             stem = f"exp{exposure}_num_{(tile + 5) * 1000 + 14 * (exposure - 1)}"
             Image.fromarray(pixels).save(folder / f"{stem}.jpg")
             Image.fromarray(pixels // 2).save(folder / f"{stem}.png")
-    splits = load_defect_dataset(DataArguments("magnetic_tile", str(tmp_path), num_folds=2))
+    splits = load_defect_dataset(DataArguments("magnetic_tile", str(tmp_path), num_folds=2, validation_share=0))
     assert splits["train"].features["label"].names == ["Free", "Crack"]
     tiles = [{int(name.split("_num_")[1][:-4]) // 1000 for name in split["file_name"]} for split in splits.values()]
     assert not tiles[0] & tiles[1]  # both exposures of a tile on one side
     assert len(splits["train"]) == len(splits["test"]) == 8
     (tmp_path / "MT_Crack" / "Imgs" / "exp1_num_9000.png").write_bytes(b"no mask")
-    with pytest.raises(InputError, match=r"the mask of MT_Crack/Imgs/exp1_num_9000\.jpg"):
-        load_defect_dataset(DataArguments("magnetic_tile", str(tmp_path), num_folds=2))
+    with pytest.raises(InputError, match=r"MT_Crack/Imgs/exp1_num_9000\.jpg \(its mask: not a picture"):
+        load_defect_dataset(DataArguments("magnetic_tile", str(tmp_path), num_folds=2, validation_share=0))
 
 
 def test_neu_det_layout(tmp_path):
@@ -195,7 +249,7 @@ def test_neu_det_layout(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "IMAGES" / f"{name}_{index}.jpg")
             if name == "pitted_surface":
                 Image.fromarray(np.eye(20, dtype=np.uint8) * 255).save(tmp_path / "MASKS" / f"{name}_{index}.png")
-    args = DataArguments("neu_det", str(tmp_path), num_folds=2, train_on_masks=True)
+    args = DataArguments("neu_det", str(tmp_path), num_folds=2, train_on_masks=True, validation_share=0)
     splits = load_defect_dataset(args)
     assert splits["train"].features["label"].names == ["pitted_surface", "rolled-in_scale"]
     for split in splits.values():
@@ -207,7 +261,9 @@ def test_neu_det_layout(tmp_path):
 
 
 def test_shared_neu_det():
-    splits = load_defect_dataset(DataArguments("neu_det", str(shared("data", "neu-det")), train_on_masks=True))
+    splits = load_defect_dataset(
+        DataArguments("neu_det", str(shared("data", "neu-det")), train_on_masks=True, validation_share=0)
+    )
     whole = labels_of(splits["train"]) + labels_of(splits["test"])
     assert set(whole.values()) == {300} and len(whole) == 6
     assert sum(mask is not None for split in splits.values() for mask in split["mask"]) == 900
@@ -216,7 +272,7 @@ def test_shared_neu_det():
 def test_shared_kolektorsdd_keeps_its_duplicates_together():
     folder = shared("data", "kolektorsdd")
     for fold in range(3):
-        splits = load_defect_dataset(DataArguments("kolektorsdd", str(folder), fold=fold))
+        splits = load_defect_dataset(DataArguments("kolektorsdd", str(folder), fold=fold, validation_share=0))
         assert not set(splits["train"]["digest"]) & set(splits["test"]["digest"])
         assert len(splits["train"]) + len(splits["test"]) == 399
         labels = labels_of(splits["train"]) + labels_of(splits["test"])
@@ -225,7 +281,11 @@ def test_shared_kolektorsdd_keeps_its_duplicates_together():
 
 def test_shared_magnetic_tiles():
     args = DataArguments(
-        "magnetic_tile", str(shared("data", "magnetic-tile")), train_per_class=16, train_defect_free=64
+        "magnetic_tile",
+        str(shared("data", "magnetic-tile")),
+        train_per_class=16,
+        train_defect_free=64,
+        validation_share=0,
     )
     splits = load_defect_dataset(args)
     names = splits["train"].features["label"].names
@@ -245,7 +305,7 @@ def test_surfaces_are_the_same_again_and_marked_exactly(label):
 
 
 def test_generated_data_set():
-    splits = load_defect_dataset(DataArguments("surfaces", num_surfaces=60, surface_size=32))
+    splits = load_defect_dataset(DataArguments("surfaces", num_surfaces=60, surface_size=32, validation_share=0))
     assert labels_of(splits["train"]) + labels_of(splits["test"]) == {
         "good": 30,
         "scratch": 10,
