@@ -40,11 +40,7 @@ def test_everything_odd_is_told(image_folder, tmp_path, monkeypatch, capsys):
     ):
         assert line in out
     findings = json.loads(output.read_text())
-    assert {name: split["pictures"] for name, split in findings["splits"].items()}.keys() == {
-        "train",
-        "validation",
-        "test",
-    }
+    assert findings["splits"].keys() == {"train", "validation", "test"}
     assert sum(split["pictures"] for split in findings["splits"].values()) == 21
     assert run(monkeypatch, capsys, image_folder, "--output", output)[0] == 2
 
