@@ -13,6 +13,7 @@ from transformers.image_utils import load_image
 
 from .augmentation import PairedAugmentation
 from .losses import pseudo_mask
+from .resized import raw_pictures
 
 
 def to_pixel_values(images: list[Image.Image], image_processor: BaseImageProcessor, **overrides: Any) -> torch.Tensor:
@@ -25,7 +26,8 @@ def to_pixel_values(images: list[Image.Image], image_processor: BaseImageProcess
 @dataclass
 class DefectCollator:
     """
-    Collates rows of the data contract; augments where it is given an augmentation.
+    Collates rows of the data contract, a picture as `image` or as [`~kgl.resized`]'s `pixels`; augments where it is
+    given an augmentation.
 
     Returns `pixel_values (B, 3, H, W)`, `labels (B,)` and, for rows with a prior, `saliency_prior (B, 1, h, w)` in
     0..1, `pseudo_mask (B, 1, h, w)` bool (the prior above Otsu's threshold), `known (B, 1, h, w)` bool (the cells that
@@ -42,13 +44,13 @@ class DefectCollator:
         if "saliency_prior" in rows[0]:
             maps = torch.stack([prior_channels(row["saliency_prior"], self.ignore_band) for row in rows])
             batch["prior_weight"] = torch.tensor([row["prior_weight"] for row in rows])
-        images = [row["image"] for row in rows]
-        if self.augmentation is None:
-            batch["pixel_values"] = to_pixel_values(images, self.image_processor)
+        if "pixels" in rows[0]:
+            raw = raw_pictures([row["pixels"] for row in rows], self.image_processor)
         else:
-            raw = to_pixel_values(images, self.image_processor, do_normalize=False)
+            raw = to_pixel_values([row["image"] for row in rows], self.image_processor, do_normalize=False)
+        if self.augmentation is not None:
             raw, maps = self.augmentation(raw, maps)
-            batch["pixel_values"] = normalised(raw, self.image_processor)
+        batch["pixel_values"] = normalised(raw, self.image_processor)
         return batch if maps is None else batch | split_channels(maps)
 
     def unaugmented(self) -> DefectCollator:

@@ -24,6 +24,10 @@ class KGLConfig(PreTrainedConfig):
         Stop the classification gradient at the saliency logits during training, as mixed-supervision networks do.
     defect_free_label (`str`, *optional*):
         The name in `id2label` of the class without defects. Its images have a blank saliency prior.
+    temperature (`float`, *optional*, defaults to 1.0):
+        The logits are divided by it; chosen on validation pictures so that their softmax says how sure to be.
+    operating_point (`dict`, *optional*):
+        From which `threshold` on `P(not defect-free)` a picture counts as defective, and how that was chosen.
     problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
         `"single_label_classification"` (softmax; the good/defect case has two labels) or
         `"multi_label_classification"` (one sigmoid per label, one label allowed).
@@ -52,6 +56,8 @@ class KGLConfig(PreTrainedConfig):
     pooling: str = "avg_max"
     detach_saliency: bool = False
     defect_free_label: str | None = None
+    temperature: float = 1.0
+    operating_point: dict | None = None
     problem_type: str = "single_label_classification"
     initializer_range: float = 0.02
 
@@ -90,6 +96,20 @@ class KGLConfig(PreTrainedConfig):
             raise ValueError(
                 f"defect_free_label={self.defect_free_label!r} is none of the labels {list(self.id2label.values())}."
             )
+
+    def validate_temperature(self) -> None:
+        """A temperature is positive."""
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature}: it must be above 0.")
+
+    def validate_operating_point(self) -> None:
+        """A decision needs a class without defects and a threshold."""
+        if self.operating_point is None:
+            return
+        if self.defect_free_label is None:
+            raise ValueError("operating_point: there is no defect_free_label to tell defects from.")
+        if not 0 <= self.operating_point.get("threshold", -1.0) <= 1:
+            raise ValueError(f"operating_point={self.operating_point}: it needs a `threshold` in 0..1.")
 
     @property
     def defect_free_id(self) -> int | None:

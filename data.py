@@ -77,10 +77,10 @@ class DataArguments:
         default=None, metadata={"help": "table, hub: the column that tells which pictures are of one part."}
     )
     split_column: str | None = field(default=None, metadata={"help": "table: the column that says train or test."})
-    label_thresholds: list[float] | None = field(
+    grade_thresholds: list[float] | None = field(
         default=None, metadata={"help": "table, hub: part graded labels into classes at these values, ascending."}
     )
-    label_names: list[str] | None = field(
+    grade_names: list[str] | None = field(
         default=None, metadata={"help": "What these classes are called, one more than there are thresholds."}
     )
     defect_free_label: str | None = field(
@@ -119,6 +119,13 @@ class DataArguments:
     train_defect_free: int | None = field(
         default=None, metadata={"help": "Keep this many defect-free training pictures."}
     )
+    decode_once: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the training pictures decoded and resized while a run lasts (3 bytes a pixel), instead of "
+            "decoding them in every epoch."
+        },
+    )
     train_on_masks: bool = field(
         default=False,
         metadata={"help": "Where a training picture has a mask, use it in place of the saliency prior."},
@@ -142,12 +149,12 @@ class DataArguments:
             raise InputError(f"--validation_share {self.validation_share}: it must lie in 0..0.5.")
         if self.duplicate_distance is not None and self.duplicate_distance >= HASH_BITS // 2:
             raise InputError(f"--duplicate_distance {self.duplicate_distance}: it must be below {HASH_BITS // 2}.")
-        thresholds = self.label_thresholds or []
+        thresholds = self.grade_thresholds or []
         if sorted(set(thresholds)) != thresholds:
-            raise InputError(f"--label_thresholds {' '.join(map(str, thresholds))}: they must ascend.")
-        if self.label_names is not None and len(set(self.label_names)) != len(thresholds) + 1:
+            raise InputError(f"--grade_thresholds {' '.join(map(str, thresholds))}: they must ascend.")
+        if self.grade_names is not None and len(set(self.grade_names)) != len(thresholds) + 1:
             raise InputError(
-                f"--label_names: {len(thresholds)} thresholds make {len(thresholds) + 1} different classes."
+                f"--grade_names: {len(thresholds)} thresholds make {len(thresholds) + 1} different classes."
             )
 
 
@@ -272,8 +279,8 @@ def _columns(args: DataArguments) -> Columns:
         mask=args.mask_column,
         group=args.group_column,
         split=args.split_column,
-        thresholds=args.label_thresholds or (),
-        names=args.label_names or (),
+        thresholds=args.grade_thresholds or (),
+        names=args.grade_names or (),
     )
 
 

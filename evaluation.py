@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,10 +66,11 @@ def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Te
 
 
 def evaluate_predictions(
-    predictions: Predictions, dataset: Dataset, defect_free_id: int | None, size: tuple[int, int]
-) -> dict[str, float]:
+    predictions: Predictions, dataset: Dataset, defect_free_id: int | None, size: tuple[int, int], bootstrap: int = 0
+) -> dict[str, Any]:
     """
-    Metrics of [`DefectClassification`], and where pictures have masks, how right the maps are.
+    Metrics of [`DefectClassification`], with intervals from `bootstrap` draws where there are any, and where pictures
+    have masks, how right the maps are.
 
     `map_...` is the class map's, `saliency_...` the saliency head's, both over the pictures with a defect in their
     mask: `ap` of the pixels at `size = (H, W)`, maps enlarged bilinearly, all pictures pooled; `cell_ap` and
@@ -74,7 +78,10 @@ def evaluate_predictions(
     pixels is; `entropy` and `area90` of [`concentration`].
     """
     results = DefectClassification(keep_in_memory=True).compute(
-        predictions=predictions.probabilities, references=dataset["label"], defect_free_id=defect_free_id
+        predictions=predictions.probabilities,
+        references=dataset["label"],
+        defect_free_id=defect_free_id,
+        bootstrap=bootstrap,
     )
     masks = [mask_array(mask, size) for mask in dataset["mask"]]
     marked = [index for index, mask in enumerate(masks) if mask is not None and mask.any()]
@@ -89,10 +96,28 @@ def evaluate_predictions(
     return results
 
 
+def write_predictions(path: Path, dataset: Dataset, predictions: dict[str, Predictions]) -> None:
+    """A CSV of every picture's file name, class, and each model's probabilities, columns `MODEL: CLASS`."""
+    names = dataset.features["label"].names
+    rows = zip(
+        dataset["file_name"],
+        dataset["label"],
+        *(one.probabilities.tolist() for one in predictions.values()),
+        strict=True,
+    )
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "label", *(f"{model}: {name}" for model in predictions for name in names)])
+        for file_name, label, *of_models in rows:
+            table.writerow([file_name, names[label], *(f"{value:.6g}" for values in of_models for value in values)])
+    unfinished.replace(path)
+
+
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Maps `(N, h, w)` at `size = (H, W)`, bilinearly."""
     tensor = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32))
     return F.interpolate(tensor[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-__all__ = ["Predictions", "enlarge", "evaluate_predictions", "predict", "predict_batches"]
+__all__ = ["Predictions", "enlarge", "evaluate_predictions", "predict", "predict_batches", "write_predictions"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import datasets
 import evaluate
 import numpy as np
@@ -55,16 +57,64 @@ class DefectClassification(evaluate.Metric):
             raise ValueError("predictions are hard labels: AP and AUROC rank, so they need probabilities.")
         results = _figures(scores, labels, defect_free_id, false_alarm_rate)
         if bootstrap > 0:
-            generator = np.random.default_rng(seed)
-            of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-            drawn = []
-            for _ in range(bootstrap):
-                picked = np.concatenate([generator.choice(rows, len(rows)) for rows in of_class])
-                drawn.append(_figures(scores[picked], labels[picked], defect_free_id, false_alarm_rate))
+            drawn = [
+                _figures(scores[picked], labels[picked], defect_free_id, false_alarm_rate)
+                for picked in _draws(labels, bootstrap, seed)
+            ]
             for name in [name for name, value in results.items() if isinstance(value, float)]:
-                quantiles = np.quantile([one[name] for one in drawn], (0.025, 0.975))
-                results[f"{name}_interval"] = quantiles.tolist()
+                results[f"{name}_interval"] = _interval([one[name] for one in drawn])
         return results
+
+
+def paired_differences(
+    before: np.ndarray,
+    after: np.ndarray,
+    labels: Sequence[int],
+    defect_free_id: int | None,
+    bootstrap: int,
+    false_alarm_rate: float = 0.05,
+    seed: int = 0,
+) -> dict[str, dict[str, float | list[float]]]:
+    """
+    How much better each figure of [`DefectClassification`] is after than before, on the same pictures.
+
+    Args:
+        before: probabilities `(N, K)`.
+        after: another model's, of the same pictures.
+        labels: `(N,)`.
+        defect_free_id: index of the class without defects.
+        bootstrap: draws of the pictures, the same ones for both, stratified by class.
+        false_alarm_rate: as in [`DefectClassification`].
+        seed: of the draws.
+
+    Returns:
+        `difference` and its 95 % `interval` for every figure.
+    """
+    labels = np.asarray(labels)
+
+    def difference(picked: np.ndarray) -> dict[str, float]:
+        one, other = (
+            _figures(scores[picked], labels[picked], defect_free_id, false_alarm_rate) for scores in (before, after)
+        )
+        return {name: other[name] - value for name, value in one.items() if isinstance(value, float)}
+
+    drawn = [difference(picked) for picked in _draws(labels, bootstrap, seed)]
+    return {
+        name: {"difference": value, "interval": _interval([one[name] for one in drawn])}
+        for name, value in difference(np.arange(len(labels))).items()
+    }
+
+
+def _draws(labels: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Bootstrap draws of row numbers, every class as large as it is."""
+    generator = np.random.default_rng(seed)
+    of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for _ in range(count):
+        yield np.concatenate([generator.choice(rows, len(rows)) for rows in of_class])
+
+
+def _interval(values: list[float]) -> list[float]:
+    return np.quantile(values, (0.025, 0.975)).tolist()
 
 
 def _figures(
@@ -113,6 +163,30 @@ def _decisions(positive: np.ndarray, scores: np.ndarray, false_alarm_rate: float
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """
+    How far from its accuracy the confidence is, on average over `bins` equal intervals of it (Guo et al. 2017).
+
+    Args:
+        probabilities: `(N, K)`.
+        labels: `(N,)`.
+        bins: how many.
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    of_bin = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(of_bin, weights=confidence - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def decision_rates(positive: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+    """The share of the positive pictures with `score >= threshold`, and of the others; NaN where there are none."""
+    called = scores >= threshold
+    return {
+        "recall_at_operating_point": float(called[positive].mean()) if positive.any() else float("nan"),
+        "false_alarm_rate_at_operating_point": float(called[~positive].mean()) if not positive.all() else float("nan"),
+    }
+
+
 def pixel_average_precision(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:
     """AP of all pixels of `maps` against `masks`, each pair `(H, W)`, pooled over the pictures."""
     truth = np.concatenate([mask.ravel() for mask in masks])
@@ -154,6 +228,9 @@ def precision_and_recall(found: list[np.ndarray], masks: list[np.ndarray]) -> tu
 __all__ = [
     "DefectClassification",
     "concentration",
+    "decision_rates",
+    "expected_calibration_error",
+    "paired_differences",
     "pixel_average_precision",
     "pointing_game",
     "precision_and_recall",

@@ -207,17 +207,37 @@ class KGLForImageClassification(KGLPreTrainedModel):
     def classify(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `(B, K)` and saliency logits `(B, 1, h, w)` of features `(B, C, h, w)`."""
         saliency = self.saliency_head(feature_map)
+        return self.classifier(self._pooled(feature_map, saliency)) / self.config.temperature, saliency
+
+    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        How probably a picture is not of the defect-free class, `(B,)`, and whether that calls for action, `(B,)` bool.
+
+        The config's operating point decides, and one half where it has none.
+
+        Args:
+            logits: `(B, K)`.
+
+        Raises:
+            ValueError: no class is free of defects.
+        """
+        if self.config.defect_free_id is None:
+            raise ValueError("This model's config has no defect_free_label to tell defects from.")
+        score = 1 - logits.float().softmax(dim=1)[:, self.config.defect_free_id]
+        point = self.config.operating_point
+        return score, score >= (0.5 if point is None else point["threshold"])
+
+    def _pooled(self, feature_map: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
         seen = saliency.detach() if self.config.detach_saliency and self.training else saliency
         if self.config.pooling == "saliency":
-            pooled = [_attended(feature_map, seen), seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))]
-            return self.classifier(torch.cat(pooled, dim=1)), saliency
+            return torch.cat([_attended(feature_map, seen), seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))], dim=1)
         both = torch.cat([feature_map, seen], dim=1)
         pooled = [both.mean(dim=(2, 3)), both.flatten(2).max(dim=2).values]
         if self.config.pooling == "attention":
             pooled.append(_attended(feature_map, seen))
         elif self.config.pooling == "topk":
             pooled.append(_top_cells(feature_map, seen))
-        return self.classifier(torch.cat(pooled, dim=1)), saliency
+        return torch.cat(pooled, dim=1)
 
 
 def _attended(feature_map: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:

@@ -1,18 +1,27 @@
-"""What a run ends with: a table and a grid of pictures that compare the plain classifier with the guided one."""
+"""One page a run: what the plain and the guided classifier do on held-out pictures, in figures and in pictures."""
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image as PILImage
+from sklearn.metrics import confusion_matrix, precision_recall_curve
 
+from .configuration_kgl import KGLConfig
 from .evaluation import Predictions, enlarge
 from .schema import mask_array
 
 
-# Metric -> heading. The guided classifier's seconds include the primary and the priors, which it needs.
+# Figure -> heading and whether more is better. The guided classifier's seconds include the primary and the priors.
 _COLUMNS = {
     "ap": "AP",
     "auroc": "AUROC",
@@ -23,6 +32,27 @@ _COLUMNS = {
     "saliency_ap": "H's pixel AP",
     "seconds": "seconds",
 }
+_ROWS = {
+    "ap": "AP",
+    "auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "defect_ap": "AP, defect against good",
+    "defect_auroc": "AUROC, defect against good",
+    "f1_max": "F1 at its best threshold",
+    "recall_at_false_alarm_rate": "Defects found at 5 % false alarms",
+    "false_alarm_rate_at_zero_missed": "False alarms where no defect is missed",
+    "recall_at_operating_point": "Defects found at the operating point",
+    "false_alarm_rate_at_operating_point": "False alarms at the operating point",
+    "ece_uncalibrated": "Calibration error, before",
+    "ece": "Calibration error, after temperature scaling",
+    "map_ap": "Class map's pixel AP",
+    "saliency_ap": "Heat map's (H) pixel AP",
+    "saliency_pointing": "Heat map's peak lies on the defect",
+    "seconds": "Seconds of training",
+}
+_TILE = 224  # pixels of a gallery picture's longer side
+_COLOURS = {"plain": "#7a7a7a", "guided": "#c2410c"}
 
 
 def comparison_table(results: dict[str, dict[str, float]]) -> str:
@@ -38,111 +68,237 @@ def comparison_table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def grid_rows(dataset: Dataset, count: int, defect_free: str | None) -> list[int]:
-    """Up to `count` indices, the classes taking turns, the defect-free one last."""
-    names = dataset.features["label"].names
-    of_class = {name: [] for name in sorted(names, key=lambda name: (name == defect_free, names.index(name)))}
-    for index, label in enumerate(dataset["label"]):
-        of_class[names[label]].append(index)
-    turns = [
-        index for turn in zip(*(_padded(of_class[name], count) for name in of_class), strict=True) for index in turn
-    ]
-    return [index for index in turns if index is not None][:count]
+def headline_rows(report: dict[str, Any]) -> list[dict[str, str]]:
+    """Figure by figure: the plain and the guided classifier's with 95 % intervals, and the difference with its own."""
+    results, differences = report["results"], report["differences"]
+    rows = []
+    for name, title in _ROWS.items():
+        if not any(name in results[arm] for arm in results):
+            continue
+        row = {"title": title}
+        for arm in results:
+            row[arm] = _told(results[arm].get(name), results[arm].get(f"{name}_interval"), name)
+        paired = differences.get(name)
+        row["difference"] = "" if paired is None else _told(paired["difference"], paired["interval"], name, sign="+")
+        rows.append(row)
+    return rows
 
 
-def save_grid(
+def write_report(
     path: Path,
-    dataset: Dataset,
-    plain: Predictions,
-    guided: Predictions,
-    size: tuple[int, int],
-    title: str,
+    report: dict[str, Any],
+    test: Dataset,
+    judged: dict[str, Predictions],
+    logs: dict[str, list[dict[str, float]]],
+    priors_of: Callable[[Dataset], np.ndarray],
+    config: KGLConfig,
 ) -> None:
     """
-    Write a PNG: a row a picture; image, prior, the plain and the guided classifier's class maps, H, and the true mask.
-
-    A class map is that of the likeliest class with a defect; what the classifier says stands below it.
+    Write a self-contained HTML page.
 
     Args:
-        path: the PNG to write.
-        dataset: the pictures of the rows, with `saliency_prior` where they were trained on and `mask` where known.
-        plain: the primary's predictions for `dataset`.
-        guided: the final model's.
-        size: `(H, W)` that everything is drawn at.
-        title: what stands above it all.
+        path: the file.
+        report: what `metrics.json` holds.
+        test: the held-out pictures.
+        judged: `plain` and `guided` predictions of them.
+        logs: each phase's log history.
+        priors_of: what the prior of held-out pictures would have been, `(N, h, w)` in 0..1; asked for the few shown.
+        config: the guided classifier's.
     """
-    maps = {}
-    if "saliency_prior" in dataset.column_names:
-        maps["prior"] = np.asarray(dataset["saliency_prior"]) / 255
-    maps["plain: class map"] = plain.class_map
-    maps["guided: class map"] = guided.class_map
-    maps["guided: saliency H"] = guided.saliency
-    names = dataset.features["label"].names
-    captions = {
-        f"{arm}: class map": [f"says {names[row.argmax()]} {row.max():.2f}" for row in predictions.probabilities]
-        for arm, predictions in (("plain", plain), ("guided", guided))
-    }
-    scale = "prior and class maps: share of their own peak; H: 0 no defect, 1 defect"
-    draw_grid(path, dataset, maps, size, title, scale, captions)
-
-
-def draw_grid(
-    path: Path,
-    dataset: Dataset,
-    maps: dict[str, np.ndarray],
-    size: tuple[int, int],
-    title: str,
-    scale: str,
-    captions: dict[str, list[str]],
-) -> None:
-    """
-    Write a PNG: a row a picture; the image, each of `maps` over it, and the true mask where one is known.
-
-    Args:
-        path: the PNG to write.
-        dataset: `image`, `label` and `mask` of the rows.
-        maps: heading to maps `(N, h, w)` in 0..1, enlarged bilinearly.
-        size: `(H, W)` that everything is drawn at.
-        title: what stands above it all.
-        scale: what the colour bar says.
-        captions: heading to what stands below each tile of that column; `image` is a heading too.
-    """
-    height, width = size
-    names = dataset.features["label"].names
-    masks = [mask_array(mask, size) for mask in dataset["mask"]]
-    headings = ["image", *maps, *(["true mask"] if any(mask is not None for mask in masks) else [])]
-    large = {heading: enlarge(of_pictures, size) for heading, of_pictures in maps.items()}
-
-    tile = 1.9
-    figure = Figure(
-        figsize=(tile * len(headings) + 0.9, tile * 0.92 * height / width * len(dataset) + 0.9),
-        dpi=110,
-        layout="constrained",
+    names = test.features["label"].names
+    labels = np.asarray(test["label"])
+    charts = [_loss_chart(logs)]
+    threshold = None if config.operating_point is None else config.operating_point["threshold"]
+    if config.defect_free_id is not None:
+        defective = labels != config.defect_free_id
+        scores = {arm: 1 - one.probabilities[:, config.defect_free_id] for arm, one in judged.items()}
+        charts = [
+            _precision_recall_chart(scores, defective, threshold),
+            _histogram(scores["guided"], defective, threshold),
+            *charts,
+        ]
+    else:
+        charts = [_class_chart(judged["guided"].probabilities, labels, names), *charts]
+    said = judged["guided"].probabilities.argmax(axis=1)
+    templates = Environment(
+        loader=PackageLoader("kgl", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    axes = figure.subplots(len(dataset), len(headings), squeeze=False)
-    heat = None
-    for index, row in enumerate(dataset):
-        picture = np.asarray(row["image"].convert("L").resize((width, height)))
-        for axis, heading in zip(axes[index], headings, strict=True):
-            axis.set(xticks=[], yticks=[])
-            if index == 0:
-                axis.set_title(heading, fontsize=9)
-            if heading != "true mask":
-                axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
-            elif masks[index] is not None:
-                axis.imshow(masks[index], cmap="gray", vmin=0, vmax=1)
-            if heading in captions:
-                axis.set_xlabel(captions[heading][index], fontsize=8)
-            if heading in maps:
-                heat = axis.imshow(large[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
-        axes[index][0].set_ylabel(names[row["label"]], fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, pad=0.02, label=scale)
-    figure.savefig(path)
+    html = templates.get_template("report.html.jinja").render(
+        report=report,
+        rows=headline_rows(report),
+        charts=charts,
+        names=names,
+        confusion=confusion_matrix(labels, said, labels=range(len(names))).tolist(),
+        point=config.operating_point,
+        temperature=config.temperature,
+        galleries=[
+            {"title": title, "note": note, "cases": _cases(test, judged, rows, priors_of), "of": total}
+            for title, note, rows, total in _chosen(labels, judged["guided"], threshold, config.defect_free_id)
+        ],
+        oddities=_by_kind(report["oddities"]),
+    )
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(html, encoding="utf-8")
+    unfinished.replace(path)
 
 
-def _padded(indices: list[int], count: int) -> list[int | None]:
-    return [*indices[:count], *[None] * (count - len(indices))]
+def _told(value: float | None, interval: list[float] | None, name: str, sign: str = "") -> str:
+    if value is None:
+        return ""
+    if name == "seconds":
+        return f"{value:.0f}"
+    text = f"{value:{sign}.3f}"
+    return text if interval is None else f"{text} ({interval[0]:{sign}.3f} … {interval[1]:{sign}.3f})"
 
 
-__all__ = ["comparison_table", "draw_grid", "grid_rows", "save_grid"]
+def _chosen(
+    labels: np.ndarray, guided: Predictions, threshold: float | None, defect_free_id: int | None, count: int = 8
+) -> list[tuple[str, str, np.ndarray, int]]:
+    """Galleries: title, note, the rows shown, and how many there are."""
+    rows = np.arange(len(labels))
+    of_truth = guided.probabilities[rows, labels]
+    galleries = []
+    if defect_free_id is not None:
+        scores, defective = 1 - guided.probabilities[:, defect_free_id], labels != defect_free_id
+        called = scores >= (0.5 if threshold is None else threshold)
+        missed, alarms = rows[defective & ~called], rows[~defective & called]
+        galleries.append(("Missed defects", "the surest first", missed[np.argsort(scores[missed])], len(missed)))
+        galleries.append(("False alarms", "the surest first", alarms[np.argsort(-scores[alarms])], len(alarms)))
+    galleries.append(
+        ("Hardest pictures", "least probability of the true class first", np.argsort(of_truth), len(rows))
+    )
+    return [(title, note, shown[:count], total) for title, note, shown, total in galleries]
+
+
+def _cases(
+    test: Dataset, judged: dict[str, Predictions], rows: np.ndarray, priors_of: Callable[[Dataset], np.ndarray]
+) -> list[dict[str, Any]]:
+    if len(rows) == 0:
+        return []
+    pictures, names = test.select(rows), test.features["label"].names
+    maps = {
+        "prior it would have had": priors_of(pictures),
+        "plain: class map": judged["plain"].class_map[rows],
+        "guided: class map": judged["guided"].class_map[rows],
+        "guided: heat map H": judged["guided"].saliency[rows],
+    }
+    cases = []
+    for index, (at, row) in enumerate(zip(rows, pictures, strict=True)):
+        picture = row["image"].convert("L")
+        scale = _TILE / max(picture.size)
+        picture = picture.resize([max(1, round(side * scale)) for side in picture.size])
+        size = (picture.height, picture.width)
+        tiles = [{"title": "picture", "src": _jpeg(np.asarray(picture.convert("RGB")))}]
+        for title, of_pictures in maps.items():
+            heat = enlarge(of_pictures[index : index + 1], size)[0]
+            tiles.append({"title": title, "src": _jpeg(_overlaid(np.asarray(picture), heat))})
+        mask = mask_array(row["mask"], size)
+        if mask is not None:
+            tiles.append({"title": "true mask", "src": _jpeg(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))})
+        said = [f"{arm}: {_answer(one.probabilities[at], names)}" for arm, one in judged.items()]
+        cases.append({"file": row["file_name"], "label": names[row["label"]], "said": said, "tiles": tiles})
+    return cases
+
+
+def _answer(probabilities: np.ndarray, names: list[str]) -> str:
+    return f"{names[probabilities.argmax()]} {probabilities.max():.2f}"
+
+
+def _overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A grey picture `(H, W)` uint8 under a heat map `(H, W)` in 0..1, the stronger the less of the picture shows."""
+    colours = colormaps["inferno"](np.clip(heat, 0, 1))[..., :3] * 255
+    share = 0.75 * np.clip(heat, 0, 1)[..., None]
+    return ((1 - share) * picture[..., None] + share * colours).astype(np.uint8)
+
+
+def _jpeg(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    PILImage.fromarray(pixels).save(buffer, format="JPEG", quality=85)
+    return _data_uri("jpeg", buffer.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _chart(title: str, alt: str, draw: Callable[[Any], None]) -> dict[str, str]:
+    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    return {"title": title, "alt": alt, "src": _data_uri("svg+xml", buffer.getvalue())}
+
+
+def _precision_recall_chart(
+    scores: dict[str, np.ndarray], defective: np.ndarray, threshold: float | None
+) -> dict[str, str]:
+    def draw(axes: Any) -> None:
+        for arm, of_arm in scores.items():
+            precision, recall, _ = precision_recall_curve(defective, of_arm)
+            axes.step(recall, precision, where="post", label=arm, color=_COLOURS[arm])
+        if threshold is not None:
+            called = scores["guided"] >= threshold
+            if called.any():
+                at = called[defective].mean(), defective[called].mean()
+                axes.plot(*at, "o", color="black", label="operating point")
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.legend(fontsize=8, loc="lower left")
+
+    return _chart("Precision and recall of defects", "Precision-recall curves of both classifiers", draw)
+
+
+def _histogram(scores: np.ndarray, defective: np.ndarray, threshold: float | None) -> dict[str, str]:
+    def draw(axes: Any) -> None:
+        bins = np.linspace(0, 1, 26)
+        axes.hist(scores[~defective], bins, alpha=0.7, color="#3b82a0", label="good")
+        axes.hist(scores[defective], bins, alpha=0.7, color="#c2410c", label="defective")
+        axes.set(xlabel="P(defect), guided", ylabel="pictures", yscale="symlog")
+        if threshold is not None:
+            axes.axvline(threshold, color="black", linestyle="--", label="operating point")
+        axes.legend(fontsize=8)
+
+    return _chart("Scores of held-out pictures", "Histogram of defect scores with the operating point", draw)
+
+
+def _class_chart(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, str]:
+    def draw(axes: Any) -> None:
+        for index, name in enumerate(names):
+            if (labels == index).any():
+                precision, recall, _ = precision_recall_curve(labels == index, probabilities[:, index])
+                axes.step(recall, precision, where="post", label=name)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.legend(fontsize=8, loc="lower left")
+
+    return _chart("Precision and recall of each class, guided", "Precision-recall curves of each class", draw)
+
+
+def _loss_chart(logs: dict[str, list[dict[str, float]]]) -> dict[str, str]:
+    def draw(axes: Any) -> None:
+        lines = {
+            "plain: loss": ("plain", "loss", _COLOURS["plain"], "-"),
+            "guided: classification": ("guided", "loss_cls", _COLOURS["guided"], "-"),
+            "guided: guidance": ("guided", "loss_kg", _COLOURS["guided"], ":"),
+            "guidance's weight λ": ("guided", "kg_lambda", "#3b82a0", "--"),
+        }
+        for label, (arm, name, colour, style) in lines.items():
+            points = [(one["step"], one[name]) for one in logs[arm] if name in one]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=label)
+        axes.set(xlabel="step", ylim=(0, None))
+        if axes.lines:
+            axes.legend(fontsize=8)
+
+    return _chart("Losses while training", "Loss terms over the steps of both phases", draw)
+
+
+def _by_kind(oddities: list[dict[str, Any]]) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
+    for one in oddities:
+        told = ", ".join(one["files"]) + (f" ({one['note']})" if one["note"] else "")
+        kinds.setdefault(one["kind"], []).append(told)
+    return kinds
+
+
+__all__ = ["comparison_table", "headline_rows", "write_report"]

@@ -13,8 +13,8 @@ from kgl.collator import to_pixel_values
 from kgl.commands import parse_settings, run_command
 from kgl.data import DataArguments, load_defect_dataset
 from kgl.errors import InputError
+from kgl.grids import draw_grid, grid_rows
 from kgl.prior import check_classes, load_classifier
-from kgl.report import draw_grid, grid_rows
 from kgl.saliency import METHODS, compute_saliency, to_peak_one
 
 

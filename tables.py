@@ -172,7 +172,7 @@ def _class_names(table: Dataset, columns: Columns, where: str) -> tuple[list[str
     if isinstance(feature, Value) and feature.dtype.startswith("float"):
         if any(value != int(value) for value in values):
             raise InputError(
-                f"{where}: {columns.label!r} holds grades such as {values[0]}: part them by --label_thresholds."
+                f"{where}: {columns.label!r} holds grades such as {values[0]}: part them by --grade_thresholds."
             )
         values = [int(value) for value in values]
     if all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
@@ -185,7 +185,7 @@ def _class_names(table: Dataset, columns: Columns, where: str) -> tuple[list[str
 def _graded(values: Sequence[Any], columns: Columns, where: str) -> tuple[list[str], list[str]]:
     """Classes of grades: below the first threshold, from it on to the next, and so on."""
     if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
-        raise InputError(f"{where}: --label_thresholds part numbers, and {columns.label!r} holds {values[0]!r}.")
+        raise InputError(f"{where}: --grade_thresholds part numbers, and {columns.label!r} holds {values[0]!r}.")
     limits = list(columns.thresholds)
     names = list(columns.names) or [
         f"below {limits[0]:g}",

@@ -11,7 +11,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import accelerate
 import datasets
@@ -19,71 +19,31 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import BaseImageProcessor, set_seed
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import BaseImageProcessor
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.trainer_utils import SaveStrategy
-from transformers.utils import logging
 
 from kgl.augmentation import PairedAugmentation
+from kgl.building import ModelArguments, image_processor_of, initial_model, try_model
 from kgl.collator import DefectCollator
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, defect_free_label, load_defect_dataset
+from kgl.data import DataArguments, defect_free_label, read_defect_dataset
 from kgl.errors import InputError
-from kgl.evaluation import evaluate_predictions, predict
-from kgl.frozen import FrozenFeatureCollator, check_freezable, stages_bypassed, write_frozen_features
+from kgl.evaluation import Predictions, evaluate_predictions, predict, write_predictions
+from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
+from kgl.grids import grid_rows, save_grid
+from kgl.metrics import decision_rates, expected_calibration_error, paired_differences
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import PriorArguments, try_method, with_priors, write_saliency_priors
-from kgl.report import comparison_table, grid_rows, save_grid
+from kgl.operating_point import OperatingArguments, settle, tempered
+from kgl.prior import PriorArguments, add_saliency_priors, with_priors, write_saliency_priors
+from kgl.report import comparison_table, write_report
+from kgl.resized import FILE_NAME as PIXELS
+from kgl.resized import resized_pixels
 from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, write_json
-from kgl.schema import fingerprint
+from kgl.schema import fingerprint, without_masks
 from kgl.splits import group_folds
 from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
-
-
-@dataclass
-class ModelArguments:
-    """The classifier, the same in both phases."""
-
-    backbone: str | None = field(
-        default=None, metadata={"help": "A pretrained backbone: a folder, a Hub id, or timm/NAME."}
-    )
-    backbone_config: dict | str | None = field(
-        default=None, metadata={"help": "Or the settings of one to train from scratch, as JSON with its model_type."}
-    )
-    out_features: list[str] | None = field(
-        default=None, metadata={"help": "Backbone stages to use, finest first (stage2 stage3); the last by default."}
-    )
-    fusion_size: int = field(default=256, metadata={"help": "Channels that several stages are projected to."})
-    pooling: str = field(
-        default="avg_max",
-        metadata={
-            "help": "What the classifier sees of features F and saliency H: avg_max (the paper's), attention, topk or "
-            "saliency; see KGLConfig.",
-            "choices": ["avg_max", "attention", "topk", "saliency"],
-        },
-    )
-    detach_saliency: bool = field(
-        default=False, metadata={"help": "Stop the classification gradient at the saliency logits."}
-    )
-    freeze_stages: int = field(
-        default=0,
-        metadata={
-            "help": "Leave the backbone's stem and first so many stages as they are (ResNet, ConvNeXt), and compute "
-            "what they give once: an epoch takes a fraction of the time."
-        },
-    )
-    frozen_views: int = field(
-        default=8,
-        metadata={"help": "With --freeze_stages: in how many ways each picture is augmented, once for all epochs."},
-    )
-    image_height: int = field(default=224, metadata={"help": "Pictures are resized to this height."})
-    image_width: int = field(default=224, metadata={"help": "Pictures are resized to this width."})
-    augment: bool = field(default=True, metadata={"help": "Flips, small moves, brightness and contrast."})
 
 
 @dataclass
@@ -104,6 +64,8 @@ class TrainPriorArguments(PriorArguments):
             raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting takes at least 2.")
 
 
+BOOTSTRAP = 500  # draws of the test pictures for the intervals
+
 # Settings that change how a run is watched, saved or shared, never what comes out of it.
 _OPERATIONAL = {
     "average_tokens_across_devices", "batch_eval_metrics", "dataloader_persistent_workers", "dataloader_pin_memory",
@@ -122,20 +84,24 @@ _OPERATIONAL = {
 }  # fmt: skip
 
 
-def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, TrainPriorArguments, KGLTrainingArguments]:
+class Settings(NamedTuple):
+    """All settings of a job."""
+
+    model: ModelArguments
+    data: DataArguments
+    prior: TrainPriorArguments
+    operating: OperatingArguments
+    training: KGLTrainingArguments
+
+
+def parse(arguments: list[str]) -> Settings:
     """`[RECIPE.yaml] [--flag value ...]` to settings; flags win over the recipe."""
-    dataclasses = (ModelArguments, DataArguments, TrainPriorArguments, KGLTrainingArguments)
-    return parse_settings("kgl-train", dataclasses, arguments)
+    return Settings(*parse_settings("kgl-train", tuple(get_type_hints(Settings).values()), arguments))
 
 
-def run(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    prior_args: TrainPriorArguments,
-    training_args: KGLTrainingArguments,
-) -> dict[str, Any]:
+def run(settings: Settings) -> dict[str, Any]:
     """
-    Train, make priors, train again, compare. Finished parts in `training_args.output_dir` are not done again.
+    Train, make priors, train again, compare. Finished parts in the output folder are not done again.
 
     Returns:
         What `metrics.json` holds: `results` for `plain` and `guided`, and the settings and versions behind them.
@@ -143,87 +109,108 @@ def run(
     Raises:
         InputError: something given cannot be used, or the folder holds another run.
     """
-    _check(model_args, training_args)
-    splits = load_defect_dataset(data_args)
+    training_args = settings.training
+    _check(settings.model, training_args)
+    splits, oddities = read_defect_dataset(settings.data)
     output_dir = Path(training_args.output_dir)
-    folds = _prior_folds(splits["train"], data_args, prior_args)
-    settings = _settings(model_args, data_args, prior_args, training_args, splits)
-    image_processor = _image_processor(model_args)
-    _try_model(
-        model_args, data_args, prior_args, splits["train"].features["label"].names
-    )  # before the folder is claimed for it
+    folds = _prior_folds(splits["train"], settings)
+    stored = _stored(settings, splits)
+    image_processor = image_processor_of(settings.model)
+    names = splits["train"].features["label"].names
+    # Before the folder is claimed for it.
+    try_model(settings.model, settings.prior, names, defect_free_label(settings.data))
     with training_args.main_process_first(desc="claiming the output folder"):
-        claim(output_dir, settings)
+        claim(output_dir, stored)
     finished = output_dir / "metrics.json"
     if finished.exists():
         report = json.loads(finished.read_text())
         if training_args.process_index == 0:
             print(f"{output_dir} holds this very run, finished.\n")
             _say_results(report, output_dir)
-            _drop_features(output_dir)  # a kill may have left them
+            _drop_intermediate(output_dir)  # a kill may have left it
         return report
     if training_args.process_index == 0:
         held = lock(output_dir)
         _say_what_is_there(splits)
 
-    started = time.perf_counter()
-    collator = _collator(splits["train"], image_processor, model_args, data_args, training_args)
-    frozen_seconds = _noted(output_dir / "frozen_seconds.json", time.perf_counter() - started, training_args)
-
-    def train_phase(phase: str, pictures: Dataset) -> float:
-        if model_args.freeze_stages > 0:  # its pictures would be decoded for nothing
-            wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
-            pictures = pictures.select_columns([name for name in wanted if name in pictures.column_names])
-        return _train_phase(phase, pictures, collator, image_processor, model_args, data_args, training_args)
-
     numbered = splits["train"].add_column("index", list(range(len(splits["train"]))))
-    primary_seconds = frozen_seconds + train_phase("primary", numbered)
-    primary = KGLForImageClassification.from_pretrained(output_dir / "primary").to(training_args.device)
+    started = time.perf_counter()
+    collator, pixels = _collator_and_pixels(numbered, image_processor, settings)
+    once_seconds = _noted(output_dir / "once_seconds.json", time.perf_counter() - started, training_args)
+
+    def train_phase(phase: str, rows: Dataset) -> float:
+        rows = _trained_on(rows, pixels, settings)
+        return _train_phase(phase, rows, splits.get("validation"), collator, image_processor, settings)
+
+    primary_seconds = once_seconds + train_phase("primary", numbered)
     fold_seconds = sum(
         train_phase(f"primary_fold{fold}", numbered.select(rest)) for fold, (rest, _) in enumerate(folds)
     )
     started = time.perf_counter()
-    priors = _make_priors(output_dir, splits["train"], folds, image_processor, prior_args, training_args)
+    priors = _make_priors(output_dir, splits["train"], folds, image_processor, settings)
     prior_seconds = _noted(output_dir / "priors_seconds.json", time.perf_counter() - started, training_args)
     train = with_priors(numbered, priors)
     final_seconds = train_phase("final", train)
     if training_args.process_index > 0:
         return {}
 
-    final = KGLForImageClassification.from_pretrained(output_dir / "final").to(training_args.device)
-    results = {}
-    size = (model_args.image_height, model_args.image_width)
-    for arm, model in (("plain", primary), ("guided", final)):
-        predictions = predict(model, splits["test"], image_processor, training_args.per_device_eval_batch_size)
-        results[arm] = evaluate_predictions(predictions, splits["test"], model.config.defect_free_id, size)
+    models = {
+        arm: KGLForImageClassification.from_pretrained(output_dir / phase).to(training_args.device)
+        for arm, phase in (("plain", "primary"), ("guided", "final"))
+    }
+    judged = {
+        arm: predict(model, splits["test"], image_processor, training_args.per_device_eval_batch_size)
+        for arm, model in models.items()
+    }
+    results = {arm: _judge(judged[arm], splits["test"], models[arm].config, settings) for arm in models}
     results["plain"]["seconds"] = primary_seconds
     results["guided"]["seconds"] = primary_seconds + fold_seconds + prior_seconds + final_seconds
-    _draw(output_dir, splits, train, primary, final, image_processor, size)
     report = {
         "results": results,
+        "differences": paired_differences(
+            judged["plain"].probabilities, judged["guided"].probabilities, splits["test"]["label"],
+            models["guided"].config.defect_free_id, BOOTSTRAP,
+        ),
+        "validation": {
+            arm: json.loads((output_dir / phase / "phase.json").read_text())["validation"]
+            for arm, phase in (("plain", "primary"), ("guided", "final"))
+        },
         "seconds": {
-            "primary": primary_seconds,
+            "pictures or features made once": once_seconds,
+            "primary": primary_seconds - once_seconds,
             "primaries of the folds": fold_seconds,
             "priors": prior_seconds,
             "final": final_seconds,
         },
         "pictures": {name: len(split) for name, split in splits.items()},
-        "settings": settings,
+        "oddities": [asdict(one) for one in oddities],
+        "settings": stored,
         "versions": {
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
         },
-    }
+    }  # fmt: skip
+    _draw(output_dir, splits["test"], train, models, image_processor, settings)
+    write_predictions(output_dir / "predictions.csv", splits["test"], judged)
+    write_report(
+        output_dir / "report.html",
+        report,
+        splits["test"],
+        judged,
+        {arm: _log_of(output_dir / phase) for arm, phase in (("plain", "primary"), ("guided", "final"))},
+        lambda pictures: _maps_of(pictures, models["plain"], image_processor, settings),
+        models["guided"].config,
+    )
     write_json(finished, report)
-    _drop_features(output_dir)
+    _drop_intermediate(output_dir)
     _say_results(report, output_dir)
     held.release()
     return report
 
 
-def _drop_features(output_dir: Path) -> None:
-    """What frozen stages gave is large, and of no use once both phases are done."""
-    for path in output_dir.glob("frozen_features.npy*"):
+def _drop_intermediate(output_dir: Path) -> None:
+    """Resized pictures and what frozen stages gave are large, and of no use once both phases are done."""
+    for path in [*output_dir.glob("frozen_features.npy*"), *output_dir.glob(f"{PIXELS}*")]:
         path.unlink()
 
 
@@ -236,9 +223,11 @@ def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> N
         if vars(training_args)[name] <= 0:
             raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
     if training_args.eval_strategy != "no":
-        raise InputError("--eval_strategy: there is no validation split, and the test split is used once, at the end.")
+        raise InputError("--eval_strategy: validation pictures are used once, at the end, for the operating point.")
     if training_args.save_strategy == SaveStrategy.BEST or training_args.load_best_model_at_end:
-        raise InputError("--save_strategy best and --load_best_model_at_end need a validation split; there is none.")
+        raise InputError(
+            "--save_strategy best, --load_best_model_at_end: the last weights are taken, none are chosen."
+        )
     if training_args.save_only_model:
         raise InputError("--save_only_model: a checkpoint without the optimizer's state cannot be resumed from.")
     if training_args.resume_from_checkpoint is not None:
@@ -255,105 +244,23 @@ def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> N
         )
 
 
-def _build_model(model_args: ModelArguments, data_args: DataArguments, names: list[str]) -> KGLForImageClassification:
-    config = {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: index for index, name in enumerate(names)},
-        "defect_free_label": defect_free_label(data_args),
-        "fusion_size": model_args.fusion_size,
-        "pooling": model_args.pooling,
-        "detach_saliency": model_args.detach_saliency,
-    }
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a backbone's checkpoint holds more than the backbone, which needs no report
-    try:
-        if model_args.backbone is not None:
-            return KGLForImageClassification.from_backbone(
-                model_args.backbone, out_features=model_args.out_features, **config
-            )
-        backbone_config = model_args.backbone_config
-        if isinstance(backbone_config, str):
-            backbone_config = json.loads(backbone_config)
-        if model_args.out_features is not None:
-            backbone_config = {**backbone_config, "out_features": model_args.out_features}
-        return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config))
-    except (ImportError, OSError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
-        option = "--backbone" if model_args.backbone is not None else "--backbone_config"
-        message = " ".join(str(error).split())
-        raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {message}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-@torch.no_grad()
-def _try_model(
-    model_args: ModelArguments, data_args: DataArguments, prior_args: TrainPriorArguments, names: list[str]
-) -> None:
-    """One blank picture through an untrained model, so that what cannot work is known before anything is written."""
-    size = (model_args.image_height, model_args.image_width)
-    if min(size) < 1:
-        raise InputError(f"--image_height {size[0]} --image_width {size[1]}: pictures have at least one pixel.")
-    model = _build_model(model_args, data_args, names).eval()
-    if model_args.freeze_stages != 0:
-        check_freezable(model, model_args.freeze_stages)
-    if model_args.frozen_views < 1:
-        raise InputError(f"--frozen_views {model_args.frozen_views}: it must be at least 1.")
-    try:
-        model(torch.zeros(1, 3, *size))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"The backbone cannot take pictures of {size[0]} x {size[1]} pixels: {error}") from error
-    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))  # a blank picture hides differences
-    try_method(noise, model, prior_args)
-
-
-def _image_processor(model_args: ModelArguments) -> BaseImageProcessor:
-    """Resizing to the size asked for, and the backbone's own normalisation where it has one."""
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if model_args.backbone is not None and model_args.backbone.startswith("timm/"):
-        try:
-            from timm.models import get_pretrained_cfg
-        except ImportError as error:
-            raise InputError(f"--backbone {model_args.backbone}: it needs timm; pip install it first.") from error
-        own = get_pretrained_cfg(model_args.backbone.removeprefix("timm/"))
-        if own is not None:
-            mean, std = own.mean, own.std
-    elif model_args.backbone is not None:
-        try:
-            # Only the numbers: AutoImageProcessor needs torchvision in older versions of transformers.
-            own, _ = BaseImageProcessor.get_image_processor_dict(model_args.backbone)
-            mean, std = own["image_mean"], own["image_std"]
-        except (KeyError, OSError, TypeError) as error:
-            raise InputError(
-                f"--backbone {model_args.backbone}: there is no such model, or no preprocessor_config.json with "
-                f"image_mean and image_std in it. {' '.join(str(error).split())}"
-            ) from error
-    size = {"height": model_args.image_height, "width": model_args.image_width}
-    return ViTImageProcessorPil(size=size, image_mean=list(mean), image_std=list(std))
-
-
-def _initial_model(
-    model_args: ModelArguments, data_args: DataArguments, training_args: KGLTrainingArguments, names: list[str]
-) -> KGLForImageClassification:
-    """The classifier both phases start from; what is drawn afterwards is the same too: they see the same batches."""
-    set_seed(training_args.seed)
-    return _build_model(model_args, data_args, names)
-
-
-def _collator(
-    train: Dataset,
-    image_processor: BaseImageProcessor,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: KGLTrainingArguments,
-) -> DefectCollator | FrozenFeatureCollator:
-    """Of pictures, or, where stages are frozen, of what these give for the training pictures."""
+def _collator_and_pixels(
+    train: Dataset, image_processor: BaseImageProcessor, settings: Settings
+) -> tuple[DefectCollator | FrozenFeatureCollator, Dataset | None]:
+    """The collator, and the training pictures resized once where it reads those."""
+    training_args, model_args = settings.training, settings.model
+    output_dir = Path(training_args.output_dir)
     augmentation = PairedAugmentation() if model_args.augment else None
     if model_args.freeze_stages == 0:
-        return DefectCollator(image_processor, augmentation)
-    model = _initial_model(model_args, data_args, training_args, train.features["label"].names)
+        pixels = None
+        if settings.data.decode_once:
+            with training_args.main_process_first(desc="resizing"):
+                pixels = resized_pixels(train, image_processor, output_dir)
+        return DefectCollator(image_processor, augmentation), pixels
+    model = _initial_model(train, settings)
     with training_args.main_process_first(desc="frozen stages"):
         features = write_frozen_features(
-            Path(training_args.output_dir) / "frozen_features.npy",
+            output_dir / "frozen_features.npy",
             train,
             model.to(training_args.device),
             image_processor,
@@ -361,19 +268,36 @@ def _collator(
             model_args.frozen_views,
             augmentation,
         )
-    return FrozenFeatureCollator(features, (model_args.image_height, model_args.image_width), augmentation)
+    size = (model_args.image_height, model_args.image_width)
+    return FrozenFeatureCollator(features, size, augmentation), None
+
+
+def _initial_model(train: Dataset, settings: Settings) -> KGLForImageClassification:
+    names = train.features["label"].names
+    return initial_model(settings.model, names, defect_free_label(settings.data), settings.training.seed)
+
+
+def _trained_on(rows: Dataset, pixels: Dataset | None, settings: Settings) -> Dataset:
+    """The columns that a phase reads: pictures are decoded for nothing where it reads something else."""
+    if pixels is None and settings.model.freeze_stages == 0:
+        return rows
+    wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
+    rows = rows.select_columns([name for name in wanted if name in rows.column_names])
+    if pixels is None:
+        return rows
+    return concatenate_datasets([rows, pixels.select(rows["index"])], axis=1)
 
 
 def _train_phase(
     phase: str,
     train: Dataset,
+    validation: Dataset | None,
     collator: DefectCollator | FrozenFeatureCollator,
     image_processor: BaseImageProcessor,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: KGLTrainingArguments,
+    settings: Settings,
 ) -> float:
     """Train one classifier into `output_dir/phase`, from its last checkpoint where there is one; seconds it took."""
+    training_args, model_args = settings.training, settings.model
     folder = Path(training_args.output_dir) / phase
     finished = folder / "phase.json"
     title = {"primary": "Phase 1, the primary classifier", "final": "Phase 2, the guided classifier"}.get(
@@ -387,7 +311,7 @@ def _train_phase(
     args.output_dir = str(folder)
     args.save_total_limit = None  # WholeCheckpoints deletes the old ones
     args.run_name = f"{training_args.run_name or Path(training_args.output_dir).name}-{phase}"
-    model = _initial_model(model_args, data_args, training_args, train.features["label"].names)
+    model = _initial_model(train, settings)
     trainer_class = KnowledgeGuidedTrainer if phase == "final" else ClassificationTrainer
     trainer = trainer_class(
         model=model,
@@ -407,21 +331,52 @@ def _train_phase(
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise InputError(f"Training diverged in the {phase} phase: weights are not finite. Lower --learning_rate.")
     if trainer.is_world_process_zero():
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        settled = _settle(model, validation, image_processor, settings)
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        write_json(finished, {"seconds": seconds, "steps": trainer.state.global_step})
+        write_json(finished, {"seconds": seconds, "steps": trainer.state.global_step, "validation": settled})
     trainer.accelerator.wait_for_everyone()
     return seconds
 
 
-def _prior_folds(
-    train: Dataset, data_args: DataArguments, prior_args: TrainPriorArguments
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _settle(
+    model: KGLForImageClassification,
+    validation: Dataset | None,
+    image_processor: BaseImageProcessor,
+    settings: Settings,
+) -> dict[str, Any] | None:
+    """Give a trained model the temperature and the operating point that validation pictures ask for."""
+    if not validation:
+        return None
+    predictions = predict(model, validation, image_processor, settings.training.per_device_eval_batch_size)
+    labels = np.asarray(validation["label"])
+    settled = settle(predictions.probabilities, labels, model.config.defect_free_id, settings.operating)
+    model.config.temperature = settled["temperature"]
+    model.config.operating_point = settled["operating_point"]
+    return settled
+
+
+def _judge(predictions: Predictions, test: Dataset, config: KGLConfig, settings: Settings) -> dict[str, Any]:
+    """A model's figures on the test pictures."""
+    size = (settings.model.image_height, settings.model.image_width)
+    results = evaluate_predictions(predictions, test, config.defect_free_id, size, BOOTSTRAP)
+    labels = np.asarray(test["label"])
+    uncalibrated = tempered(predictions.probabilities, 1 / config.temperature)
+    results["ece"] = expected_calibration_error(predictions.probabilities, labels)
+    results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
+    if config.operating_point is not None:
+        scores = 1 - predictions.probabilities[:, config.defect_free_id]
+        results |= decision_rates(labels != config.defect_free_id, scores, config.operating_point["threshold"])
+    return results
+
+
+def _prior_folds(train: Dataset, settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
     """Which training pictures each fold's primary learns from, and which it makes the priors of; none by default."""
-    if prior_args.prior_folds is None:
+    if settings.prior.prior_folds is None:
         return []
-    return group_folds(train, prior_args.prior_folds, data_args.split_seed, "--prior_folds")
+    return group_folds(train, settings.prior.prior_folds, settings.data.split_seed, "--prior_folds")
 
 
 def _make_priors(
@@ -429,15 +384,16 @@ def _make_priors(
     train: Dataset,
     folds: list[tuple[np.ndarray, np.ndarray]],
     image_processor: BaseImageProcessor,
-    prior_args: TrainPriorArguments,
-    training_args: KGLTrainingArguments,
+    settings: Settings,
 ) -> Dataset:
     """The priors of all training pictures at `output_dir/priors`, each fold's by the primary that did not see it."""
+
+    training_args = settings.training
 
     def priors_of(phase: str, pictures: Dataset, folder: Path) -> Dataset:
         model = KGLForImageClassification.from_pretrained(output_dir / phase).to(training_args.device)
         batch_size = training_args.per_device_eval_batch_size
-        return write_saliency_priors(pictures, model, image_processor, folder, batch_size, prior_args)
+        return write_saliency_priors(pictures, model, image_processor, folder, batch_size, settings.prior)
 
     together = output_dir / "priors"
     if not folds:
@@ -461,27 +417,22 @@ def _noted(path: Path, seconds: float, training_args: KGLTrainingArguments) -> f
     return json.loads(path.read_text())
 
 
-def _settings(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    prior_args: TrainPriorArguments,
-    training_args: KGLTrainingArguments,
-    splits: DatasetDict,
-) -> dict[str, Any]:
+def _stored(settings: Settings, splits: DatasetDict) -> dict[str, Any]:
     """All that decides what comes out of a run."""
-    training = {name: value for name, value in training_args.to_dict().items() if name not in _OPERATIONAL}
-    data = asdict(data_args) | {f"{name}_pictures": fingerprint(split) for name, split in splits.items()}
-    settings = {
-        "model": asdict(model_args),
+    training = {name: value for name, value in settings.training.to_dict().items() if name not in _OPERATIONAL}
+    data = asdict(settings.data) | {f"{name}_pictures": fingerprint(split) for name, split in splits.items()}
+    stored = {
+        "model": asdict(settings.model),
         "data": data,
-        "prior": asdict(prior_args),
+        "prior": asdict(settings.prior),
+        "operating": asdict(settings.operating),
         "training": training
         | {
-            "processes": training_args.world_size,
+            "processes": settings.training.world_size,
             "mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),  # --bf16 or accelerate launch's
         },
     }
-    return json.loads(json.dumps(settings, default=str))
+    return json.loads(json.dumps(stored, default=str))
 
 
 def _say_what_is_there(splits: DatasetDict) -> None:
@@ -496,29 +447,43 @@ def _say_results(report: dict[str, Any], output_dir: Path) -> None:
     print(f"\n{comparison_table(report['results'])}\n")
     print(
         f"On {report['pictures']['test']} held-out pictures; the guided classifier's seconds include the plain one's, "
-        f"which it needs. See also metrics.json and grid_*.png in {output_dir}."
+        f"which it needs. See report.html, metrics.json and predictions.csv in {output_dir}."
     )
+
+
+def _log_of(phase: Path) -> list[dict[str, float]]:
+    return json.loads((phase / "trainer_state.json").read_text())["log_history"]
+
+
+def _maps_of(
+    pictures: Dataset, primary: KGLForImageClassification, image_processor: BaseImageProcessor, settings: Settings
+) -> np.ndarray:
+    """The priors that pictures would have had in training, `(N, h, w)` in 0..1."""
+    unmarked = without_masks(pictures.remove_columns("digest"))
+    args = PriorArguments(prior_method=settings.prior.prior_method, prior_layers=settings.prior.prior_layers)
+    priors = add_saliency_priors(unmarked, primary, image_processor, args=args)
+    return np.asarray(priors["saliency_prior"], dtype=np.float32) / 255
 
 
 def _draw(
     output_dir: Path,
-    splits: DatasetDict,
+    test: Dataset,
     train: Dataset,
-    primary: KGLForImageClassification,
-    final: KGLForImageClassification,
+    models: dict[str, KGLForImageClassification],
     image_processor: BaseImageProcessor,
-    size: tuple[int, int],
+    settings: Settings,
 ) -> None:
-    pictures = {"train": (train, 6, "Training pictures"), "test": (splits["test"], 8, "Held-out pictures")}
+    size = (settings.model.image_height, settings.model.image_width)
+    pictures = {"train": (train, 6, "Training pictures"), "test": (test, 8, "Held-out pictures")}
     for name, (split, count, title) in pictures.items():
-        rows = split.select(grid_rows(split, count, primary.config.defect_free_label))
-        plain, guided = (predict(model, rows, image_processor, count) for model in (primary, final))
+        rows = split.select(grid_rows(split, count, models["plain"].config.defect_free_label))
+        plain, guided = (predict(model, rows, image_processor, count) for model in models.values())
         save_grid(output_dir / f"grid_{name}.png", rows, plain, guided, size, title)
 
 
 def main() -> None:
     """The command `kgl-train`."""
-    run_command("kgl-train", lambda: run(*parse(sys.argv[1:])))
+    run_command("kgl-train", lambda: run(parse(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
 from .errors import InputError, check_choices
@@ -32,6 +32,7 @@ from .losses import (
 )
 from .modeling_kgl import KGLImageClassifierOutput
 from .saliency import layer_cam
+from .sampling import BalancedSampler
 
 
 @dataclass
@@ -78,6 +79,9 @@ class KGLTrainingArguments(TrainingArguments):
     class_weights: str = field(
         default="none",
         metadata={"help": "What a picture of each class counts in both phases: none, or balanced (rare ones more)."},
+    )
+    balanced_sampling: bool = field(
+        default=False, metadata={"help": "Draw as many pictures of every class, the rare ones several times an epoch."}
     )
     # The collator reads columns that the model's forward does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep this off: the collator needs them."})
@@ -152,6 +156,13 @@ class ClassificationTrainer(Trainer):
             gamma = 2.0 if self.args.cls_loss == "focal" else 0.0
             loss = focal_loss(outputs.logits, inputs["labels"], gamma, self._class_weight)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if not self.args.balanced_sampling:
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return BalancedSampler(rows["label"], seed)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
         """The Trainer's, of pictures as they are."""

@@ -179,8 +179,8 @@ def test_bad_data_is_named(args, message, image_folder, monkeypatch):
         {"dataset": "folder"},
         {"on_bad_image": "keep"},
         {"duplicate_distance": 200},
-        {"label_thresholds": [2.0, 1.0]},
-        {"label_names": ["a", "b"]},
+        {"grade_thresholds": [2.0, 1.0]},
+        {"grade_names": ["a", "b"]},
     ],
 )
 def test_settings_out_of_range_are_named(wrong):

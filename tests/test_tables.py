@@ -51,12 +51,12 @@ def test_labels_may_be_numbers_and_grades(image_folder):
     table = write_csv(image_folder / "t.csv", ("image", "label", "grade"), rows)
     splits = load(table, defect_free_label="10")
     assert splits["train"].features["label"].names == ["2", "10"] and labels_of(splits) == {"10": 12, "2": 6}
-    graded = load(table, label_column="grade", label_thresholds=[0.5, 1.5])
+    graded = load(table, label_column="grade", grade_thresholds=[0.5, 1.5])
     assert graded["train"].features["label"].names == ["below 0.5", "0.5 to 1.5", "from 1.5"]
     assert labels_of(graded) == {"below 0.5": 4, "0.5 to 1.5": 8, "from 1.5": 6}
-    named = load(table, label_column="grade", label_thresholds=[1.0], label_names=["fine", "bad"])
+    named = load(table, label_column="grade", grade_thresholds=[1.0], grade_names=["fine", "bad"])
     assert labels_of(named) == {"fine": 8, "bad": 10}
-    with pytest.raises(InputError, match=r"'grade' holds grades such as 0\.0: part them by --label_thresholds"):
+    with pytest.raises(InputError, match=r"'grade' holds grades such as 0\.0: part them by --grade_thresholds"):
         load(table, label_column="grade")
 
 
@@ -86,7 +86,7 @@ def test_groups_masks_and_splits_of_a_table(image_folder):
         ([("good/0.png", "a"), ("", "b")], {}, "row 2: None is no path"),
         ([("good/0.png", "a"), ("good/gone.png", "b")], {}, r"1 pictures cannot be used: good/gone\.png \(.*No such"),
         ([("good/0.png", "a")], {"image_column": "file"}, r"no column 'file' \(--image_column\); it has image, label"),
-        ([("good/0.png", "a")], {"label_thresholds": [1.0]}, "part numbers, and 'label' holds 'a'"),
+        ([("good/0.png", "a")], {"grade_thresholds": [1.0]}, "part numbers, and 'label' holds 'a'"),
         ([("good/0.png", "a")], {"split_column": "label"}, "must say train and one other word, it says a"),
         ([], {}, "it has no rows|cannot be read"),
     ],

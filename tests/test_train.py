@@ -1,5 +1,6 @@
 """The job as a user runs it: from a folder to a table, stopped, resumed and refused."""
 
+import csv
 import json
 import shutil
 import signal
@@ -19,18 +20,20 @@ from tiny import TRAIN_SCRIPT, make_pictures, shared
 from transformers import pipeline
 
 import kgl.train
+from kgl.building import image_processor_of, initial_model
 from kgl.data import load_defect_dataset
 from kgl.errors import InputError
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import add_saliency_priors
 from kgl.report import comparison_table
 from kgl.runs import claim, last_whole_checkpoint, lock, write_json
-from kgl.train import _image_processor, _initial_model, parse, run
+from kgl.train import parse, run
 
 
 MAP_MEASURES = ("ap", "cell_ap", "pointing", "entropy", "area90")
 SETTINGS = {
     "defect_free_label": "good", "image_height": 32, "image_width": 48, "num_folds": 2, "out_features": ["stage2"],
+    "validation_share": 0,
     "backbone_config": {
         "model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],
     },
@@ -68,15 +71,23 @@ def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
     settings, out, printed = finished
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["results"]) == {"plain", "guided"}
-    expected = {"accuracy", "balanced_accuracy", "ap", "auroc", "f1_max", "recall_at_false_alarm_rate",
-                "false_alarm_rate_at_zero_missed", "seconds"}  # fmt: skip
+    with_intervals = {"accuracy", "balanced_accuracy", "ap", "auroc", "f1_max", "recall_at_false_alarm_rate",
+                      "false_alarm_rate_at_zero_missed"}  # fmt: skip
+    expected = (
+        with_intervals | {f"{name}_interval" for name in with_intervals} | {"ece", "ece_uncalibrated", "seconds"}
+    )
     assert set(metrics["results"]["plain"]) == expected  # no masks, so no map metrics
     assert comparison_table(metrics["results"]) in printed
     assert metrics["pictures"] == {"train": 9, "test": 9}
+    assert set(metrics["differences"]) == with_intervals
+    assert metrics["validation"] == {"plain": None, "guided": None}
+    table = list(csv.DictReader((out / "predictions.csv").open()))
+    assert len(table) == 9 and {"plain: scratch", "guided: scratch"} <= table[0].keys()
+    assert not list(out.glob("pixels.arrow*"))
     assert metrics["results"]["guided"]["seconds"] == pytest.approx(sum(metrics["seconds"].values()))
     for name in ("grid_train.png", "grid_test.png"):
         assert Image.open(out / name).size[0] > 400
-    pictures, priors = load_defect_dataset(parse([settings])[1])["train"], load_from_disk(out / "priors")
+    pictures, priors = load_defect_dataset(parse([settings]).data)["train"], load_from_disk(out / "priors")
     assert priors["file_name"] == pictures["file_name"]
     blank = np.asarray(priors["saliency_prior"]).max(axis=(1, 2)) == 0
     assert blank.tolist() == [label == 0 for label in pictures["label"]]
@@ -129,8 +140,8 @@ def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tm
     monkeypatch.setattr(kgl.train, "_train_phase", spy)
     path = recipe(tmp_path, data_dir=str(folder), output_dir=str(tmp_path / "out"))
     settings = parse([path, "--prior_folds", "3"])
-    report = run(*settings)
-    pictures, priors = load_defect_dataset(settings[1])["train"], load_from_disk(tmp_path / "out" / "priors")
+    report = run(settings)
+    pictures, priors = load_defect_dataset(settings.data)["train"], load_from_disk(tmp_path / "out" / "priors")
     everything = set(pictures["digest"])
     assert list(learned) == ["primary", "primary_fold0", "primary_fold1", "primary_fold2", "final"]
     assert learned["primary"] == learned["final"] == everything
@@ -139,7 +150,7 @@ def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tm
         phase = f"primary_fold{fold}"
         unseen = [index for index, digest in enumerate(pictures["digest"]) if digest not in learned[phase]]
         model = KGLForImageClassification.from_pretrained(tmp_path / "out" / phase)
-        expected = add_saliency_priors(pictures.select(unseen), model, _image_processor(settings[0]))
+        expected = add_saliency_priors(pictures.select(unseen), model, image_processor_of(settings.model))
         for index, prior in zip(unseen, expected["saliency_prior"], strict=True):
             seen[index] += 1
             assert np.abs(np.subtract(priors[index]["saliency_prior"], prior)).max() <= 1  # batched otherwise
@@ -147,7 +158,7 @@ def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tm
     assert report["seconds"]["primaries of the folds"] > 0
     assert report["results"]["guided"]["seconds"] == pytest.approx(sum(report["seconds"].values()))
     with pytest.raises(InputError, match=r"--prior_folds 9: too few independent pictures of .*scratch"):
-        run(*parse([path, "--output_dir", str(tmp_path / "other"), "--prior_folds", "9"]))
+        run(parse([path, "--output_dir", str(tmp_path / "other"), "--prior_folds", "9"]))
     with pytest.raises(InputError, match="--prior_folds 1: cross-fitting takes at least 2"):
         parse([path, "--prior_folds", "1"])
 
@@ -162,16 +173,16 @@ def test_frozen_stages_stay_as_they_were(tmp_path, monkeypatch):
         kgl.train.ClassificationTrainer, "train",
         lambda self, **kwargs: columns.append(self.train_dataset.column_names) or optimise(self, **kwargs),
     )  # fmt: skip
-    run(*settings)
+    run(settings)
     assert len(columns) == 4 and not any("image" in names for names in columns)  # none is decoded for nothing
-    initial = _initial_model(settings[0], settings[1], settings[3], ["good", "scratch"])
+    initial = initial_model(settings.model, ["good", "scratch"], "good", settings.training.seed)
     for phase in ("primary", "final"):
         trained = load_file(tmp_path / "out" / phase / "model.safetensors")
         changed = {name for name, value in initial.state_dict().items() if not torch.equal(trained[name], value)}
         assert changed and all("stages.1" in name or "backbone" not in name for name in changed)
     assert not list((tmp_path / "out").glob("frozen_features*"))
     with pytest.raises(InputError, match=r"--freeze_stages 2: it must lie in 1\.\.1, below stage2"):
-        run(*parse([path, "--freeze_stages", "2", "--output_dir", str(tmp_path / "other")]))
+        run(parse([path, "--freeze_stages", "2", "--output_dir", str(tmp_path / "other")]))
 
 
 def test_a_finished_run_is_not_done_again(finished):
@@ -302,7 +313,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, finished,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--eval_strategy", "epoch"], "no validation split"),
+        (["--eval_strategy", "epoch"], "used once, at the end"),
         (["--save_only_model", "true"], "cannot be resumed"),
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
         (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0"),
@@ -316,12 +327,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, finished,
 def test_settings_that_cannot_work_are_named(arguments, message, tmp_path):
     path = recipe(tmp_path, data_dir="pictures")
     with pytest.raises(InputError, match=message):
-        run(*parse([path, "--output_dir", str(tmp_path / "out"), *arguments]))
+        run(parse([path, "--output_dir", str(tmp_path / "out"), *arguments]))
 
 
 def test_no_output_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="--output_dir: name a folder"):
-        run(*parse([recipe(tmp_path, data_dir="pictures")]))
+        run(parse([recipe(tmp_path, data_dir="pictures")]))
 
 
 @pytest.mark.parametrize(
@@ -368,13 +379,13 @@ def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
         (["--prior_method", "gradcam", "--prior_layers", "nowhere"], "there is no nowhere; the layers with maps are"),
     ):
         with pytest.raises(InputError, match=message):
-            run(*parse([path, *wrong]))
+            run(parse([path, *wrong]))
         assert not (tmp_path / "out").exists()
 
 
 def test_flags_go_before_the_recipe_s(tmp_path):
     path = recipe(tmp_path, data_dir="pictures", learning_rate="5e-4")
-    model_args, data_args, _, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
+    model_args, data_args, _, _, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
     assert (data_args.fold, training_args.learning_rate, model_args.image_width) == (1, 5e-4, 48)
     with pytest.raises(InputError, match="no such recipe"):
         parse(["nowhere.yaml"])

@@ -1,0 +1,154 @@
+"""The classifier that settings describe, its image processor, and whether the two can work at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import BaseImageProcessor, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers.utils import logging
+
+from .configuration_kgl import KGLConfig
+from .errors import InputError
+from .frozen import check_freezable
+from .modeling_kgl import KGLForImageClassification
+from .prior import PriorArguments, try_method
+
+
+@dataclass
+class ModelArguments:
+    """The classifier, the same in both phases."""
+
+    backbone: str | None = field(
+        default=None, metadata={"help": "A pretrained backbone: a folder, a Hub id, or timm/NAME."}
+    )
+    backbone_config: dict | str | None = field(
+        default=None, metadata={"help": "Or the settings of one to train from scratch, as JSON with its model_type."}
+    )
+    out_features: list[str] | None = field(
+        default=None, metadata={"help": "Backbone stages to use, finest first (stage2 stage3); the last by default."}
+    )
+    fusion_size: int = field(default=256, metadata={"help": "Channels that several stages are projected to."})
+    pooling: str = field(
+        default="avg_max",
+        metadata={
+            "help": "What the classifier sees of features F and saliency H: avg_max (the paper's), attention, topk or "
+            "saliency; see KGLConfig.",
+            "choices": ["avg_max", "attention", "topk", "saliency"],
+        },
+    )
+    detach_saliency: bool = field(
+        default=False, metadata={"help": "Stop the classification gradient at the saliency logits."}
+    )
+    freeze_stages: int = field(
+        default=0,
+        metadata={
+            "help": "Leave the backbone's stem and first so many stages as they are (ResNet, ConvNeXt), and compute "
+            "what they give once: an epoch takes a fraction of the time."
+        },
+    )
+    frozen_views: int = field(
+        default=8,
+        metadata={"help": "With --freeze_stages: in how many ways each picture is augmented, once for all epochs."},
+    )
+    image_height: int = field(default=224, metadata={"help": "Pictures are resized to this height."})
+    image_width: int = field(default=224, metadata={"help": "Pictures are resized to this width."})
+    augment: bool = field(default=True, metadata={"help": "Flips, small moves, brightness and contrast."})
+
+
+def build_model(model_args: ModelArguments, names: list[str], defect_free: str | None) -> KGLForImageClassification:
+    """
+    The classifier with new heads.
+
+    Raises:
+        InputError: there is no such backbone, or its settings are none.
+    """
+    config = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "defect_free_label": defect_free,
+        "fusion_size": model_args.fusion_size,
+        "pooling": model_args.pooling,
+        "detach_saliency": model_args.detach_saliency,
+    }
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a backbone's checkpoint holds more than the backbone, which needs no report
+    try:
+        if model_args.backbone is not None:
+            return KGLForImageClassification.from_backbone(
+                model_args.backbone, out_features=model_args.out_features, **config
+            )
+        backbone_config = model_args.backbone_config
+        if isinstance(backbone_config, str):
+            backbone_config = json.loads(backbone_config)
+        if model_args.out_features is not None:
+            backbone_config = {**backbone_config, "out_features": model_args.out_features}
+        return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config))
+    except (ImportError, OSError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
+        option = "--backbone" if model_args.backbone is not None else "--backbone_config"
+        message = " ".join(str(error).split())
+        raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {message}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def initial_model(
+    model_args: ModelArguments, names: list[str], defect_free: str | None, seed: int
+) -> KGLForImageClassification:
+    """The classifier both phases start from; what is drawn afterwards is the same too: they see the same batches."""
+    set_seed(seed)
+    return build_model(model_args, names, defect_free)
+
+
+@torch.no_grad()
+def try_model(
+    model_args: ModelArguments, prior_args: PriorArguments, names: list[str], defect_free: str | None
+) -> None:
+    """One blank picture through an untrained model, so that what cannot work is known before anything is written."""
+    size = (model_args.image_height, model_args.image_width)
+    if min(size) < 1:
+        raise InputError(f"--image_height {size[0]} --image_width {size[1]}: pictures have at least one pixel.")
+    model = build_model(model_args, names, defect_free).eval()
+    if model_args.freeze_stages != 0:
+        check_freezable(model, model_args.freeze_stages)
+    if model_args.frozen_views < 1:
+        raise InputError(f"--frozen_views {model_args.frozen_views}: it must be at least 1.")
+    try:
+        model(torch.zeros(1, 3, *size))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"The backbone cannot take pictures of {size[0]} x {size[1]} pixels: {error}") from error
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))  # a blank picture hides differences
+    try_method(noise, model, prior_args)
+
+
+def image_processor_of(model_args: ModelArguments) -> BaseImageProcessor:
+    """Resizing to the size asked for, and the backbone's own normalisation where it has one."""
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if model_args.backbone is not None and model_args.backbone.startswith("timm/"):
+        try:
+            from timm.models import get_pretrained_cfg
+        except ImportError as error:
+            raise InputError(f"--backbone {model_args.backbone}: it needs timm; pip install it first.") from error
+        own = get_pretrained_cfg(model_args.backbone.removeprefix("timm/"))
+        if own is not None:
+            mean, std = own.mean, own.std
+    elif model_args.backbone is not None:
+        try:
+            # Only the numbers: AutoImageProcessor needs torchvision in older versions of transformers.
+            own, _ = BaseImageProcessor.get_image_processor_dict(model_args.backbone)
+            mean, std = own["image_mean"], own["image_std"]
+        except (KeyError, OSError, TypeError) as error:
+            raise InputError(
+                f"--backbone {model_args.backbone}: there is no such model, or no preprocessor_config.json with "
+                f"image_mean and image_std in it. {' '.join(str(error).split())}"
+            ) from error
+    size = {"height": model_args.image_height, "width": model_args.image_width}
+    return ViTImageProcessorPil(size=size, image_mean=list(mean), image_std=list(std))
+
+
+__all__ = ["ModelArguments", "build_model", "image_processor_of", "initial_model", "try_model"]

@@ -1,0 +1,127 @@
+"""Where good ends and defective begins, and probabilities that mean what they say: both chosen on validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from .errors import InputError
+from .metrics import expected_calibration_error
+
+
+@dataclass
+class OperatingArguments:
+    """What the good/defect decision is for."""
+
+    wanted_recall: float = field(
+        default=1.0,
+        metadata={"help": "The decision's threshold is the highest that finds this share of the validation defects."},
+    )
+    miss_cost: float | None = field(
+        default=None,
+        metadata={
+            "help": "Or the threshold of least cost on them, a missed defect costing as much as so many false alarms."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.wanted_recall <= 1:
+            raise InputError(f"--wanted_recall {self.wanted_recall}: it must lie above 0 and up to 1.")
+        if self.miss_cost is not None and self.miss_cost <= 0:
+            raise InputError(f"--miss_cost {self.miss_cost}: it must be above 0.")
+
+
+def choose_operating_point(scores: np.ndarray, defective: np.ndarray, args: OperatingArguments) -> dict[str, Any]:
+    """
+    The threshold on `P(defect)`, from which on a picture counts as defective, and what it does on these pictures.
+
+    It lies half-way between the last score that it calls defective and the next one below, so that rounding elsewhere
+    (another device, an exported graph) turns no decision round.
+
+    Args:
+        scores: `P(defect)`, `(N,)` in 0..1.
+        defective: `(N,)` bool; some are and some are not.
+
+    Returns:
+        `threshold`, `recall`, `false_alarm_rate`, how many `defective` and `good` pictures it was chosen on, and how
+        (`chosen`); what a model's config stores.
+    """
+    candidates = np.unique(scores)[::-1]
+    recalls = np.array([(scores[defective] >= score).mean() for score in candidates])
+    alarms = np.array([(scores[~defective] >= score).mean() for score in candidates])
+    if args.miss_cost is None:
+        at = int(np.argmax(recalls >= args.wanted_recall))
+        chosen = f"the highest threshold that finds {args.wanted_recall:.4g} of the defects among validation pictures"
+    else:
+        cost = args.miss_cost * (1 - recalls) * defective.sum() + alarms * (~defective).sum()
+        at = int(np.argmin(cost))
+        chosen = f"least cost on validation pictures, a missed defect costing {args.miss_cost:g} false alarms"
+    below = candidates[at + 1] if at + 1 < len(candidates) else 0.0
+    return {
+        "threshold": float((candidates[at] + below) / 2),
+        "recall": float(recalls[at]),
+        "false_alarm_rate": float(alarms[at]),
+        "defective": int(defective.sum()),
+        "good": int((~defective).sum()),
+        "chosen": chosen,
+    }
+
+
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """
+    The temperature T at which `softmax(log p / T)` has the least cross-entropy (Guo et al. 2017), in 0.05..20.
+
+    Args:
+        probabilities: `(N, K)`.
+        labels: `(N,)`.
+    """
+    logs, rows = np.log(probabilities), np.arange(len(labels))
+
+    def cross_entropy(log_temperature: float) -> float:
+        return -log_softmax(logs / np.exp(log_temperature), axis=1)[rows, labels].mean()
+
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities `(N, K)` at a temperature."""
+    return softmax(np.log(probabilities) / temperature, axis=1)
+
+
+def settle(
+    probabilities: np.ndarray, labels: np.ndarray, defect_free_id: int | None, args: OperatingArguments
+) -> dict[str, Any]:
+    """
+    What validation pictures tell of a model: `temperature`, calibration errors, and its `operating_point`.
+
+    The operating point is None where no class is free of defects, or one of the two sides has no validation picture;
+    the temperature is 1 where not all classes have one.
+
+    Args:
+        probabilities: the model's at temperature 1, `(N, K)`.
+        labels: `(N,)`.
+        defect_free_id: index of the class without defects.
+    """
+    temperature = 1.0
+    if len(np.unique(labels)) == probabilities.shape[1]:
+        temperature = fit_temperature(probabilities, labels)
+    calibrated = tempered(probabilities, temperature)
+    settled: dict[str, Any] = {
+        "pictures": len(labels),
+        "temperature": temperature,
+        "ece_uncalibrated": expected_calibration_error(probabilities, labels),
+        "ece": expected_calibration_error(calibrated, labels),
+        "operating_point": None,
+    }
+    if defect_free_id is not None:
+        defective = labels != defect_free_id
+        if defective.any() and not defective.all():
+            settled["operating_point"] = choose_operating_point(1 - calibrated[:, defect_free_id], defective, args)
+    return settled
+
+
+__all__ = ["OperatingArguments", "choose_operating_point", "fit_temperature", "settle", "tempered"]

@@ -1,0 +1,50 @@
+"""Pictures decoded once are the pictures decoded every time."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import concatenate_datasets
+from PIL import Image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from kgl.augmentation import PairedAugmentation
+from kgl.collator import DefectCollator, to_pixel_values
+from kgl.data import DataArguments, load_defect_dataset
+from kgl.errors import InputError
+from kgl.resized import FILE_NAME, raw_pictures, resized_pixels
+
+
+@pytest.fixture
+def pictures(image_folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(image_folder / "good" / "0.png").save(image_folder / "good" / "turned.jpg", exif=exif)
+    return load_defect_dataset(DataArguments(data_dir=str(image_folder)))["train"]
+
+
+def test_both_ways_give_the_same_batches(pictures, tmp_path):
+    processor = ViTImageProcessorPil(size={"height": 24, "width": 32})
+    pixels = resized_pixels(pictures, processor, tmp_path)
+    raw = raw_pictures(pixels["pixels"], processor)
+    assert torch.equal(raw, to_pixel_values(pictures["image"], processor, do_normalize=False))
+    once = concatenate_datasets([pictures.remove_columns("image"), pixels], axis=1)
+    for augmentation in (None, PairedAugmentation()):
+        collator = DefectCollator(processor, augmentation)
+        batches = []
+        for rows in (pictures, once):
+            torch.manual_seed(0)
+            batches.append(collator([rows[index] for index in range(len(rows))]))
+        assert torch.equal(batches[0]["pixel_values"], batches[1]["pixel_values"])
+    plain = DefectCollator(processor)([pictures[0]])["pixel_values"]
+    torch.testing.assert_close(plain, to_pixel_values([pictures[0]["image"]], processor), rtol=0, atol=1e-6)
+
+
+def test_what_is_there_is_used_and_a_full_disk_is_named(pictures, tmp_path, monkeypatch):
+    processor = ViTImageProcessorPil(size={"height": 24, "width": 32})
+    first = resized_pixels(pictures, processor, tmp_path)
+    written = (tmp_path / FILE_NAME).stat().st_mtime_ns
+    assert np.array_equal(resized_pixels(pictures, processor, tmp_path)["pixels"], first["pixels"])
+    assert (tmp_path / FILE_NAME).stat().st_mtime_ns == written
+    huge = ViTImageProcessorPil(size={"height": 1_000_000, "width": 1_000_000})
+    with pytest.raises(InputError, match=r"take .* GiB .*--decode_once false"):
+        resized_pixels(pictures, huge, tmp_path / "..")

@@ -1,0 +1,53 @@
+"""Balanced sampling."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
+
+from kgl.sampling import BalancedSampler
+
+
+LABELS = np.array([0] * 30 + [1] * 7 + [2] * 3)
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_classes_are_as_frequent_and_pictures_take_turns(epoch):
+    sampler = BalancedSampler(LABELS, seed=1)
+    sampler.set_epoch(epoch)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == 40
+    assert sorted(Counter(LABELS[drawn]).values()) == [13, 13, 14]
+    times = Counter(drawn)
+    assert all(times[row] <= 1 for row in range(30))
+    assert all(1 <= times[row] <= 2 for row in range(30, 37))
+    assert all(4 <= times[row] <= 5 for row in range(37, 40))
+
+
+def test_the_order_is_the_seed_s_and_the_epoch_s():
+    one, other = BalancedSampler(LABELS, 1), BalancedSampler(LABELS, 1)
+    torch.manual_seed(5)
+    first = list(one)
+    assert first == list(one) == list(other) != list(BalancedSampler(LABELS, 2))
+    one.set_epoch(1)
+    assert list(one) != first
+
+
+def loader(epoch, processes=1, process=0):
+    loader = DataLoader(list(range(40)), batch_size=4, sampler=BalancedSampler(LABELS, 3))
+    loader = prepare_data_loader(loader, num_processes=processes, process_index=process, put_on_device=False)
+    loader.set_epoch(epoch)
+    return loader
+
+
+def test_processes_share_one_order_and_a_resumed_run_goes_on_in_it():
+    whole = [batch.tolist() for batch in loader(2)]
+    assert whole != [batch.tolist() for batch in loader(1)]
+    parts = [[batch.tolist() for batch in loader(2, 2, process)] for process in (0, 1)]
+    assert [batch for pair in zip(*parts, strict=True) for batch in pair] == whole
+    resumed = skip_first_batches(loader(2), 4)
+    resumed.set_epoch(2)
+    assert [batch.tolist() for batch in resumed] == whole[4:]
