@@ -121,7 +121,7 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     judged = dict.fromkeys(("plain", "guided"), Predictions(probabilities, *maps))
     config = tiny_model(id2label={0: "good", 1: "scratch"}, defect_free_label=None).config
     report = page[1] | {
-        "results": {arm: evaluate_predictions(one, test, None, (32, 32)) | {"seconds": 1} for arm, one in judged.items()},
+        "results": {arm: evaluate_predictions(judged[arm], test, None, (32, 32)) | {"seconds": 1} for arm in judged},
         "differences": {}, "validation": {"plain": None, "guided": None}, "oddities": [vars(one) for one in oddities],
     }  # fmt: skip
     write_report(
