@@ -196,7 +196,7 @@ def split_pictures(pictures: DatasetDict, args: DataArguments) -> DatasetDict:
     if not args.train_on_masks:
         train = without_masks(train)
     for split_name, split in (("train", train), ("test", splits["test"])):
-        missing = sorted(set(names) - {names[label] for label in split["label"]})
+        missing = sorted(set(names) - {names[label] for label in split["label"][:]})
         if missing:
             raise InputError(f"The {split_name} split has no picture of {', '.join(missing)}; another --split_seed?")
     if "validation" in splits:
@@ -228,7 +228,7 @@ def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]
     split_of = np.repeat(list(splits), [len(split) for split in splits.values()])
     scan = scan_pictures(whole)
     usable = [row for row, problem in enumerate(scan.problems) if problem is None]
-    oddities = scan.oddities + _bad_pictures(whole["file_name"], scan, args)
+    oddities = scan.oddities + _bad_pictures(whole["file_name"][:], scan, args)
     if len(usable) < len(whole):
         whole, split_of = whole.select(usable), split_of[usable]
     whole = whole.add_column("digest", [scan.digests[row] for row in usable])

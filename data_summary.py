@@ -58,12 +58,12 @@ def summary(args: DataArguments) -> dict[str, Any]:
 
 def _of_split(split: Dataset) -> dict[str, Any]:
     names = split.features["label"].names
-    counts = Counter(split["label"])
+    counts = Counter(split["label"][:])
     return {
         "pictures": len(split),
         "classes": {name: counts[index] for index, name in enumerate(names)},
-        "groups": len(set(split["group"])),
-        "masks": sum(mask is not None for mask in undecoded(split)["mask"]),
+        "groups": len(set(split["group"][:])),
+        "masks": sum(mask is not None for mask in undecoded(split)["mask"][:]),
     }
 
 

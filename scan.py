@@ -58,20 +58,20 @@ def scan_pictures(pictures: Dataset) -> Scan:
     hashes = np.zeros((len(pictures), 4), dtype=np.uint64)
     rows = undecoded(pictures.select_columns(["image", "mask", "file_name"]))
     for index, row in enumerate(tqdm(rows, "Looking at every picture", disable=len(rows) < _FEW)):
-        name, raw, picture, problem = row["file_name"], b"", None, None
+        name, raw, picture, turned, problem = row["file_name"], b"", None, False, None
         try:
             raw = content(row["image"])
-            picture = _opened(raw)
+            picture, turned = _opened(raw)
         except _UNREADABLE as error:
             problem = _said(error)
         if picture is not None:
             problem = _unusable(picture)
             hashes[index] = perceptual_hash(picture.convert("L")) if problem is None else 0
-            oddities += [Oddity(kind, (name,), note) for kind, note in _peculiar(picture, raw)]
+            oddities += [Oddity(kind, (name,), note) for kind, note in _peculiar(picture, turned)]
         if problem is None and row["mask"] is not None:
             try:
-                mask = _opened(content(row["mask"]))
-                if mask.size != picture.size and _turned(raw):
+                mask, _ = _opened(content(row["mask"]))
+                if mask.size != picture.size and turned:
                     problem = f"turned by its EXIF tag, and its mask is not: {mask.size} against {picture.size}"
                 elif mask.size != picture.size:
                     oddities.append(Oddity("mask of another size", (name,), f"{mask.size} against {picture.size}"))
@@ -94,7 +94,7 @@ def find_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int, splits
         distance: what counts as near, in bits of 256.
         splits: the published split of each picture, or one word for all where none is.
     """
-    names, labels, groups, digests = (pictures[column] for column in ("file_name", "label", "group", "digest"))
+    names, labels, groups, digests = (pictures[column][:] for column in ("file_name", "label", "group", "digest"))
     classes = pictures.features["label"].names
     found = []
 
@@ -123,13 +123,14 @@ def find_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int, splits
 
 def groups_with_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int) -> list[str]:
     """The groups, those that hold pictures which show the same joined."""
-    return merged_groups(pictures["group"], [pictures["digest"], near_duplicates(hashes, distance)])
+    return merged_groups(pictures["group"][:], [pictures["digest"][:], near_duplicates(hashes, distance)])
 
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
 
 
-def _opened(raw: bytes) -> PILImage.Image:
+def _opened(raw: bytes) -> tuple[PILImage.Image, bool]:
+    """A picture, upright, and whether it had to be turned."""
     if not raw:
         raise ValueError("empty file")
     with warnings.catch_warnings():
@@ -137,7 +138,9 @@ def _opened(raw: bytes) -> PILImage.Image:
         try:
             with PILImage.open(io.BytesIO(raw)) as picture:
                 picture.load()
-                return ImageOps.exif_transpose(picture)
+                if picture.getexif().get(_EXIF_ORIENTATION, 1) == 1:
+                    return picture, False
+                return ImageOps.exif_transpose(picture), True
         except PILImage.DecompressionBombWarning as error:
             raise ValueError(str(error)) from error
 
@@ -156,19 +159,14 @@ def _unusable(picture: PILImage.Image) -> str | None:
     return None
 
 
-def _peculiar(picture: PILImage.Image, raw: bytes) -> Iterable[tuple[str, str]]:
+def _peculiar(picture: PILImage.Image, turned: bool) -> Iterable[tuple[str, str]]:
     if picture.mode not in ("L", "RGB", "1"):
         yield "converted to RGB", picture.mode
-    if _turned(raw):
+    if turned:
         yield "turned upright by its EXIF tag", ""
     low, high = picture.convert("L").getextrema()
     if low == high:
         yield "one grey value only", str(low)
-
-
-def _turned(raw: bytes) -> bool:
-    with PILImage.open(io.BytesIO(raw)) as picture:
-        return picture.getexif().get(_EXIF_ORIENTATION, 1) != 1
 
 
 def _shared(values: list[object]) -> list[list[int]]:

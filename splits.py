@@ -31,7 +31,7 @@ def groups_of_classes(pictures: Dataset) -> dict[str, int]:
     """How many groups each class has pictures in."""
     names = pictures.features["label"].names
     found: dict[str, set[str]] = {name: set() for name in names}
-    for group, label in zip(pictures["group"], pictures["label"], strict=True):
+    for group, label in zip(pictures["group"][:], pictures["label"][:], strict=True):
         found[names[label]].add(group)
     return {name: len(groups) for name, groups in found.items()}
 
@@ -53,8 +53,8 @@ def hold_out_validation(pictures: Dataset, share: float, seed: int) -> tuple[Dat
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         train, held_out = _folds(pictures, parts, seed)[0]
-    labels = np.asarray(pictures["label"])
-    groups = np.asarray(pictures["group"])
+    labels = np.asarray(pictures["label"][:])
+    groups = np.asarray(pictures["group"][:])
     alone = set(np.unique(labels)) - set(labels[train])
     back = np.isin(groups[held_out], groups[held_out][np.isin(labels[held_out], list(alone))])
     train = np.sort(np.concatenate([train, held_out[back]]))
@@ -74,7 +74,7 @@ def few_labels(
         defect_free: its name, or None where there is none.
         seed: of the order.
     """
-    names, labels = pictures.features["label"].names, pictures["label"]
+    names, labels = pictures.features["label"].names, pictures["label"][:]
     taken = dict.fromkeys(names, 0)
     keep = []
     for index in np.random.default_rng(seed).permutation(len(pictures)).tolist():
@@ -87,9 +87,9 @@ def few_labels(
 
 
 def _folds(pictures: Dataset, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    labels = np.asarray(pictures["label"])
+    labels = np.asarray(pictures["label"][:])
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(labels, labels, pictures["group"]))
+    return list(splitter.split(labels, labels, pictures["group"][:]))
 
 
 __all__ = ["few_labels", "group_folds", "groups_of_classes", "hold_out_validation"]
