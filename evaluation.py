@@ -66,11 +66,10 @@ def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Te
 
 
 def evaluate_predictions(
-    predictions: Predictions, dataset: Dataset, defect_free_id: int | None, size: tuple[int, int], bootstrap: int = 0
+    predictions: Predictions, dataset: Dataset, defect_free_id: int | None, size: tuple[int, int]
 ) -> dict[str, Any]:
     """
-    Metrics of [`DefectClassification`], with intervals from `bootstrap` draws where there are any, and where pictures
-    have masks, how right the maps are.
+    Metrics of [`DefectClassification`], and where pictures have masks, how right the maps are.
 
     `map_...` is the class map's, `saliency_...` the saliency head's, both over the pictures with a defect in their
     mask: `ap` of the pixels at `size = (H, W)`, maps enlarged bilinearly, all pictures pooled; `cell_ap` and
@@ -78,10 +77,7 @@ def evaluate_predictions(
     pixels is; `entropy` and `area90` of [`concentration`].
     """
     results = DefectClassification(keep_in_memory=True).compute(
-        predictions=predictions.probabilities,
-        references=dataset["label"],
-        defect_free_id=defect_free_id,
-        bootstrap=bootstrap,
+        predictions=predictions.probabilities, references=dataset["label"], defect_free_id=defect_free_id
     )
     masks = [mask_array(mask, size) for mask in dataset["mask"]]
     marked = [index for index, mask in enumerate(masks) if mask is not None and mask.any()]

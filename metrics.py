@@ -66,43 +66,52 @@ class DefectClassification(evaluate.Metric):
         return results
 
 
-def paired_differences(
+def paired_bootstrap(
     before: np.ndarray,
     after: np.ndarray,
     labels: Sequence[int],
     defect_free_id: int | None,
-    bootstrap: int,
+    draws: int,
     false_alarm_rate: float = 0.05,
     seed: int = 0,
-) -> dict[str, dict[str, float | list[float]]]:
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, dict[str, float | list[float]]]]:
     """
-    How much better each figure of [`DefectClassification`] is after than before, on the same pictures.
+    95 % intervals of two models' figures of [`DefectClassification`] on the same pictures, and of their difference.
 
     Args:
         before: probabilities `(N, K)`.
-        after: another model's, of the same pictures.
+        after: the other model's.
         labels: `(N,)`.
         defect_free_id: index of the class without defects.
-        bootstrap: draws of the pictures, the same ones for both, stratified by class.
+        draws: of the pictures, the same ones for both, stratified by class.
         false_alarm_rate: as in [`DefectClassification`].
         seed: of the draws.
 
     Returns:
-        `difference` and its 95 % `interval` for every figure.
+        `<figure>_interval` of the first and of the second, and `difference` (after less before) with its `interval`
+        of every figure.
     """
     labels = np.asarray(labels)
 
-    def difference(picked: np.ndarray) -> dict[str, float]:
-        one, other = (
+    def figures(picked: np.ndarray) -> list[dict[str, float]]:
+        return [
             _figures(scores[picked], labels[picked], defect_free_id, false_alarm_rate) for scores in (before, after)
-        )
-        return {name: other[name] - value for name, value in one.items() if isinstance(value, float)}
+        ]
 
-    drawn = [difference(picked) for picked in _draws(labels, bootstrap, seed)]
-    return {
-        name: {"difference": value, "interval": _interval([one[name] for one in drawn])}
-        for name, value in difference(np.arange(len(labels))).items()
+    one, other = figures(np.arange(len(labels)))
+    names = [name for name, value in one.items() if isinstance(value, float)]
+    drawn = [figures(picked) for picked in _draws(labels, draws, seed)]
+    intervals = [
+        {f"{name}_interval": _interval([pair[at][name] for pair in drawn]) for name in names} for at in (0, 1)
+    ]
+    differences = {
+        name: {
+            "difference": other[name] - one[name],
+            "interval": _interval([pair[1][name] - pair[0][name] for pair in drawn]),
+        }
+        for name in names
     }
+    return *intervals, differences
 
 
 def _draws(labels: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
@@ -230,7 +239,7 @@ __all__ = [
     "concentration",
     "decision_rates",
     "expected_calibration_error",
-    "paired_differences",
+    "paired_bootstrap",
     "pixel_average_precision",
     "pointing_game",
     "precision_and_recall",

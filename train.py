@@ -33,7 +33,7 @@ from kgl.errors import InputError
 from kgl.evaluation import Predictions, evaluate_predictions, predict, write_predictions
 from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
 from kgl.grids import grid_rows, save_grid
-from kgl.metrics import decision_rates, expected_calibration_error, paired_differences
+from kgl.metrics import decision_rates, expected_calibration_error, paired_bootstrap
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.operating_point import OperatingArguments, settle, tempered
 from kgl.prior import PriorArguments, add_saliency_priors, with_priors, write_saliency_priors
@@ -64,7 +64,7 @@ class TrainPriorArguments(PriorArguments):
             raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting takes at least 2.")
 
 
-BOOTSTRAP = 500  # draws of the test pictures for the intervals
+BOOTSTRAP = 300  # draws of the test pictures for the intervals
 
 # Settings that change how a run is watched, saved or shared, never what comes out of it.
 _OPERATIONAL = {
@@ -165,12 +165,13 @@ def run(settings: Settings) -> dict[str, Any]:
     results = {arm: _judge(judged[arm], splits["test"], models[arm].config, settings) for arm in models}
     results["plain"]["seconds"] = primary_seconds
     results["guided"]["seconds"] = primary_seconds + fold_seconds + prior_seconds + final_seconds
+    *intervals, differences = paired_bootstrap(
+        judged["plain"].probabilities, judged["guided"].probabilities, splits["test"]["label"][:],
+        models["guided"].config.defect_free_id, BOOTSTRAP,
+    )  # fmt: skip
     report = {
-        "results": results,
-        "differences": paired_differences(
-            judged["plain"].probabilities, judged["guided"].probabilities, splits["test"]["label"],
-            models["guided"].config.defect_free_id, BOOTSTRAP,
-        ),
+        "results": {arm: results[arm] | of_arm for arm, of_arm in zip(results, intervals, strict=True)},
+        "differences": differences,
         "validation": {
             arm: json.loads((output_dir / phase / "phase.json").read_text())["validation"]
             for arm, phase in (("plain", "primary"), ("guided", "final"))
@@ -361,7 +362,7 @@ def _settle(
 def _judge(predictions: Predictions, test: Dataset, config: KGLConfig, settings: Settings) -> dict[str, Any]:
     """A model's figures on the test pictures."""
     size = (settings.model.image_height, settings.model.image_width)
-    results = evaluate_predictions(predictions, test, config.defect_free_id, size, BOOTSTRAP)
+    results = evaluate_predictions(predictions, test, config.defect_free_id, size)
     labels = np.asarray(test["label"])
     uncalibrated = tempered(predictions.probabilities, 1 / config.temperature)
     results["ece"] = expected_calibration_error(predictions.probabilities, labels)

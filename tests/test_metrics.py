@@ -13,6 +13,7 @@ from sklearn.metrics import (
 from kgl.metrics import (
     DefectClassification,
     concentration,
+    paired_bootstrap,
     pixel_average_precision,
     pointing_game,
     precision_and_recall,
@@ -133,3 +134,17 @@ def test_concentration_by_hand():
     both = np.concatenate([one_cell, flat, np.zeros((1, 5, 4))])  # the empty map is left out
     assert concentration(both) == pytest.approx({"entropy": 0.5, "area90": 9.5 / 20})
     assert np.isnan(concentration(np.zeros((2, 3, 3)))["entropy"])
+
+
+def test_paired_intervals_are_the_metric_s_and_of_the_same_draws():
+    generator = np.random.default_rng(0)
+    labels = np.r_[0, 1, 2, generator.integers(0, 3, 57)]
+    before, after = (generator.dirichlet([1, 1, 1], 60) + weight * np.eye(3)[labels] for weight in (0.2, 1.0))
+    before, after = (one / one.sum(axis=1, keepdims=True) for one in (before, after))
+    of_before, of_after, differences = paired_bootstrap(before, after, labels, 0, 40, seed=3)
+    for scores, intervals in ((before, of_before), (after, of_after)):
+        alone = compute(scores, labels, defect_free_id=0, bootstrap=40, seed=3)
+        assert {name: value for name, value in alone.items() if name.endswith("_interval")} == intervals
+    assert differences["ap"]["interval"][0] > 0
+    _, _, none = paired_bootstrap(before, before, labels, 0, 10)
+    assert all(one == {"difference": 0, "interval": [0, 0]} for one in none.values())

@@ -11,7 +11,7 @@ from tiny import tiny_model
 
 from kgl.data import DataArguments, read_defect_dataset
 from kgl.evaluation import Predictions, evaluate_predictions
-from kgl.metrics import paired_differences
+from kgl.metrics import paired_bootstrap
 from kgl.operating_point import OperatingArguments, settle
 from kgl.report import headline_rows, write_report
 from kgl.schema import defect_dataset, png
@@ -50,9 +50,13 @@ def page(tmp_path_factory):
         id2label=dict(enumerate(NAMES)), operating_point=settled["operating_point"], temperature=settled["temperature"]
     ).config
     rates = {"recall_at_operating_point": 0.8, "false_alarm_rate_at_operating_point": 0.25, "seconds": 12.0}
+    *intervals, differences = paired_bootstrap(*(one.probabilities for one in judged.values()), labels, 0, 50)
     report = {
-        "results": {arm: evaluate_predictions(one, test, 0, (64, 64), 50) | rates for arm, one in judged.items()},
-        "differences": paired_differences(*(one.probabilities for one in judged.values()), labels, 0, 50),
+        "results": {
+            arm: evaluate_predictions(judged[arm], test, 0, (64, 64)) | rates | around
+            for arm, around in zip(judged, intervals, strict=True)
+        },
+        "differences": differences,
         "validation": {"plain": settled, "guided": settled},
         "pictures": {"train": 100, "validation": 20, "test": 60},
         "oddities": [{"kind": "near-duplicates", "files": ["a.png", EVIL], "note": "looks alike"}],
