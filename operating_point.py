@@ -55,7 +55,9 @@ def choose_operating_point(scores: np.ndarray, defective: np.ndarray, args: Oper
     alarms = np.array([(scores[~defective] >= score).mean() for score in candidates])
     if args.miss_cost is None:
         at = int(np.argmax(recalls >= args.wanted_recall))
-        chosen = f"the highest threshold that finds {args.wanted_recall:.4g} of the defects among validation pictures"
+        chosen = (
+            f"the highest threshold that finds {100 * args.wanted_recall:.4g} % of the defects in validation pictures"
+        )
     else:
         cost = args.miss_cost * (1 - recalls) * defective.sum() + alarms * (~defective).sum()
         at = int(np.argmin(cost))
