@@ -128,7 +128,7 @@ def test_the_command_with_one_process_and_with_two(tmp_path, monkeypatch):
     """146 pictures are three shards: two processes have to share them."""
     tiny_model(id2label=dict(enumerate(CLASSES))).save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
-    settings = ["--dataset", "surfaces", "--num_surfaces", "219", "--surface_size", "32"]
+    settings = ["--dataset", "surfaces", "--num_surfaces", "219", "--surface_size", "32", "--validation_share", "0"]
 
     def command(model="model", output="one", method="gradcam"):
         return ["kgl-prior", "--model", str(tmp_path / model), "--output_dir", str(tmp_path / output),
