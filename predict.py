@@ -1,4 +1,4 @@
-"""What a trained classifier says of pictures: a table, and overlays of where it looked. A command."""
+"""What a trained classifier says of pictures: a table, and overlays of where it looked. Also a command."""
 
 from __future__ import annotations
 
@@ -190,11 +190,15 @@ def _draw(path: Path, picture: PILImage.Image, said: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command `kgl-predict`; exit code 1 where pictures could not be used."""
-    parser = ArgumentParser(prog="kgl-predict", description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="kgl-predict",
+        description="What a trained classifier says of pictures, and where it looked.",
+        allow_abbrev=False,
+    )
     parser.add_argument("paths", nargs="+", type=Path, help="Pictures, and folders that are searched at any depth.")
     parser.add_argument("--model", required=True, help="A classifier saved by kgl-train: a folder or a Hub id.")
     parser.add_argument(
-        "--output", required=True, type=Path, help="A folder for predictions.csv and overlays/; goes on where it is."
+        "--output", required=True, type=Path, help="Gets predictions.csv and overlays/; a stopped run goes on."
     )
     parser.add_argument("--batch_size", type=int, default=16, help="Pictures a forward pass (default: 16).")
     parser.add_argument(
