@@ -233,7 +233,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
         # Only here is it needed, and transformers copies the files of relative imports wherever they stand.
         from .pipeline_kgl import TASK, DefectDetectionPipeline
 
-        # What Pipeline.save_pretrained writes there: checkpoints and `Trainer.save_model` shall have it too.
+        # What Pipeline.save_pretrained writes there, so that checkpoints and `Trainer.save_model` have it too.
         self.config.custom_pipelines = {
             TASK: {
                 "impl": f"pipeline_kgl.{DefectDetectionPipeline.__name__}",
