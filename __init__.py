@@ -7,6 +7,7 @@ from typing import Any
 # Public names and the modules that hold them, imported on first use: `import kgl` stays fast.
 _MODULE_OF = {
     "DefectCollator": "collator",
+    "DefectDetectionPipeline": "pipeline_kgl",
     "KGLConfig": "configuration_kgl",
     "KGLForImageClassification": "modeling_kgl",
     "KGLImageClassifierOutput": "modeling_kgl",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .evaluation import Predictions, enlarge
@@ -115,8 +116,20 @@ def draw_grid(
     figure.savefig(path)
 
 
+def overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """
+    A grey picture `(H, W)` uint8 under a heat map `(H, W)` in 0..1: `(H, W, 3)` uint8.
+
+    The hotter, the less of the picture shows.
+    """
+    heat = np.clip(heat, 0, 1).astype(np.float32)
+    colours = colormaps["inferno"](heat, bytes=True)[..., :3]
+    share = np.float32(0.75) * heat[..., None]
+    return ((1 - share) * picture[..., None] + share * colours).astype(np.uint8)
+
+
 def _padded(indices: list[int], count: int) -> list[int | None]:
     return [*indices[:count], *[None] * (count - len(indices))]
 
 
-__all__ = ["draw_grid", "grid_rows", "save_grid"]
+__all__ = ["draw_grid", "grid_rows", "overlaid", "save_grid"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,6 +227,21 @@ class KGLForImageClassification(KGLPreTrainedModel):
         score = 1 - logits.float().softmax(dim=1)[:, self.config.defect_free_id]
         point = self.config.operating_point
         return score, score >= (0.5 if point is None else point["threshold"])
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As any model is saved; the pipeline `"defect-detection"` goes along with the code."""
+        # Only here is it needed, and transformers copies the files of relative imports wherever they stand.
+        from .pipeline_kgl import TASK, DefectDetectionPipeline
+
+        # What Pipeline.save_pretrained writes there, so that checkpoints and `Trainer.save_model` have it too.
+        self.config.custom_pipelines = {
+            TASK: {
+                "impl": f"pipeline_kgl.{DefectDetectionPipeline.__name__}",
+                "pt": ["AutoModelForImageClassification"],
+                "type": "image",
+            }
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def _pooled(self, feature_map: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
         seen = saliency.detach() if self.config.detach_saliency and self.training else saliency

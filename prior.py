@@ -122,7 +122,7 @@ def write_saliency_priors(
     priors_of, features = _priors_of(dataset, model, image_processor, args)
     kept = {name: dataset.features[name] for name in ("file_name",) if name in dataset.features}
     names = dataset.features["label"].names
-    settings = json.dumps([asdict(args), image_processor.to_dict(), _model_digest(model)], sort_keys=True, default=str)
+    settings = json.dumps([asdict(args), image_processor.to_dict(), model_digest(model)], sort_keys=True, default=str)
 
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {rows_digest(rows, names)}".encode()).hexdigest()
@@ -220,10 +220,11 @@ def _weights(
     return probabilities.gather(1, targets[:, None])[:, 0].cpu().numpy()
 
 
-def _model_digest(model: KGLForImageClassification) -> str:
+def model_digest(model: KGLForImageClassification) -> str:
     """A SHA-1 of the weights and of what the config says of the network and its classes."""
     config = model.config.to_dict()
-    for of_the_file in ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version"):
+    foreign = "_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version"
+    for of_the_file in foreign:
         config.pop(of_the_file, None)
         config["backbone_config"].pop(of_the_file, None)
     digest = hashlib.sha1(json.dumps(config, sort_keys=True, default=str).encode())
@@ -304,6 +305,7 @@ __all__ = [
     "check_classes",
     "load_classifier",
     "main",
+    "model_digest",
     "run",
     "try_method",
     "with_priors",

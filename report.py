@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image as PILImage
 from sklearn.metrics import confusion_matrix, precision_recall_curve
 
 from .configuration_kgl import KGLConfig
 from .evaluation import Predictions, enlarge
+from .grids import overlaid
 from .schema import mask_array
 
 
@@ -191,7 +191,7 @@ def _cases(
         tiles = [{"title": "picture", "src": _jpeg(np.asarray(picture.convert("RGB")))}]
         for title, of_pictures in maps.items():
             heat = enlarge(of_pictures[index : index + 1], size)[0]
-            tiles.append({"title": title, "src": _jpeg(_overlaid(np.asarray(picture), heat))})
+            tiles.append({"title": title, "src": _jpeg(overlaid(np.asarray(picture), heat))})
         mask = mask_array(row["mask"], size)
         if mask is not None:
             tiles.append({"title": "true mask", "src": _jpeg(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))})
@@ -202,13 +202,6 @@ def _cases(
 
 def _answer(probabilities: np.ndarray, names: list[str]) -> str:
     return f"{names[probabilities.argmax()]} {probabilities.max():.2f}"
-
-
-def _overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A grey picture `(H, W)` uint8 under a heat map `(H, W)` in 0..1, the stronger the less of the picture shows."""
-    colours = colormaps["inferno"](np.clip(heat, 0, 1))[..., :3] * 255
-    share = 0.75 * np.clip(heat, 0, 1)[..., None]
-    return ((1 - share) * picture[..., None] + share * colours).astype(np.uint8)
 
 
 def _jpeg(pixels: np.ndarray) -> str:

@@ -61,9 +61,9 @@ def _no_progress_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def claim(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
+def claim(folder: Path, settings: dict[str, dict[str, Any]], flag: str = "--output_dir") -> None:
     """
-    Write the settings into a new folder; in a used one, insist that they are the same.
+    Write the settings into a new folder, the one that `flag` named; in a used one, insist that they are the same.
 
     Raises:
         InputError: the folder holds something else or a run with other settings, each difference named, or cannot be
@@ -73,15 +73,15 @@ def claim(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
     try:
         if not stored.exists():
             if folder.exists() and any(path.name != f"{stored.name}.unfinished" for path in folder.iterdir()):
-                raise InputError(f"--output_dir {folder}: it holds something else; choose a new or empty folder.")
+                raise InputError(f"{flag} {folder}: it holds something else; choose a new or empty folder.")
             folder.mkdir(parents=True, exist_ok=True)
             write_json(stored, settings)
             return
         there = json.loads(stored.read_text())
     except OSError as error:
-        raise InputError(f"--output_dir {folder}: it cannot be used as a folder. {error}") from error
+        raise InputError(f"{flag} {folder}: it cannot be used as a folder. {error}") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{stored} is damaged ({error}); choose another --output_dir.") from error
+        raise InputError(f"{stored} is damaged ({error}); choose another {flag}.") from error
     differences = [
         f"{name} is {there.get(part, {}).get(name)!r} there and {settings[part].get(name)!r} here"
         for part in settings
@@ -90,12 +90,12 @@ def claim(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
     ]
     if differences:
         raise InputError(
-            f"--output_dir {folder} holds a run with other settings: {'; '.join(differences)}. "
+            f"{flag} {folder} holds a run with other settings: {'; '.join(differences)}. "
             "Choose another folder, or the same settings to resume."
         )
 
 
-def lock(folder: Path) -> FileLock:
+def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
     """
     Keep other processes out of the folder for as long as the returned lock lives; it dies with its process.
 
@@ -107,9 +107,9 @@ def lock(folder: Path) -> FileLock:
         folder.mkdir(parents=True, exist_ok=True)
         held.acquire(blocking=False)
     except Timeout as error:
-        raise InputError(f"--output_dir {folder}: another process is running in it; wait for it or end it.") from error
+        raise InputError(f"{flag} {folder}: another process is running in it; wait for it or end it.") from error
     except OSError as error:
-        raise InputError(f"--output_dir {folder}: it cannot be used as a folder. {error}") from error
+        raise InputError(f"{flag} {folder}: it cannot be used as a folder. {error}") from error
     return held
 
 

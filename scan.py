@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -126,6 +127,23 @@ def groups_with_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int)
     return merged_groups(pictures["group"][:], [pictures["digest"][:], near_duplicates(hashes, distance)])
 
 
+def load_picture(path: Path) -> PILImage.Image:
+    """
+    A file's picture, upright and in RGB.
+
+    Raises:
+        ValueError: there is none that could be used, as [`scan_pictures`] has it; the message says why.
+    """
+    try:
+        picture, _ = _opened(path.read_bytes())
+        problem = _unusable(picture)
+        if problem is None:
+            return picture.convert("RGB")
+    except _UNREADABLE as error:
+        problem = _said(error)
+    raise ValueError(problem)
+
+
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
 
 
@@ -177,4 +195,12 @@ def _shared(values: list[object]) -> list[list[int]]:
     return [of_value for of_value in rows.values() if len(of_value) > 1]
 
 
-__all__ = ["LEAST_SIDE", "Oddity", "Scan", "find_duplicates", "groups_with_duplicates", "scan_pictures"]
+__all__ = [
+    "LEAST_SIDE",
+    "Oddity",
+    "Scan",
+    "find_duplicates",
+    "groups_with_duplicates",
+    "load_picture",
+    "scan_pictures",
+]

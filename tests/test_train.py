@@ -111,6 +111,9 @@ def test_the_trained_model_is_a_pipeline(finished, auto_image_processor):
     classifier = pipeline("image-classification", model=str(out / "final"), trust_remote_code=True)
     picture = sorted((out.parent / "pictures" / "scratch").iterdir())[0]
     assert {one["label"] for one in classifier(str(picture))} == {"good", "scratch"}
+    for folder in (out / "primary", out / "final", out / "final" / "checkpoint-9"):
+        detector = pipeline("defect-detection", model=str(folder), trust_remote_code=True)
+        assert detector(str(picture))["heat_map"].size == (48, 40)
 
 
 def test_both_classifiers_start_from_the_same_weights_and_pictures(finished):

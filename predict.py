@@ -1,0 +1,225 @@
+"""What a trained classifier says of pictures: a table, and overlays of where it looked. Also a command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from argparse import ArgumentParser
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageDraw
+from tqdm.auto import tqdm
+
+from kgl.commands import run_command
+from kgl.errors import InputError
+from kgl.grids import overlaid
+from kgl.layouts import pictures_below
+from kgl.pipeline_kgl import DefectDetectionPipeline
+from kgl.prior import load_classifier, model_digest
+from kgl.runs import claim, lock
+from kgl.scan import load_picture
+
+
+_COLUMNS = ["file", "label", "score", "defect_score", "defective", "boxes"]
+_JPEG_SIDE = 65_500  # JPEG has no longer side
+_BOX_COLOUR = (0, 255, 127)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A picture that could not be looked at, and why."""
+
+    path: Path
+    why: str
+
+
+def run(
+    paths: list[Path], model: str, output: Path, batch_size: int = 16, box_threshold: float = 0.5
+) -> list[Problem]:
+    """
+    Write `output/predictions.csv`, a row a picture, and `output/overlays`.
+
+    What [`DefectDetectionPipeline`] says goes into the table as soon as a batch is done. Run again, pictures that have
+    a row, known by their names, are left out.
+
+    Args:
+        paths: pictures, and folders that are searched at any depth; pictures in `output` are none.
+        model: a classifier saved by kgl-train, a folder or a Hub id.
+        output: a new folder, or one of the same model, paths and threshold.
+        batch_size: pictures a forward pass.
+        box_threshold: from which value of the heat map in 0..1 a pixel belongs to a box.
+
+    Returns:
+        The pictures that could not be used.
+
+    Raises:
+        InputError: something given cannot be used, or `output` holds something else or cannot be written.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch_size {batch_size}: it must be at least 1.")
+    if not 0 <= box_threshold <= 1:
+        raise InputError(f"--box_threshold {box_threshold}: it must lie in 0..1.")
+    found = _found(paths, output)
+    classifier, image_processor = load_classifier(model)
+    settings = {
+        "model": model_digest(classifier),
+        "image_processor": image_processor.to_dict(),
+        "box_threshold": box_threshold,
+        "paths": sorted({os.path.abspath(path) for path in paths}),
+    }
+    # There and back, so that what is compared is what was stored.
+    claim(output, json.loads(json.dumps({"predictions": settings}, default=str)), "--output")
+    held = lock(output, "--output")
+    pipeline = DefectDetectionPipeline(classifier, image_processor=image_processor)
+    problems: list[Problem] = []
+    try:
+        with _Table(output / "predictions.csv", list(classifier.config.label2id)) as table:
+            todo = [(name, path) for name, path in found.items() if name not in table.files]
+            shown = tqdm(todo, "Pictures", len(found), initial=len(found) - len(todo))
+            opened: deque[tuple[str, PILImage.Image]] = deque()
+            # One call on a stream, so that it is transformers' to make the batches.
+            pictures = _stream(shown, opened, problems)
+            for said in pipeline(pictures, batch_size=batch_size, box_threshold=box_threshold):
+                name, picture = opened.popleft()
+                _draw(output / "overlays" / f"{name}.jpg", picture, said)
+                table.add(name, said)
+    except OSError as error:
+        raise InputError(
+            f"--output {output}: it cannot be written. {error}. What is there is kept; the same command goes on."
+        ) from error
+    held.release()
+    return problems
+
+
+def _found(paths: list[Path], output: Path) -> dict[str, Path]:
+    """
+    Every picture by its place below what all paths have in common: no two have the same, and none lies outside.
+
+    Raises:
+        InputError: a path that is not there, or a folder without pictures.
+    """
+    written = Path(os.path.abspath(output))
+    pictures: list[Path] = []
+    tops: list[Path] = []
+    for path in paths:
+        whole = Path(os.path.abspath(path))
+        if not whole.exists():
+            raise InputError(f"{path}: there is no such file or folder.")
+        if not whole.is_dir():
+            pictures.append(whole)
+            tops.append(whole.parent)
+            continue
+        below = [picture for picture in pictures_below(whole) if written not in picture.parents]
+        if not below:
+            raise InputError(f"{path}: there is no picture in it.")
+        pictures += below
+        tops.append(whole)
+    common = os.path.commonpath(tops)
+    return {picture.relative_to(common).as_posix(): picture for picture in sorted(pictures)}
+
+
+def _stream(
+    found: Iterable[tuple[str, Path]], opened: deque[tuple[str, PILImage.Image]], problems: list[Problem]
+) -> Iterator[PILImage.Image]:
+    """The pictures that can be used; they join `opened` with their names, the others `problems`."""
+    for name, path in found:
+        try:
+            picture = load_picture(path)
+        except ValueError as error:
+            problems.append(Problem(path, str(error)))
+        else:
+            opened.append((name, picture))
+            yield picture
+
+
+class _Table:
+    """A CSV that grows row by row; `files` are those that have one. A row torn by a kill is cut off."""
+
+    def __init__(self, path: Path, classes: list[str]) -> None:
+        there = path.read_bytes() if path.exists() else b""
+        whole = there[: there.rfind(b"\n") + 1]
+        # Names of files need not be text at all.
+        self._file = path.open("a+", newline="", encoding="utf-8", errors="surrogateescape")
+        self._file.truncate(len(whole))
+        self._file.seek(0)
+        self.files = {row[0] for row in list(csv.reader(self._file))[1:]}
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._classes = classes
+        if not whole:
+            self._writer.writerow([*_COLUMNS, *(f"probability: {name}" for name in classes)])
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, said: dict[str, Any]) -> None:
+        """A row of what the pipeline said of a picture, on disk when this returns."""
+        boxes = [box | {"score": round(box["score"], 4)} for box in said["boxes"]]
+        defect_score = "" if said["defect_score"] is None else f"{said['defect_score']:.6g}"
+        self._writer.writerow(
+            [
+                *(name, said["label"], f"{said['score']:.6g}", defect_score, said["defective"], json.dumps(boxes)),
+                *(f"{said['scores'][label]:.6g}" for label in self._classes),
+            ]
+        )
+        self._file.flush()
+        self.files.add(name)
+
+
+def _draw(path: Path, picture: PILImage.Image, said: dict[str, Any]) -> None:
+    """The picture under its heat map, boxes around the hot regions."""
+    drawn = PILImage.fromarray(overlaid(np.asarray(picture.convert("L")), np.asarray(said["heat_map"]) / 255))
+    pen = ImageDraw.Draw(drawn)
+    for box in said["boxes"]:
+        corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)
+        pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + max(drawn.size) // 500)
+    drawn.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.save(path, quality=90)
+
+
+def main() -> None:
+    """The command `kgl-predict`; exit code 1 where pictures could not be used."""
+    parser = ArgumentParser(
+        prog="kgl-predict",
+        description="What a trained classifier says of pictures, and where it looked.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("paths", nargs="+", type=Path, help="Pictures, and folders that are searched at any depth.")
+    parser.add_argument("--model", required=True, help="A classifier saved by kgl-train: a folder or a Hub id.")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="Gets predictions.csv and overlays/; a stopped run goes on."
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="Pictures a forward pass (default: 16).")
+    parser.add_argument(
+        "--box_threshold", type=float, default=0.5, help="Boxes go around what is this hot, in 0..1 (default: 0.5)."
+    )
+    args = parser.parse_args()
+
+    def job() -> None:
+        problems = run(**vars(args))
+        print(f"{args.output / 'predictions.csv'} and {args.output / 'overlays'} are written.")
+        if problems:
+            print(f"{len(problems)} could not be used:", file=sys.stderr)
+            for problem in problems:
+                print(f"  {problem.path}: {problem.why}", file=sys.stderr)
+            raise SystemExit(1)
+
+    run_command(parser.prog, job)
+
+
+__all__ = ["Problem", "main", "run"]
+
+
+if __name__ == "__main__":
+    main()
