@@ -79,7 +79,7 @@ def files_to_push(run: Path) -> dict[str, Path]:
     missing = [path for path in (run / "metrics.json", *(final / name for name in _NEEDED)) if not path.is_file()]
     if missing:
         raise InputError(
-            f"{run}: it holds no finished run of kgl-train, {missing[0].relative_to(run)} is missing; run it to its end."
+            f"{run}: it holds no finished run of kgl-train, for want of {missing[0].relative_to(run)}; finish it."
         )
     found = [*(path for name in _OF_MODEL for path in sorted(final.glob(name)))]
     found += [path for name in _OF_RUN for path in sorted(run.glob(name))]
@@ -144,7 +144,7 @@ def push(
         repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.model_info(repo_id, revision=revision)
+        there = api.model_info(repo_id, revision=revision, timeout=_SECONDS)
         if private and not there.private:
             raise InputError(
                 f"{repo_id} is there already and public: allow that (--public), or choose another repository."
