@@ -149,6 +149,8 @@ def push(
             raise InputError(
                 f"{repo_id} is there already and public: allow that (--public), or choose another repository."
             )
+        if not private and there.private:
+            print(f"{repo_id} is there already and private, and stays so; its settings on the Hub change that.")
         card = _card(run, repo_id, licenses, _card_there(api, there))
         operations = [CommitOperationAdd(_CARD, card.encode())]
         operations += [CommitOperationAdd(name, path) for name, path in files.items()]
@@ -177,17 +179,18 @@ def write_card(run: Path, report: dict[str, Any]) -> None:
 def _card(run: Path, repo_id: str, now: LicenseArguments, card_there: str | None) -> str:
     """The card to push: the run's facts, and what its owner wrote here or on the Hub."""
     report = json.loads((run / "metrics.json").read_text())
+    before = report.get("licenses", {})  # runs of older versions have none
     licenses = LicenseArguments(
-        **{one.name: vars(now)[one.name] or report["licenses"][one.name] for one in fields(LicenseArguments)}
+        **{one.name: vars(now)[one.name] or before.get(one.name) for one in fields(LicenseArguments)}
     )
     config = KGLConfig.from_pretrained(run / "final")
     metadata = card_metadata(report, config, licenses)
     path = run / "final" / _CARD
-    here, there, before = (
+    here, there, pushed = (
         _edits(text, metadata, now)
         for text in (path.read_text("utf-8") if path.exists() else None, card_there, _pushed(run).get(repo_id))
     )
-    edits = here if card_there is None else merged_edits(here, there, before)
+    edits = here if card_there is None else merged_edits(here, there, pushed)
     if edits.whole is not None:
         print(f"{_CARD} is pushed as it is: the marks around what kgl writes were removed.")
     return card_text(report, config, licenses, edits, repo_id)

@@ -198,13 +198,16 @@ def test_no_network_no_token_and_offline(run, hub, monkeypatch):
     push(run, "user/scratches")
 
 
-def test_public_only_where_it_is_asked_for(run, hub):
+def test_public_only_where_it_is_asked_for(run, hub, capsys):
     push(run, "user/open", private=False)
     assert not hub.repos["user/open"].private
     with pytest.raises(InputError, match="user/open is there already and public"):
         push(run, "user/open")
     push(run, "open", private=False)  # one's own, no owner named
     assert len(hub.repos["user/open"].commits) == 3
+    push(run, "user/closed")
+    push(run, "user/closed", private=False)
+    assert hub.repos["user/closed"].private and "private, and stays so" in capsys.readouterr().out
 
 
 def test_edits_here_and_on_the_hub_survive(run, hub):
@@ -274,6 +277,8 @@ def test_kgl_train_pushes_once_at_its_end(finished, hub, tmp_path):
     with pytest.raises(InputError, match=r"HTTP 500.*is finished and whole; push it later with: kgl-push"):
         kgl.train.run(settings)
     assert (tmp_path / "run" / "metrics.json").exists() and len(hub.repos["user/trained"].commits) == 1
+    asked = [one for one in hub.requests if "/commit/" in one or "/create" in one]
+    assert asked == ["POST /api/repos/create", "POST /api/models/user/trained/commit/trial"]  # none by the Trainer
     hub.fail, hub.requests[:] = {}, []
     kgl.train.run(settings)  # finished before; pushed now
     assert [one for one in hub.requests if "/commit/" in one] == ["POST /api/models/user/trained/commit/trial"]
