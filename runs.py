@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -26,6 +27,29 @@ def write_json(path: Path, content: Any) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     unfinished.replace(path)
+
+
+def without_paths(content: Any) -> Any:
+    """Settings as they may be shared: of files and folders of this machine only their names."""
+    if isinstance(content, dict):
+        return {name: without_paths(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [without_paths(value) for value in content]
+    return Path(content).name if isinstance(content, str) and _is_path(content) else content
+
+
+def paths_in(content: Any) -> list[str]:
+    """The absolute paths among settings."""
+    if isinstance(content, dict):
+        return [path for value in content.values() for path in paths_in(value)]
+    if isinstance(content, list):
+        return [path for value in content for path in paths_in(value)]
+    return [content] if isinstance(content, str) and os.path.isabs(content) else []
+
+
+def _is_path(text: str) -> bool:
+    # A Hub id has a separator too, but is nothing on this disk.
+    return os.path.isabs(text) or text.startswith(("~", "./", "../")) or ("/" in text and os.path.exists(text))
 
 
 def save_whole(dataset: Dataset, folder: Path) -> None:
@@ -149,4 +173,13 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-__all__ = ["WholeCheckpoints", "claim", "lock", "last_whole_checkpoint", "save_whole", "write_json"]
+__all__ = [
+    "WholeCheckpoints",
+    "claim",
+    "last_whole_checkpoint",
+    "lock",
+    "paths_in",
+    "save_whole",
+    "without_paths",
+    "write_json",
+]

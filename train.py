@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -21,10 +22,11 @@ import transformers
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from transformers import BaseImageProcessor
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from kgl.augmentation import PairedAugmentation
 from kgl.building import ModelArguments, image_processor_of, initial_model, try_model
+from kgl.card import LicenseArguments
 from kgl.collator import DefectCollator
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
@@ -33,6 +35,7 @@ from kgl.errors import InputError
 from kgl.evaluation import Predictions, evaluate_predictions, predict, write_predictions
 from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
 from kgl.grids import grid_rows, save_grid
+from kgl.hub import check_repo_id, push, write_card
 from kgl.metrics import decision_rates, expected_calibration_error, paired_bootstrap
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.operating_point import OperatingArguments, settle, tempered
@@ -40,7 +43,7 @@ from kgl.prior import PriorArguments, add_saliency_priors, with_priors, write_sa
 from kgl.report import comparison_table, write_report
 from kgl.resized import FILE_NAME as PIXELS
 from kgl.resized import resized_pixels
-from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, write_json
+from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, without_paths, write_json
 from kgl.schema import fingerprint, without_masks
 from kgl.splits import group_folds
 from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
@@ -91,6 +94,7 @@ class Settings(NamedTuple):
     data: DataArguments
     prior: TrainPriorArguments
     operating: OperatingArguments
+    licenses: LicenseArguments
     training: KGLTrainingArguments
 
 
@@ -128,6 +132,7 @@ def run(settings: Settings) -> dict[str, Any]:
             print(f"{output_dir} holds this very run, finished.\n")
             _say_results(report, output_dir)
             _drop_intermediate(output_dir)  # a kill may have left it
+            _push_where_asked(settings)
         return report
     if training_args.process_index == 0:
         held = lock(output_dir)
@@ -185,7 +190,8 @@ def run(settings: Settings) -> dict[str, Any]:
         },
         "pictures": {name: len(split) for name, split in splits.items()},
         "oddities": [asdict(one) for one in oddities],
-        "settings": stored,
+        "settings": without_paths(stored),  # this is shared; run.json keeps them
+        "licenses": asdict(settings.licenses),
         "versions": {
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
@@ -202,11 +208,34 @@ def run(settings: Settings) -> dict[str, Any]:
         lambda pictures: _maps_of(pictures, models["plain"], image_processor, settings),
         models["guided"].config,
     )
+    shutil.copy(output_dir / "grid_test.png", output_dir / "final")  # the card shows it
+    write_card(output_dir, report)
     write_json(finished, report)
     _drop_intermediate(output_dir)
     _say_results(report, output_dir)
     held.release()
+    _push_where_asked(settings)
     return report
+
+
+def _push_where_asked(settings: Settings) -> None:
+    """The finished run to the Hub, once, with `--push_to_hub`."""
+    training_args = settings.training
+    if not training_args.push_to_hub:
+        return
+    address = push(
+        Path(training_args.output_dir),
+        _repo(training_args),
+        settings.licenses,
+        private=training_args.hub_private_repo is not False,  # None, too: nothing is public that was not meant to be
+        token=training_args.hub_token,
+        revision=training_args.hub_revision,
+    )
+    print(f"Pushed in one commit: {address}")
+
+
+def _repo(training_args: KGLTrainingArguments) -> str:
+    return training_args.hub_model_id or Path(training_args.output_dir).absolute().name
 
 
 def _drop_intermediate(output_dir: Path) -> None:
@@ -233,6 +262,10 @@ def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> N
         raise InputError("--save_only_model: a checkpoint without the optimizer's state cannot be resumed from.")
     if training_args.resume_from_checkpoint is not None:
         raise InputError("--resume_from_checkpoint: leave it out; the same --output_dir resumes by itself.")
+    if training_args.push_to_hub:
+        check_repo_id(_repo(training_args))
+        if training_args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise InputError("--hub_strategy: checkpoints are not pushed; the finished run is, once.")
     training_args.check_pooling(model_args.pooling)
     try:
         for reporter in get_reporting_integration_callbacks(training_args.report_to):
@@ -311,6 +344,7 @@ def _train_phase(
     args = copy.copy(training_args)
     args.output_dir = str(folder)
     args.save_total_limit = None  # WholeCheckpoints deletes the old ones
+    args.push_to_hub = False  # the finished run is pushed, not what the Trainer would
     args.run_name = f"{training_args.run_name or Path(training_args.output_dir).name}-{phase}"
     model = _initial_model(train, settings)
     trainer_class = KnowledgeGuidedTrainer if phase == "final" else ClassificationTrainer

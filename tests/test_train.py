@@ -388,7 +388,7 @@ def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
 
 def test_flags_go_before_the_recipe_s(tmp_path):
     path = recipe(tmp_path, data_dir="pictures", learning_rate="5e-4")
-    model_args, data_args, _, _, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
+    model_args, data_args, *_, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
     assert (data_args.fold, training_args.learning_rate, model_args.image_width) == (1, 5e-4, 48)
     with pytest.raises(InputError, match="no such recipe"):
         parse(["nowhere.yaml"])
