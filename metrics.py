@@ -145,7 +145,7 @@ def _figures(
             results[name] = float(np.mean([part for part in parts if not np.isnan(part)] or [np.nan]))
             results[f"{name}_per_class"] = parts
     if defect_free_id is not None:
-        defective, defect = labels != defect_free_id, 1 - scores[:, defect_free_id]
+        defective, defect = labels != defect_free_id, defect_scores(scores, defect_free_id)
         results |= {name if two else f"defect_{name}": value for name, value in _ranking(defective, defect).items()}
         results |= _decisions(defective, defect, false_alarm_rate)
     return results
@@ -185,6 +185,11 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     of_bin = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(of_bin, weights=confidence - right, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def defect_scores(probabilities: np.ndarray, defect_free_id: int) -> np.ndarray:
+    """`P(not defect-free)`, `(N,)`, of probabilities `(N, K)`; 1 less P(good) would lose what is small."""
+    return np.delete(probabilities, defect_free_id, axis=1).sum(axis=1)
 
 
 def decision_rates(positive: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
@@ -238,6 +243,7 @@ __all__ = [
     "DefectClassification",
     "concentration",
     "decision_rates",
+    "defect_scores",
     "expected_calibration_error",
     "paired_bootstrap",
     "pixel_average_precision",

@@ -224,7 +224,10 @@ class KGLForImageClassification(KGLPreTrainedModel):
         """
         if self.config.defect_free_id is None:
             raise ValueError("This model's config has no defect_free_label to tell defects from.")
-        score = 1 - logits.float().softmax(dim=1)[:, self.config.defect_free_id]
+        certain = torch.finfo(torch.double).eps  # as where the operating point was chosen
+        probabilities = logits.double().softmax(dim=1).clamp(certain, 1 - certain)
+        others = [index for index in range(logits.shape[1]) if index != self.config.defect_free_id]
+        score = probabilities[:, others].sum(dim=1)  # 1 less P(good) would lose what is small
         point = self.config.operating_point
         return score, score >= (0.5 if point is None else point["threshold"])
 

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from .errors import InputError
-from .metrics import expected_calibration_error
+from .metrics import defect_scores, expected_calibration_error
 
 
 @dataclass
@@ -50,7 +50,7 @@ def choose_operating_point(scores: np.ndarray, defective: np.ndarray, args: Oper
         `threshold`, `recall`, `false_alarm_rate`, how many `defective` and `good` pictures it was chosen on, and how
         (`chosen`); what a model's config stores.
     """
-    candidates = np.unique(scores)[::-1]
+    candidates = np.append(np.unique(scores), 2 - scores.max())[::-1]  # the first one calls nothing defective
     recalls = np.array([(scores[defective] >= score).mean() for score in candidates])
     alarms = np.array([(scores[~defective] >= score).mean() for score in candidates])
     if args.miss_cost is None:
@@ -75,7 +75,9 @@ def choose_operating_point(scores: np.ndarray, defective: np.ndarray, args: Oper
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
-    The temperature T at which `softmax(log p / T)` has the least cross-entropy (Guo et al. 2017), in 0.05..20.
+    The temperature T at which `softmax(log p / T)` has the least cross-entropy (Guo et al. 2017), in 1..20.
+
+    It softens only: few validation pictures that are all told apart would ask for no end of sharpening.
 
     Args:
         probabilities: `(N, K)`.
@@ -86,7 +88,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     def cross_entropy(log_temperature: float) -> float:
         return -log_softmax(logs / np.exp(log_temperature), axis=1)[rows, labels].mean()
 
-    return float(np.exp(minimize_scalar(cross_entropy, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=(0.0, np.log(20)), method="bounded").x))
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -122,7 +124,7 @@ def settle(
     if defect_free_id is not None:
         defective = labels != defect_free_id
         if defective.any() and not defective.all():
-            settled["operating_point"] = choose_operating_point(1 - calibrated[:, defect_free_id], defective, args)
+            settled["operating_point"] = choose_operating_point(defect_scores(calibrated, defect_free_id), defective, args)
     return settled
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -175,9 +176,10 @@ def _priors_of(
         pictures = [decoded(image) for image in rows["image"]]
         pixel_values = to_pixel_values(pictures, image_processor).to(model.device)
         targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
-        maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
+        with _uncalibrated(model):
+            maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
+            weights = _weights(model, pixel_values, targets, args.prior_weighting)
         maps = to_uint8(to_grid(maps, grid), rows.get("file_name"))
-        weights = _weights(model, pixel_values, targets, args.prior_weighting)
         weights[maps.max(axis=(1, 2)) == 0] = 0  # nothing spoke for the defect: that is not to say there is none
         if model.config.defect_free_id is not None:
             blank = (targets == model.config.defect_free_id).cpu().numpy()
@@ -189,6 +191,16 @@ def _priors_of(
         return {"saliency_prior": list(maps), "prior_weight": weights.tolist()}
 
     return priors_of, Features(saliency_prior=Array2D(grid, "uint8"), prior_weight=Value("float32"))
+
+
+@contextmanager
+def _uncalibrated(model: KGLForImageClassification) -> Iterator[None]:
+    """Within, at temperature 1: validation pictures, which choose it, have no say in priors."""
+    temperature, model.config.temperature = model.config.temperature, 1.0
+    try:
+        yield
+    finally:
+        model.config.temperature = temperature
 
 
 @torch.no_grad()

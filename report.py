@@ -111,7 +111,7 @@ def write_report(
     threshold = None if config.operating_point is None else config.operating_point["threshold"]
     if config.defect_free_id is not None:
         defective = labels != config.defect_free_id
-        scores = {arm: 1 - one.probabilities[:, config.defect_free_id] for arm, one in judged.items()}
+        scores = {arm: defect_scores(one.probabilities, config.defect_free_id) for arm, one in judged.items()}
         charts = [
             _precision_recall_chart(scores, defective, threshold),
             _histogram(scores["guided"], defective, threshold),
@@ -159,7 +159,7 @@ def _chosen(
     of_truth = guided.probabilities[rows, labels]
     galleries = []
     if defect_free_id is not None:
-        scores, defective = 1 - guided.probabilities[:, defect_free_id], labels != defect_free_id
+        scores, defective = defect_scores(guided.probabilities, defect_free_id), labels != defect_free_id
         called = scores >= (0.5 if threshold is None else threshold)
         missed, alarms = rows[defective & ~called], rows[~defective & called]
         galleries.append(("Missed defects", "the surest first", missed[np.argsort(scores[missed])], len(missed)))

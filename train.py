@@ -36,7 +36,7 @@ from kgl.evaluation import Predictions, evaluate_predictions, predict, write_pre
 from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
 from kgl.grids import grid_rows, save_grid
 from kgl.hub import check_repo_id, push, write_card
-from kgl.metrics import decision_rates, expected_calibration_error, paired_bootstrap
+from kgl.metrics import decision_rates, defect_scores, expected_calibration_error, paired_bootstrap
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.operating_point import OperatingArguments, settle, tempered
 from kgl.prior import PriorArguments, add_saliency_priors, with_priors, write_saliency_priors
@@ -402,7 +402,7 @@ def _judge(predictions: Predictions, test: Dataset, config: KGLConfig, settings:
     results["ece"] = expected_calibration_error(predictions.probabilities, labels)
     results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
     if config.operating_point is not None:
-        scores = 1 - predictions.probabilities[:, config.defect_free_id]
+        scores = defect_scores(predictions.probabilities, config.defect_free_id)
         results |= decision_rates(labels != config.defect_free_id, scores, config.operating_point["threshold"])
     return results
 
