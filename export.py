@@ -176,8 +176,8 @@ def pictures_in(folder: Path, count: int) -> list[np.ndarray]:
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    known = Image.registered_extensions()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known)
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
     if not found:
         raise InputError(f"{folder}: there are no pictures below it.")
     chosen = sorted({round(index) for index in np.linspace(0, len(found) - 1, count)})

@@ -60,6 +60,7 @@ def test_resize_is_pillows_to_the_grey_level():
     generator = np.random.default_rng(0)
     sizes = [tuple(int(side) for side in generator.integers(1, 100, 4)) for _ in range(60)]
     sizes += [(6 * 7, 3 * 9, 7, 9), (20, 20, 20, 20), (20, 50, 20, 33), (50, 20, 33, 20)]  # ties, and sides that stay
+    sizes += [(300, 211, 33, 17), (2, 3, 150, 90)]  # far fewer, far more
     sizes += [(50 + 2 * 9 + more, 29, 50, 20) for more in (-1, 0, 1)]  # where Pillow turns the order of its passes
     for height, width, new_height, new_width in sizes:
         picture = noise(height, width)
@@ -147,12 +148,16 @@ def test_a_graph_in_8_bits_and_its_loss(exported, tmp_path, image_folder, capsys
 
 
 def test_the_same_graph_may_be_there_but_no_other(exported, tmp_path, monkeypatch, capsys):
+    graph = (exported / "model.onnx").read_bytes()
+    monkeypatch.setattr("kgl.export.write_onnx", lambda model, image_processor, path: path.write_bytes(graph))
     monkeypatch.setattr(sys, "argv", ["kgl-export", str(exported), "--format", "onnx"])
     main()
     assert "differs from PyTorch by" in capsys.readouterr().out
     (tmp_path / "other.onnx").write_bytes(b"of another")
-    with pytest.raises(InputError, match=r"other\.onnx: it exists already and holds another graph"):
-        run(ExportArguments(model=str(exported), output=str(tmp_path / "other.onnx")))
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--output", str(tmp_path / "other.onnx")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "other.onnx: it exists already and holds another graph" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["other.onnx"]
     assert (tmp_path / "other.onnx").read_bytes() == b"of another"
 
