@@ -111,7 +111,8 @@ def write_onnx(model: KGLForImageClassification, image_processor: BaseImageProce
             )
     except torch.onnx.OnnxExporterError as error:
         backbone = model.config.backbone_config.model_type
-        raise InputError(f"A {backbone} backbone cannot be exported. {str(error).splitlines()[0]}") from error
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(f"A model with a {backbone} backbone cannot be exported: {reason}") from error
     graph = program.model_proto
     _forget_where_it_came_from(graph)
     onnx.helper.set_model_props(graph, metadata(model, image_processor))

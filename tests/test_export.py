@@ -189,7 +189,7 @@ def test_bad_settings_are_named(tmp_path):
         pictures_in(tmp_path, 3)
 
 
-def test_what_cannot_be_exported_is_said():
+def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     several = tiny_model(problem_type="multi_label_classification")
     with pytest.raises(InputError, match="multi_label_classification"):
         DeployableClassifier(several, ViTImageProcessorPil())
@@ -197,6 +197,15 @@ def test_what_cannot_be_exported_is_said():
         DeployableClassifier(tiny_model(), ViTImageProcessorPil(resample=3))
     with pytest.raises(InputError, match="does not resize bilinearly"):
         DeployableClassifier(tiny_model(), ViTImageProcessorPil(do_normalize=False))
+
+    def fail(*args, **kwargs):
+        raise torch.onnx.OnnxExporterError("Step 2/3\nNext steps: ...") from ValueError(
+            "no such view\nWhile executing"
+        )
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(InputError, match="A model with a resnet backbone cannot be exported: no such view$"):
+        write_onnx(tiny_model(), ViTImageProcessorPil(), tmp_path / "model.onnx")
 
 
 def test_a_missing_extra_is_one_sentence(exported):
