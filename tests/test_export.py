@@ -204,7 +204,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr("torch.onnx.export", fail)
-    with pytest.raises(InputError, match="A model with a resnet backbone cannot be exported: no such view$"):
+    with pytest.raises(InputError, match=r"A model with a resnet backbone cannot be exported: no such view$"):
         write_onnx(tiny_model(), ViTImageProcessorPil(), tmp_path / "model.onnx")
 
 
