@@ -124,7 +124,8 @@ def settle(
     if defect_free_id is not None:
         defective = labels != defect_free_id
         if defective.any() and not defective.all():
-            settled["operating_point"] = choose_operating_point(defect_scores(calibrated, defect_free_id), defective, args)
+            scores = defect_scores(calibrated, defect_free_id)
+            settled["operating_point"] = choose_operating_point(scores, defective, args)
     return settled
 
 

@@ -18,6 +18,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_curve
 from .configuration_kgl import KGLConfig
 from .evaluation import Predictions, enlarge
 from .grids import overlaid
+from .metrics import defect_scores
 from .schema import mask_array
 
 

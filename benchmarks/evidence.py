@@ -78,6 +78,7 @@ TASKS = {
     "magnetic_tile": _TILES,
     "magnetic_tile_defect": replace(_TILES, defect_or_not=True),
     "magnetic_tile_256": replace(_TILES, size=(256, 256)),
+    "magnetic_tile_long": replace(_TILES, steps=500),
     "neu_det": Task({"dataset": "neu_det", "data_dir": str(SHARED / "data/neu-det")}, (160, 160)),
     "kolektorsdd": Task(
         {"dataset": "kolektorsdd", "data_dir": str(SHARED / "data/kolektorsdd")}, (512, 208), batch_size=8, folds=3
