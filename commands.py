@@ -45,6 +45,9 @@ def run_command(command: str, job: Callable[[], object]) -> None:
     except InputError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as stopped:
+        print(f"\n{command}: stopped. The same command goes on from what is finished.", file=sys.stderr)
+        raise SystemExit(130) from stopped
 
 
 def _as_flags(recipe: Path) -> list[str]:

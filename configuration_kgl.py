@@ -112,6 +112,11 @@ class KGLConfig(PreTrainedConfig):
             raise ValueError(f"operating_point={self.operating_point}: it needs a `threshold` in 0..1.")
 
     @property
+    def threshold(self) -> float:
+        """From which `P(not defect-free)` on a picture counts as defective: one half without an operating point."""
+        return 0.5 if self.operating_point is None else self.operating_point["threshold"]
+
+    @property
     def defect_free_id(self) -> int | None:
         """Index of the class without defects, `None` where every class is a defect."""
         if self.defect_free_label is None:

@@ -109,8 +109,8 @@ class DataArguments:
     validation_share: float = field(
         default=0.2,
         metadata={
-            "help": "Hold so much of the training pictures out to choose the operating point on; 0 trains on all of "
-            "them and chooses none."
+            "help": "Hold so much of the training pictures out (one of equal parts) to choose the operating point "
+            "on; 0 trains on all of them and chooses none. A validation/ folder or split is used instead."
         },
     )
     train_per_class: int | None = field(
@@ -152,7 +152,7 @@ class DataArguments:
         thresholds = self.grade_thresholds or []
         if sorted(set(thresholds)) != thresholds:
             raise InputError(f"--grade_thresholds {' '.join(map(str, thresholds))}: they must ascend.")
-        if self.grade_names is not None and len(set(self.grade_names)) != len(thresholds) + 1:
+        if self.grade_names is not None and not (thresholds and len(set(self.grade_names)) == len(thresholds) + 1):
             raise InputError(
                 f"--grade_names: {len(thresholds)} thresholds make {len(thresholds) + 1} different classes."
             )
@@ -190,9 +190,12 @@ def split_pictures(pictures: DatasetDict, args: DataArguments) -> DatasetDict:
         InputError: too few independent pictures of a class.
     """
     splits, names = _held_out(pictures, args), pictures["train"].features["label"].names
-    train = few_labels(
-        splits["train"], args.train_per_class, args.train_defect_free, defect_free_label(args), args.split_seed
-    )
+    train, share = splits["train"], 0.0
+    if "validation" not in splits and args.validation_share > 0:
+        share = args.validation_share
+        train, splits["validation"] = hold_out_validation(train, share, args.split_seed)
+        splits["validation"] = _few(splits["validation"], args, share)
+    train = _few(train, args, 1 - share)
     if not args.train_on_masks:
         train = without_masks(train)
     for split_name, split in (("train", train), ("test", splits["test"])):
@@ -201,10 +204,20 @@ def split_pictures(pictures: DatasetDict, args: DataArguments) -> DatasetDict:
             raise InputError(f"The {split_name} split has no picture of {', '.join(missing)}; another --split_seed?")
     if "validation" in splits:
         splits["validation"] = splits["validation"] if args.train_on_masks else without_masks(splits["validation"])
-    elif args.validation_share > 0:
-        train, splits["validation"] = hold_out_validation(train, args.validation_share, args.split_seed)
+        kinds = {names[label] == defect_free_label(args) for label in splits["validation"]["label"][:]}
+        if defect_free_label(args) is not None and len(kinds) < 2:
+            logger.warning("No operating point can be chosen: the validation pictures are not of both kinds.")
     splits["train"] = train
     return splits
+
+
+def _few(pictures: Dataset, args: DataArguments, share: float) -> Dataset:
+    """This part's share of the budget, at least one a class: what a larger budget chooses contains it."""
+    budgets = [
+        None if budget is None else max(1, round(share * budget))
+        for budget in (args.train_per_class, args.train_defect_free)
+    ]
+    return few_labels(pictures, *budgets, defect_free_label(args), args.split_seed)
 
 
 def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]:
@@ -228,6 +241,11 @@ def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]
     split_of = np.repeat(list(splits), [len(split) for split in splits.values()])
     scan = scan_pictures(whole)
     usable = [row for row, problem in enumerate(scan.problems) if problem is None]
+    if not usable:
+        raise InputError(
+            f"{_source(args)}: none of {len(whole)} pictures can be used; the first is {whole['file_name'][0]} "
+            f"({scan.problems[0]}). Is --data_dir right?"
+        )
     oddities = scan.oddities + _bad_pictures(whole["file_name"][:], scan, args)
     if len(usable) < len(whole):
         whole, split_of = whole.select(usable), split_of[usable]
@@ -242,6 +260,8 @@ def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]
         if of_kind:
             first = "; ".join(of_kind[:3])
             logger.warning("%s, %d times, such as %s. kgl-data lists all of it.", kind, len(of_kind), first)
+    if defect_free is not None:
+        found += _contradictions(whole, [scan.marked[row] for row in usable], names.index(defect_free))
     groups = groups_with_duplicates(whole, hashes, distance)
     whole = whole.remove_columns("group").add_column("group", groups)
     parts = {name: whole.select(np.flatnonzero(split_of == name)) for name in splits}
@@ -302,6 +322,16 @@ def _bad_pictures(names: list[str], scan: Scan, args: DataArguments) -> list[Odd
         )
     logger.warning("%d pictures are left out: %s", len(bad), listed)
     return bad
+
+
+def _contradictions(pictures: Dataset, marked: list[bool | None], defect_free_id: int) -> list[Oddity]:
+    """Masks that say something else than the label."""
+    rows = zip(pictures["file_name"][:], pictures["label"][:], marked, strict=True)
+    return [
+        Oddity("mask contradicts the label", (name,), "a defect in a good picture" if mask else "no defect in it")
+        for name, label, mask in rows
+        if mask is not None and mask != (label != defect_free_id)
+    ]
 
 
 def _held_out(pictures: DatasetDict, args: DataArguments) -> DatasetDict:

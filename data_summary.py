@@ -53,7 +53,8 @@ def summary(args: DataArguments) -> dict[str, Any]:
         splits = split_pictures(pictures, args)
     except InputError as error:
         return told | {"no_split": str(error)}
-    return told | {"splits": {name: _of_split(split) for name, split in splits.items()}}
+    # Masks are left out of the training split unless it is trained on them: their number would mislead.
+    return told | {"splits": {name: _of_split(split) | {"masks": None} for name, split in splits.items()}}
 
 
 def _of_split(split: Dataset) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _counted(oddities: list[Oddity], pictures: DatasetDict) -> list[Oddity]:
     train = pictures["train"]
     counts = Counter(train["label"])
     small = [name for index, name in enumerate(train.features["label"].names) if counts[index] < 2]
-    return [*oddities, *(Oddity("class with a single picture", (name,)) for name in small)]
+    return [*oddities, *(Oddity("class of fewer than two pictures", (name,)) for name in small)]
 
 
 def told(findings: dict[str, Any], listed: int) -> str:
@@ -94,7 +95,9 @@ def told(findings: dict[str, Any], listed: int) -> str:
         lines.append(f"{title}:")
         for name, split in findings[splits].items():
             classes = ", ".join(f"{count} {label}" for label, count in split["classes"].items())
-            groups = f"{split['groups']} independent groups, {split['masks']} with a mask"
+            groups = f"{split['groups']} independent groups"
+            if split["masks"] is not None:
+                groups += f", {split['masks']} with a mask"
             lines.append(f"  {name}: {split['pictures']} pictures ({classes}); {groups}")
     if "no_split" in findings:
         lines.append(f"No split: {findings['no_split']}")
@@ -117,18 +120,19 @@ def told(findings: dict[str, Any], listed: int) -> str:
 
 
 def run(args: SummaryArguments, data_args: DataArguments) -> int:
-    """Print the summary; the number of pictures that cannot be used."""
+    """Print the summary; what keeps kgl-train from starting: pictures that cannot be used, no split."""
     findings = summary(data_args)
     print(told(findings, args.listed))
     if args.output is not None:
         write_json(Path(args.output), findings)
-    return sum(one["kind"] == "cannot be used" for one in findings["oddities"])
+    unusable = sum(one["kind"] == "cannot be used" for one in findings["oddities"])
+    return (unusable if data_args.on_bad_image == "error" else 0) + ("no_split" in findings)
 
 
 def main() -> None:
-    """The command `kgl-data`: `kgl-data FOLDER` or flags; exit code 1 where pictures cannot be used."""
+    """The command `kgl-data`: `kgl-data FOLDER` or flags; exit code 1 where kgl-train could not start."""
     arguments = sys.argv[1:]
-    if arguments and Path(arguments[0]).is_dir():
+    if arguments and not arguments[0].startswith("-") and not Path(arguments[0]).is_file():  # no recipe
         arguments = ["--data_dir", *arguments]
 
     def job() -> None:

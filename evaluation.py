@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from .collator import to_pixel_values
-from .metrics import DefectClassification, concentration, pixel_average_precision, pointing_game
+from .configuration_kgl import KGLConfig
+from .metrics import DefectClassification, concentration, defect_scores, pixel_average_precision, pointing_game
 from .modeling_kgl import KGLForImageClassification
 from .saliency import layer_cam, to_peak_one
 from .saliency.activations import undisturbed
@@ -92,21 +93,28 @@ def evaluate_predictions(
     return results
 
 
-def write_predictions(path: Path, dataset: Dataset, predictions: dict[str, Predictions]) -> None:
-    """A CSV of every picture's file name, class, and each model's probabilities, columns `MODEL: CLASS`."""
+def write_predictions(
+    path: Path, dataset: Dataset, predictions: dict[str, Predictions], configs: dict[str, KGLConfig]
+) -> None:
+    """
+    A CSV of every picture's file name and class, and what each model says of it.
+
+    Columns `MODEL: P(CLASS)` and, where a class is free of defects, `MODEL: P(defect)` and `MODEL: defective` by its
+    operating point (one half where it has none).
+    """
     names = dataset.features["label"].names
-    rows = zip(
-        dataset["file_name"],
-        dataset["label"],
-        *(one.probabilities.tolist() for one in predictions.values()),
-        strict=True,
-    )
+    columns = {"file_name": dataset["file_name"][:], "label": [names[label] for label in dataset["label"][:]]}
+    for model, one in predictions.items():
+        columns |= {f"{model}: P({name})": one.probabilities[:, index] for index, name in enumerate(names)}
+        if configs[model].defect_free_id is not None:
+            scores = defect_scores(one.probabilities, configs[model].defect_free_id)
+            columns |= {f"{model}: P(defect)": scores, f"{model}: defective": scores >= configs[model].threshold}
     unfinished = path.with_name(f"{path.name}.unfinished")
     with unfinished.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["file_name", "label", *(f"{model}: {name}" for model in predictions for name in names)])
-        for file_name, label, *of_models in rows:
-            table.writerow([file_name, names[label], *(f"{value:.6g}" for values in of_models for value in values)])
+        table.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            table.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
     unfinished.replace(path)
 
 

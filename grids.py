@@ -107,13 +107,18 @@ def draw_grid(
             elif masks[index] is not None:
                 axis.imshow(masks[index], cmap="gray", vmin=0, vmax=1)
             if heading in captions:
-                axis.set_xlabel(captions[heading][index], fontsize=8)
+                axis.set_xlabel(plain_text(captions[heading][index]), fontsize=8)
             if heading in maps:
                 heat = axis.imshow(large[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
-        axes[index][0].set_ylabel(names[row["label"]], fontsize=9)
+        axes[index][0].set_ylabel(plain_text(names[row["label"]]), fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, pad=0.02, label=scale)
     figure.savefig(path)
+
+
+def plain_text(name: str) -> str:
+    """A name as matplotlib shows it letter by letter: between two dollars it would read a formula."""
+    return name.replace("$", r"\$")
 
 
 def overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -132,4 +137,4 @@ def _padded(indices: list[int], count: int) -> list[int | None]:
     return [*indices[:count], *[None] * (count - len(indices))]
 
 
-__all__ = ["draw_grid", "grid_rows", "overlaid", "save_grid"]
+__all__ = ["draw_grid", "grid_rows", "overlaid", "plain_text", "save_grid"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from itertools import pairwise
@@ -12,9 +13,11 @@ from datasets import Dataset
 from PIL import Image as PILImage
 
 from .errors import InputError
-from .schema import defect_dataset, png
+from .schema import defect_dataset, mask_array, png
 from .surfaces import CLASSES, generate_surface
 
+
+logger = logging.getLogger(__name__)
 
 _MASKS_FOLDER = "ground_truth"
 
@@ -31,8 +34,12 @@ def read_image_folder(root: Path) -> dict[str, Dataset]:
     tested = root / "test" if train != root and (root / "test").is_dir() else None
     names, others = _class_folders(train), _class_folders(tested) if tested else []
     folders = {"train": [train], **({"test": [tested]} if tested else {})}
+    between = next((name for name in ("validation", "valid", "val") if (root / name).is_dir()), None)
+    if train != root and between is not None:
+        folders["validation"] = [root / between]
     if set(others) - set(names):
         if (root / _MASKS_FOLDER).is_dir():
+            logger.warning("%s: train/ lacks classes of test/ (MVTec's one-class data): both are one pool.", root)
             names, folders = sorted({*names, *others}), {"train": [train, tested]}
         else:
             wrong = ", ".join(sorted(set(others) - set(names)))
@@ -47,9 +54,11 @@ def read_image_folder(root: Path) -> dict[str, Dataset]:
         found = found_in[split]
         if not found:
             raise InputError(f"--data_dir {within[0]}: there is no picture in a folder of a class in it.")
-        empty = sorted(set(names) - {name for _, name in found})
+        empty = sorted(set(names) - {name for _, name in found}) if split != "validation" else []
         if empty:
-            raise InputError(f"--data_dir {within[0]}: there is no picture in {', '.join(empty)}.")
+            raise InputError(
+                f"--data_dir {within[0]}: there is no picture in {', '.join(empty)}; remove what is no class."
+            )
         datasets[split] = defect_dataset(
             images=[str(path) for path, _ in found],
             labels=[name for _, name in found],
@@ -123,6 +132,9 @@ def read_magnetic_tile(root: Path) -> dict[str, Dataset]:
     images = sorted(root.glob("MT_*/Imgs/*.jpg"))
     if not images:
         raise InputError(f"--data_dir {root}: no MT_*/Imgs/*.jpg in it, so these are not the magnetic tiles.")
+    strange = [str(path) for path in images if not re.fullmatch(r"exp\d+_num_\d+", path.stem)]
+    if strange:
+        raise InputError(f"--data_dir {root}: not called expK_num_N.jpg: {', '.join(strange)}.")
     masks = _require([path.with_suffix(".png") for path in images])
     labels = [path.parent.parent.name.removeprefix("MT_") for path in images]
     return {
@@ -208,7 +220,7 @@ def _good_or_defect(root: Path, images: list[Path], masks: list[Path], groups: l
 def _not_empty(mask: Path) -> bool:
     try:
         with PILImage.open(mask) as picture:
-            return picture.convert("L").getbbox() is not None
+            return bool(mask_array(picture, (picture.height, picture.width)).any())
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError):
         return True  # it is named with all the others when every picture is looked at
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import datasets
 import evaluate
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 
@@ -20,7 +21,8 @@ class DefectClassification(evaluate.Metric):
     - `accuracy` and `balanced_accuracy` of the likeliest class;
     - `ap` and `auroc`: with two classes of the defect class (the second, or the one that is not `defect_free_id`),
       with more the macro averages of one class against the rest, whose parts are `ap_per_class` and
-      `auroc_per_class`;
+      `auroc_per_class`; then also `macro_...` and `..._per_class` of the three figures below, each class being the
+      defect in its turn;
     - with two classes, or with `defect_free_id`, how all defects rank against the good class by `1 - P(good)`:
       `defect_ap` and `defect_auroc` (with more than two classes), `f1_max`, the best F1 of any threshold;
       `recall_at_false_alarm_rate`, the largest share of defects found where at most `false_alarm_rate` of the good
@@ -53,7 +55,9 @@ class DefectClassification(evaluate.Metric):
         seed: int = 0,
     ) -> dict[str, float | list[float]]:
         scores, labels = np.asarray(predictions), np.asarray(references)
-        if np.isin(scores, (0.0, 1.0)).all() and len(scores) > 1:
+        if len(scores) == 0:
+            raise ValueError("there are no predictions.")
+        if np.isin(scores, (0.0, 1.0)).all():
             raise ValueError("predictions are hard labels: AP and AUROC rank, so they need probabilities.")
         results = _figures(scores, labels, defect_free_id, false_alarm_rate)
         if bootstrap > 0:
@@ -139,10 +143,12 @@ def _figures(
     if two:
         defect_free_id = 0 if defect_free_id is None else defect_free_id
     else:
-        each = [_ranking(labels == index, scores[:, index]) for index in range(scores.shape[1])]
-        for name in ("ap", "auroc"):
+        one_by_one = [(labels == index, scores[:, index]) for index in range(scores.shape[1])]
+        each = [_ranking(*one) | _decisions(*one, false_alarm_rate) for one in one_by_one]
+        for name in each[0]:
             parts = [one[name] for one in each]
-            results[name] = float(np.mean([part for part in parts if not np.isnan(part)] or [np.nan]))
+            macro = float(np.mean([part for part in parts if not np.isnan(part)] or [np.nan]))
+            results[name if name in ("ap", "auroc") else f"macro_{name}"] = macro
             results[f"{name}_per_class"] = parts
     if defect_free_id is not None:
         defective, defect = labels != defect_free_id, defect_scores(scores, defect_free_id)
@@ -192,13 +198,26 @@ def defect_scores(probabilities: np.ndarray, defect_free_id: int) -> np.ndarray:
     return np.delete(probabilities, defect_free_id, axis=1).sum(axis=1)
 
 
-def decision_rates(positive: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
-    """The share of the positive pictures with `score >= threshold`, and of the others; NaN where there are none."""
+def decision_rates(positive: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float | list[float]]:
+    """The share of the positive pictures with `score >= threshold`, and of the others, each with its interval."""
     called = scores >= threshold
-    return {
-        "recall_at_operating_point": float(called[positive].mean()) if positive.any() else float("nan"),
-        "false_alarm_rate_at_operating_point": float(called[~positive].mean()) if not positive.all() else float("nan"),
-    }
+    rates: dict[str, float | list[float]] = {}
+    for name, of_kind in (("recall", called[positive]), ("false_alarm_rate", called[~positive])):
+        rates[f"{name}_at_operating_point"] = float(of_kind.mean()) if len(of_kind) else float("nan")
+        rates[f"{name}_at_operating_point_interval"] = wilson_interval(of_kind)
+    return rates
+
+
+def wilson_interval(right: np.ndarray) -> list[float]:
+    """
+    Wilson's 95 % interval of the share of True in `(N,)` bool; 0..1 where there is nothing.
+
+    A bootstrap has no width where all or none are right, however few there are.
+    """
+    if len(right) == 0:
+        return [0.0, 1.0]
+    around = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return [float(around.low), float(around.high)]
 
 
 def pixel_average_precision(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:
@@ -249,4 +268,5 @@ __all__ = [
     "pixel_average_precision",
     "pointing_game",
     "precision_and_recall",
+    "wilson_interval",
 ]

@@ -228,8 +228,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
         probabilities = logits.double().softmax(dim=1).clamp(certain, 1 - certain)
         others = [index for index in range(logits.shape[1]) if index != self.config.defect_free_id]
         score = probabilities[:, others].sum(dim=1)  # 1 less P(good) would lose what is small
-        point = self.config.operating_point
-        return score, score >= (0.5 if point is None else point["threshold"])
+        return score, score >= self.config.threshold
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As any model is saved; the pipeline `"defect-detection"` goes along with the code."""

@@ -17,8 +17,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_curve
 
 from .configuration_kgl import KGLConfig
 from .evaluation import Predictions, enlarge
-from .grids import overlaid
+from .grids import overlaid, plain_text
 from .metrics import defect_scores
+from .scan import Oddity
 from .schema import mask_array
 
 
@@ -45,8 +46,8 @@ _ROWS = {
     "false_alarm_rate_at_zero_missed": "False alarms where no defect is missed",
     "recall_at_operating_point": "Defects found at the operating point",
     "false_alarm_rate_at_operating_point": "False alarms at the operating point",
-    "ece_uncalibrated": "Calibration error, before",
-    "ece": "Calibration error, after temperature scaling",
+    "ece_uncalibrated": "Calibration error before temperature scaling",
+    "ece": "Calibration error",
     "map_ap": "Class map's pixel AP",
     "saliency_ap": "Heat map's (H) pixel AP",
     "saliency_pointing": "Heat map's peak lies on the defect",
@@ -108,16 +109,17 @@ def write_report(
     """
     names = test.features["label"].names
     labels = np.asarray(test["label"])
-    charts = [_loss_chart(logs)]
-    threshold = None if config.operating_point is None else config.operating_point["threshold"]
+    charts = [_loss_chart(logs)] if any("loss" in one for log in logs.values() for one in log) else []
+    decisions = None
     if config.defect_free_id is not None:
         defective = labels != config.defect_free_id
         scores = {arm: defect_scores(one.probabilities, config.defect_free_id) for arm, one in judged.items()}
         charts = [
-            _precision_recall_chart(scores, defective, threshold),
-            _histogram(scores["guided"], defective, threshold),
+            _precision_recall_chart(scores, defective, config.threshold),
+            _histogram(scores["guided"], defective, config.threshold),
             *charts,
         ]
+        decisions = confusion_matrix(defective, scores["guided"] >= config.threshold, labels=(False, True)).tolist()
     else:
         charts = [_class_chart(judged["guided"].probabilities, labels, names), *charts]
     said = judged["guided"].probabilities.argmax(axis=1)
@@ -131,10 +133,13 @@ def write_report(
         names=names,
         confusion=confusion_matrix(labels, said, labels=range(len(names))).tolist(),
         point=config.operating_point,
+        threshold=config.threshold,
+        decisions=decisions,
+        without_defect=config.defect_free_label,
         temperature=config.temperature,
         galleries=[
-            {"title": title, "note": note, "cases": _cases(test, judged, rows, priors_of), "of": total}
-            for title, note, rows, total in _chosen(labels, judged["guided"], threshold, config.defect_free_id)
+            {"title": title, "note": note, "cases": _cases(test, judged, rows, priors_of, config), "of": total}
+            for title, note, rows, total in _chosen(labels, judged["guided"], config)
         ],
         oddities=_by_kind(report["oddities"]),
     )
@@ -153,15 +158,15 @@ def _told(value: float | None, interval: list[float] | None, name: str, sign: st
 
 
 def _chosen(
-    labels: np.ndarray, guided: Predictions, threshold: float | None, defect_free_id: int | None, count: int = 8
+    labels: np.ndarray, guided: Predictions, config: KGLConfig, count: int = 8
 ) -> list[tuple[str, str, np.ndarray, int]]:
     """Galleries: title, note, the rows shown, and how many there are."""
     rows = np.arange(len(labels))
     of_truth = guided.probabilities[rows, labels]
     galleries = []
-    if defect_free_id is not None:
-        scores, defective = defect_scores(guided.probabilities, defect_free_id), labels != defect_free_id
-        called = scores >= (0.5 if threshold is None else threshold)
+    if config.defect_free_id is not None:
+        scores = defect_scores(guided.probabilities, config.defect_free_id)
+        defective, called = labels != config.defect_free_id, scores >= config.threshold
         missed, alarms = rows[defective & ~called], rows[~defective & called]
         galleries.append(("Missed defects", "the surest first", missed[np.argsort(scores[missed])], len(missed)))
         galleries.append(("False alarms", "the surest first", alarms[np.argsort(-scores[alarms])], len(alarms)))
@@ -172,13 +177,17 @@ def _chosen(
 
 
 def _cases(
-    test: Dataset, judged: dict[str, Predictions], rows: np.ndarray, priors_of: Callable[[Dataset], np.ndarray]
+    test: Dataset,
+    judged: dict[str, Predictions],
+    rows: np.ndarray,
+    priors_of: Callable[[Dataset], np.ndarray],
+    config: KGLConfig,
 ) -> list[dict[str, Any]]:
     if len(rows) == 0:
         return []
     pictures, names = test.select(rows), test.features["label"].names
     maps = {
-        "prior it would have had": priors_of(pictures),
+        "its prior, were it trained on": priors_of(pictures),
         "plain: class map": judged["plain"].class_map[rows],
         "guided: class map": judged["guided"].class_map[rows],
         "guided: heat map H": judged["guided"].saliency[rows],
@@ -196,13 +205,16 @@ def _cases(
         mask = mask_array(row["mask"], size)
         if mask is not None:
             tiles.append({"title": "true mask", "src": _jpeg(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))})
-        said = [f"{arm}: {_answer(one.probabilities[at], names)}" for arm, one in judged.items()]
+        said = [f"{arm} says {_answer(one.probabilities[at], names, config)}" for arm, one in judged.items()]
         cases.append({"file": row["file_name"], "label": names[row["label"]], "said": said, "tiles": tiles})
     return cases
 
 
-def _answer(probabilities: np.ndarray, names: list[str]) -> str:
-    return f"{names[probabilities.argmax()]} {probabilities.max():.2f}"
+def _answer(probabilities: np.ndarray, names: list[str], config: KGLConfig) -> str:
+    answer = f"{names[probabilities.argmax()]} {probabilities.max():.2f}"
+    if config.defect_free_id is None:
+        return answer
+    return f"{answer}, P(defect) {defect_scores(probabilities[None], config.defect_free_id)[0]:.3g}"
 
 
 def _jpeg(pixels: np.ndarray) -> str:
@@ -225,32 +237,28 @@ def _chart(title: str, alt: str, draw: Callable[[Any], None]) -> dict[str, str]:
     return {"title": title, "alt": alt, "src": _data_uri("svg+xml", buffer.getvalue())}
 
 
-def _precision_recall_chart(
-    scores: dict[str, np.ndarray], defective: np.ndarray, threshold: float | None
-) -> dict[str, str]:
+def _precision_recall_chart(scores: dict[str, np.ndarray], defective: np.ndarray, threshold: float) -> dict[str, str]:
     def draw(axes: Any) -> None:
         for arm, of_arm in scores.items():
             precision, recall, _ = precision_recall_curve(defective, of_arm)
             axes.step(recall, precision, where="post", label=arm, color=_COLOURS[arm])
-        if threshold is not None:
-            called = scores["guided"] >= threshold
-            if called.any():
-                at = called[defective].mean(), defective[called].mean()
-                axes.plot(*at, "o", color="black", label="operating point")
+        called = scores["guided"] >= threshold
+        if called.any() and defective.any():
+            at = called[defective].mean(), defective[called].mean()
+            axes.plot(*at, "o", color="black", label="threshold")
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
         axes.legend(fontsize=8, loc="lower left")
 
     return _chart("Precision and recall of defects", "Precision-recall curves of both classifiers", draw)
 
 
-def _histogram(scores: np.ndarray, defective: np.ndarray, threshold: float | None) -> dict[str, str]:
+def _histogram(scores: np.ndarray, defective: np.ndarray, threshold: float) -> dict[str, str]:
     def draw(axes: Any) -> None:
         bins = np.linspace(0, 1, 26)
         axes.hist(scores[~defective], bins, alpha=0.7, color="#3b82a0", label="good")
         axes.hist(scores[defective], bins, alpha=0.7, color="#c2410c", label="defective")
-        axes.set(xlabel="P(defect), guided", ylabel="pictures", yscale="symlog")
-        if threshold is not None:
-            axes.axvline(threshold, color="black", linestyle="--", label="operating point")
+        axes.set(xlabel="P(defect), guided", ylabel="pictures")
+        axes.axvline(threshold, color="black", linestyle="--", label="threshold")
         axes.legend(fontsize=8)
 
     return _chart("Scores of held-out pictures", "Histogram of defect scores with the operating point", draw)
@@ -261,7 +269,7 @@ def _class_chart(probabilities: np.ndarray, labels: np.ndarray, names: list[str]
         for index, name in enumerate(names):
             if (labels == index).any():
                 precision, recall, _ = precision_recall_curve(labels == index, probabilities[:, index])
-                axes.step(recall, precision, where="post", label=name)
+                axes.step(recall, precision, where="post", label=plain_text(name))
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
         axes.legend(fontsize=8, loc="lower left")
 
@@ -290,8 +298,7 @@ def _loss_chart(logs: dict[str, list[dict[str, float]]]) -> dict[str, str]:
 def _by_kind(oddities: list[dict[str, Any]]) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {}
     for one in oddities:
-        told = ", ".join(one["files"]) + (f" ({one['note']})" if one["note"] else "")
-        kinds.setdefault(one["kind"], []).append(told)
+        kinds.setdefault(one["kind"], []).append(str(Oddity(**one)))
     return kinds
 
 

@@ -16,7 +16,7 @@ from .errors import InputError
 from .schema import decoded, undecoded
 
 
-FILE_NAME = "pixels.arrow"
+FOLDER = "pixels"
 
 
 def resized_pixels(dataset: Dataset, image_processor: BaseImageProcessor, folder: Path) -> Dataset:
@@ -26,12 +26,12 @@ def resized_pixels(dataset: Dataset, image_processor: BaseImageProcessor, folder
     Args:
         dataset: has an `image` column.
         image_processor: resizes; [`raw_pictures`] gives what it gives before normalisation.
-        folder: where the Arrow file is kept; one that is there is used.
+        folder: gets a folder `pixels`; an Arrow file that is in it is used.
 
     Raises:
         InputError: there is no room for it.
     """
-    file = folder / FILE_NAME
+    file = folder / FOLDER / "pictures.arrow"
     height, width = image_processor.size["height"], image_processor.size["width"]
     if not file.exists():
         needed, free = len(dataset) * 3 * height * width, shutil.disk_usage(folder).free
@@ -40,6 +40,8 @@ def resized_pixels(dataset: Dataset, image_processor: BaseImageProcessor, folder
                 f"{folder}: the resized pictures take {needed / 2**30:.1f} GiB and there are {free / 2**30:.1f}; make "
                 "room, or decode them in every epoch by --decode_once false."
             )
+
+    file.parent.mkdir(exist_ok=True)
 
     def resize(rows: dict[str, list[Any]]) -> dict[str, list[bytes]]:
         images = [load_image(decoded(image)) for image in rows["image"]]
@@ -66,4 +68,4 @@ def raw_pictures(pixels: list[bytes], image_processor: BaseImageProcessor) -> to
     return torch.from_numpy(values[stored])
 
 
-__all__ = ["FILE_NAME", "raw_pictures", "resized_pixels"]
+__all__ = ["FOLDER", "raw_pictures", "resized_pixels"]

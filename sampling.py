@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class SampledEpochs(TrainerCallback):
+    """
+    Tells a sampler of every epoch at its start.
+
+    What accelerate wraps around it tells it too, but not in a resumed epoch of several processes.
+    """
+
+    def __init__(self, sampler: BalancedSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer; a resumed epoch is the one it was stopped in."""
+        self._sampler.set_epoch(int(state.epoch))
 
 
 class BalancedSampler(Sampler[int]):
@@ -21,7 +40,7 @@ class BalancedSampler(Sampler[int]):
         self._size, self._seed, self._epoch = len(labels), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate at the start of every epoch."""
+        """Draw another order from now on."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -39,4 +58,4 @@ class BalancedSampler(Sampler[int]):
         yield from generator.permutation(np.concatenate(drawn)).tolist()
 
 
-__all__ = ["BalancedSampler"]
+__all__ = ["BalancedSampler", "SampledEpochs"]

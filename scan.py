@@ -16,7 +16,7 @@ from PIL import ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from .duplicates import merged_groups, near_duplicates, perceptual_hash
-from .schema import content, undecoded
+from .schema import content, mask_array, undecoded
 
 
 LEAST_SIDE = 8
@@ -42,7 +42,8 @@ class Scan:
     """
     What pictures are, one entry a row: `problems` is None where a row can be used and says why it cannot otherwise.
 
-    `hashes` is `(N, 4)` uint64, `sizes` `(width, height)` upright, `modes` Pillow's.
+    `hashes` is `(N, 4)` uint64, `sizes` `(width, height)` upright, `modes` Pillow's, `marked` whether a row's mask
+    shows a defect, None where it has none.
     """
 
     problems: list[str | None]
@@ -50,39 +51,46 @@ class Scan:
     hashes: np.ndarray
     sizes: list[tuple[int, int]]
     modes: list[str]
+    marked: list[bool | None]
     oddities: list[Oddity]
 
 
 def scan_pictures(pictures: Dataset) -> Scan:
     """Decode every picture and mask once, one at a time; nothing is raised for a bad one."""
-    problems, digests, sizes, modes, oddities = [], [], [], [], []
+    problems, digests, sizes, modes, markings, oddities = [], [], [], [], [], []
     hashes = np.zeros((len(pictures), 4), dtype=np.uint64)
     rows = undecoded(pictures.select_columns(["image", "mask", "file_name"]))
     for index, row in enumerate(tqdm(rows, "Looking at every picture", disable=len(rows) < _FEW)):
-        name, raw, picture, turned, problem = row["file_name"], b"", None, False, None
+        name, raw, picture, turned, problem, marked = row["file_name"], b"", None, False, None, None
         try:
+            if row["image"] is None:
+                raise ValueError("no picture")
             raw = content(row["image"])
             picture, turned = _opened(raw)
-        except _UNREADABLE as error:
+            _check_usable(picture)
+            grey = picture if picture.mode == "L" else picture.convert("RGB").convert("L")
+            hashes[index] = perceptual_hash(grey)
+        except Exception as error:  # whatever Pillow's many decoders raise for a damaged file
             problem = _said(error)
-        if picture is not None:
-            problem = _unusable(picture)
-            hashes[index] = perceptual_hash(picture.convert("L")) if problem is None else 0
-            oddities += [Oddity(kind, (name,), note) for kind, note in _peculiar(picture, turned)]
+        else:
+            oddities += [Oddity(kind, (name,), note) for kind, note in _peculiar(picture, grey, turned)]
         if problem is None and row["mask"] is not None:
             try:
-                mask, _ = _opened(content(row["mask"]))
-                if mask.size != picture.size and turned:
-                    problem = f"turned by its EXIF tag, and its mask is not: {mask.size} against {picture.size}"
+                mask, mask_turned = _opened(content(row["mask"]))
+                marked = bool(mask_array(mask, (mask.height, mask.width)).any())
+            except Exception as error:  # as above
+                problem = f"its mask: {_said(error)}"
+            else:
+                if turned != mask_turned:
+                    problem = "the picture or its mask is turned by an EXIF tag, and the other one is not"
                 elif mask.size != picture.size:
                     oddities.append(Oddity("mask of another size", (name,), f"{mask.size} against {picture.size}"))
-            except _UNREADABLE as error:
-                problem = f"its mask: {_said(error)}"
+        markings.append(marked)
         problems.append(problem)
         digests.append(hashlib.sha1(raw).hexdigest())
         sizes.append(picture.size if picture is not None else (0, 0))
         modes.append(picture.mode if picture is not None else "")
-    return Scan(problems, digests, hashes, sizes, modes, oddities)
+    return Scan(problems, digests, hashes, sizes, modes, markings, oddities)
 
 
 def find_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int, splits: list[str]) -> list[Oddity]:
@@ -119,6 +127,10 @@ def find_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int, splits
                     rows,
                     f"{kind} pictures in " + " and ".join(sorted({splits[r] for r in rows})),
                 )
+    for rows in _shared(groups):
+        straddled = sorted({splits[row] for row in rows})
+        if len(straddled) > 1:
+            note("published split leaks", rows, f"one group in {' and '.join(straddled)}")
     return found
 
 
@@ -136,15 +148,10 @@ def load_picture(path: Path) -> PILImage.Image:
     """
     try:
         picture, _ = _opened(path.read_bytes())
-        problem = _unusable(picture)
-        if problem is None:
-            return picture.convert("RGB")
-    except _UNREADABLE as error:
-        problem = _said(error)
-    raise ValueError(problem)
-
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
+        _check_usable(picture)
+        return picture.convert("RGB")
+    except Exception as error:  # whatever Pillow's many decoders raise for a damaged file
+        raise ValueError(_said(error)) from error
 
 
 def _opened(raw: bytes) -> tuple[PILImage.Image, bool]:
@@ -155,10 +162,12 @@ def _opened(raw: bytes) -> tuple[PILImage.Image, bool]:
         warnings.simplefilter("error", PILImage.DecompressionBombWarning)
         try:
             with PILImage.open(io.BytesIO(raw)) as picture:
+                if any(";16" in str(tile) for tile in picture.tile):  # colours, of which Pillow drops the lower half
+                    raise ValueError("16 bits a channel: convert it to 8")
                 picture.load()
-                if picture.getexif().get(_EXIF_ORIENTATION, 1) == 1:
-                    return picture, False
-                return ImageOps.exif_transpose(picture), True
+                if picture.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
+                    return ImageOps.exif_transpose(picture), True
+                return picture, False
         except PILImage.DecompressionBombWarning as error:
             raise ValueError(str(error)) from error
 
@@ -169,20 +178,19 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _unusable(picture: PILImage.Image) -> str | None:
+def _check_usable(picture: PILImage.Image) -> None:
     if picture.mode.startswith(("I", "F")):
-        return f"mode {picture.mode}: convert it to 8 bits a channel"
+        raise ValueError(f"mode {picture.mode}: convert it to 8 bits a channel")
     if min(picture.size) < LEAST_SIDE:
-        return f"{picture.width} x {picture.height} pixels: nothing to see below {LEAST_SIDE}"
-    return None
+        raise ValueError(f"{picture.width} x {picture.height} pixels: nothing to see below {LEAST_SIDE}")
 
 
-def _peculiar(picture: PILImage.Image, turned: bool) -> Iterable[tuple[str, str]]:
+def _peculiar(picture: PILImage.Image, grey: PILImage.Image, turned: bool) -> Iterable[tuple[str, str]]:
     if picture.mode not in ("L", "RGB", "1"):
         yield "converted to RGB", picture.mode
     if turned:
         yield "turned upright by its EXIF tag", ""
-    low, high = picture.convert("L").getextrema()
+    low, high = grey.getextrema()
     if low == high:
         yield "one grey value only", str(low)
 

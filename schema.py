@@ -13,6 +13,8 @@ from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
 from torch.nn import functional as F
 
+from .errors import InputError
+
 
 def defect_dataset(
     *,
@@ -33,7 +35,13 @@ def defect_dataset(
         file_names: what each picture is called in messages; unique.
         masks: paths, encoded pictures or None; none where left out.
         groups: what never straddles a split; each picture by itself where left out.
+
+    Raises:
+        InputError: a file's name is no text.
     """
+    unspeakable = [ascii(name) for name in file_names if not _is_text(name)]
+    if unspeakable:
+        raise InputError(f"Names of files that are no UTF-8, rename them: {', '.join(unspeakable)}.")
     features = Features(
         image=Image(), label=ClassLabel(names=names), mask=Image(), group=Value("string"), file_name=Value("string")
     )
@@ -109,17 +117,29 @@ def without_masks(pictures: Dataset) -> Dataset:
 
 
 def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray | None:
-    """A mask as `(H, W)` bool at `size = (H, W)`, or None; masks stored as grey count from half-way up."""
+    """
+    A mask as `(H, W)` bool at `size = (H, W)`, or None.
+
+    Grey masks count from half-way up, as JPEG's need; those of small numbers (0 and 1, or a class a number) and of a
+    palette count where they are not 0.
+    """
     if mask is None:
         return None
     height, width = size
-    return np.asarray(mask.convert("L").resize((width, height), PILImage.Resampling.BOX)) > 127
+    values = np.asarray(mask if mask.mode in ("1", "L", "P") else mask.convert("L"))
+    numbered = mask.mode in ("1", "P") or values.max(initial=0) < 16
+    marked = PILImage.fromarray((values > (0 if numbered else 127)).astype(np.uint8) * 255)
+    return np.asarray(marked.resize((width, height), PILImage.Resampling.BOX)) > 127
 
 
 def mask_on_grid(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Masks `(N, H, W)` bool on a coarser grid, `(N, h, w)` bool: a cell is defect where any of its pixels is."""
     pixels = torch.from_numpy(masks).float().unsqueeze(1)
     return F.adaptive_max_pool2d(pixels, tuple(grid))[:, 0].numpy() > 0
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # how Python keeps bytes that are none
 
 
 def _digest(encoded: dict[str, Any]) -> str:

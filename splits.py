@@ -38,7 +38,7 @@ def groups_of_classes(pictures: Dataset) -> dict[str, int]:
 
 def hold_out_validation(pictures: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """
-    `(train, validation)`: about `share` of the pictures held out, stratified by class, groups whole.
+    `(train, validation)`: one of about `1 / share` equal parts held out, stratified by class, groups whole.
 
     A class with too few groups to be in both stays in training.
 
@@ -52,9 +52,11 @@ def hold_out_validation(pictures: Dataset, share: float, seed: int) -> tuple[Dat
         return pictures, pictures.select([])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        train, held_out = _folds(pictures, parts, seed)[0]
+        folds = _folds(pictures, parts, seed)
     labels = np.asarray(pictures["label"][:])
     groups = np.asarray(pictures["group"][:])
+    # The first of those that show the most classes: rare ones are in few.
+    train, held_out = max(folds, key=lambda fold: len(np.unique(labels[fold[1]])))
     alone = set(np.unique(labels)) - set(labels[train])
     back = np.isin(groups[held_out], groups[held_out][np.isin(labels[held_out], list(alone))])
     train = np.sort(np.concatenate([train, held_out[back]]))

@@ -45,11 +45,15 @@ def read_table(path: Path, root: Path, columns: Columns) -> dict[str, Dataset]:
         raise InputError(f"--data_file {path}: it must end in {', '.join(_FORMATS)}.")
     if not path.is_file():
         raise InputError(f"--data_file {path}: there is no such file.")
+    where = f"--data_file {path}"
+    if path.stat().st_size == 0:
+        raise InputError(f"{where}: it has no rows.")
     try:
-        table = load_dataset(_FORMATS[path.suffix.lower()], data_files=str(path), split="train")
+        # "NA" and "None" are names like any other; only an empty cell is empty.
+        reading = {"keep_default_na": False, "na_values": [""]} if path.suffix.lower() == ".csv" else {}
+        table = load_dataset(_FORMATS[path.suffix.lower()], data_files=str(path), split="train", **reading)
     except (DatasetGenerationError, ValueError) as error:
         raise InputError(f"--data_file {path}: it cannot be read. {_cause(error)}") from error
-    where = f"--data_file {path}"
     _require_columns(table, columns, where)
     if not len(table):
         raise InputError(f"{where}: it has no rows.")
@@ -64,13 +68,14 @@ def read_table(path: Path, root: Path, columns: Columns) -> dict[str, Dataset]:
             for row, value in enumerate(table[columns.mask])
         ]
     labels, names = _class_names(table, columns, where)
+    file_names = [str(file.relative_to(root.resolve())) for file in files]
     whole = defect_dataset(
         images=[str(file) for file in files],
         labels=labels,
         names=names,
         masks=masks,
-        groups=None if columns.group is None else [f"{value}" for value in table[columns.group]],
-        file_names=[str(file.relative_to(root.resolve())) for file in files],
+        groups=_groups(table, columns, file_names),
+        file_names=file_names,
     )
     return _parted(whole, None if columns.split is None else table[columns.split], where)
 
@@ -114,13 +119,13 @@ def _from_hub(table: Dataset, split: str, columns: Columns, names: list[str], wh
     if unknown:
         raise InputError(f"{where}: split {split} has {', '.join(unknown)}, which train has not.")
     kept = {columns.image: "image"} | ({columns.mask: "mask"} if columns.mask else {})
-    groups = None if columns.group is None else [f"{value}" for value in table[columns.group]]
+    grouping = table
     table = undecoded(table.select_columns(list(kept)).rename_columns(kept))
     file_names = [f"{split}/{row}" for row in range(len(table))]
     paths = [image["path"] for image in table["image"]]
     file_names = [f"{at}-{Path(path).name}" if path else at for at, path in zip(file_names, paths, strict=True)]
     dataset = table.cast_column("image", Image()).add_column("file_name", file_names)
-    dataset = dataset.add_column("group", file_names if groups is None else groups)
+    dataset = dataset.add_column("group", _groups(grouping, columns, file_names))
     indices = [names.index(label) for label in labels]
     dataset = dataset.add_column("label", indices).cast_column("label", ClassLabel(names=names))
     if columns.mask is None:
@@ -130,15 +135,30 @@ def _from_hub(table: Dataset, split: str, columns: Columns, names: list[str], wh
     return dataset.select_columns(["image", "label", "mask", "group", "file_name"])
 
 
+def _groups(table: Dataset, columns: Columns, file_names: list[str]) -> list[str]:
+    """Each row's group; a row without one is by itself."""
+    if columns.group is None:
+        return file_names
+    values = zip(table[columns.group], file_names, strict=True)
+    return [name if value is None or value == "" else str(value) for value, name in values]
+
+
 def _parted(whole: Dataset, splits: Sequence[Any] | None, where: str) -> dict[str, Dataset]:
     if splits is None:
         return {"train": whole}
     there = sorted({str(split) for split in splits})
-    if "train" not in there or len(there) > 2:
-        raise InputError(f"{where}: the split column must say train and one other word, it says {', '.join(there)}.")
+    between = [name for name in there if name in _VALIDATION]
+    tested = [name for name in there if name not in ("train", *between)]
+    if not tested and between:  # judged on what there is
+        tested, between = between, []
+    if "train" not in there or len(tested) != 1 or len(between) > 1:
+        told = ", ".join(there)
+        raise InputError(f"{where}: the split column must say train, test and maybe validation; it says {told}.")
+    called = {"train": ["train"], "validation": between, "test": tested}
     return {
-        "train" if name == "train" else "test": whole.select([at for at, one in enumerate(splits) if str(one) == name])
-        for name in sorted(there, key=lambda name: name != "train")
+        name: whole.select([at for at, one in enumerate(splits) if str(one) == words[0]])
+        for name, words in called.items()
+        if words
     }
 
 
@@ -160,7 +180,7 @@ def _require_columns(table: Dataset, columns: Columns, where: str) -> None:
 def _class_names(table: Dataset, columns: Columns, where: str) -> tuple[list[str], list[str]]:
     """The class of every row, and all classes: numeric ones in their order, others by the alphabet."""
     feature, values = table.features[columns.label], table[columns.label]
-    missing = [str(row + 1) for row, value in enumerate(values) if value is None or value == ""]
+    missing = [str(row + 1) for row, value in enumerate(values) if value in (None, "") or value != value]
     if missing:
         raise InputError(
             f"{where}: no {columns.label!r} in row {', '.join(missing[:20])}{' ...' * (len(missing) > 20)}."
@@ -168,9 +188,12 @@ def _class_names(table: Dataset, columns: Columns, where: str) -> tuple[list[str
     if columns.thresholds:
         return _graded(values, columns, where)
     if isinstance(feature, ClassLabel):
+        unlabelled = [str(row + 1) for row, value in enumerate(values) if not 0 <= value < len(feature.names)]
+        if unlabelled:
+            raise InputError(f"{where}: no class in row {', '.join(unlabelled[:20])}; choose a split that has labels.")
         return [feature.names[value] for value in values], list(feature.names)
     if isinstance(feature, Value) and feature.dtype.startswith("float"):
-        if any(value != int(value) for value in values):
+        if any(not float(value).is_integer() for value in values):
             raise InputError(
                 f"{where}: {columns.label!r} holds grades such as {values[0]}: part them by --grade_thresholds."
             )

@@ -36,12 +36,12 @@ from kgl.evaluation import Predictions, evaluate_predictions, predict, write_pre
 from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
 from kgl.grids import grid_rows, save_grid
 from kgl.hub import check_repo_id, push, write_card
-from kgl.metrics import decision_rates, defect_scores, expected_calibration_error, paired_bootstrap
+from kgl.metrics import decision_rates, defect_scores, expected_calibration_error, paired_bootstrap, wilson_interval
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.operating_point import OperatingArguments, settle, tempered
 from kgl.prior import PriorArguments, add_saliency_priors, with_priors, write_saliency_priors
 from kgl.report import comparison_table, write_report
-from kgl.resized import FILE_NAME as PIXELS
+from kgl.resized import FOLDER as PIXELS
 from kgl.resized import resized_pixels
 from kgl.runs import WholeCheckpoints, claim, last_whole_checkpoint, lock, save_whole, without_paths, write_json
 from kgl.schema import fingerprint, without_masks
@@ -175,7 +175,8 @@ def run(settings: Settings) -> dict[str, Any]:
         models["guided"].config.defect_free_id, BOOTSTRAP,
     )  # fmt: skip
     report = {
-        "results": {arm: results[arm] | of_arm for arm, of_arm in zip(results, intervals, strict=True)},
+        # Those of counted rates are Wilson's, and stay.
+        "results": {arm: of_arm | results[arm] for arm, of_arm in zip(results, intervals, strict=True)},
         "differences": differences,
         "validation": {
             arm: json.loads((output_dir / phase / "phase.json").read_text())["validation"]
@@ -198,7 +199,8 @@ def run(settings: Settings) -> dict[str, Any]:
         },
     }  # fmt: skip
     _draw(output_dir, splits["test"], train, models, image_processor, settings)
-    write_predictions(output_dir / "predictions.csv", splits["test"], judged)
+    configs = {arm: model.config for arm, model in models.items()}
+    write_predictions(output_dir / "predictions.csv", splits["test"], judged, configs)
     write_report(
         output_dir / "report.html",
         report,
@@ -240,8 +242,10 @@ def _repo(training_args: KGLTrainingArguments) -> str:
 
 def _drop_intermediate(output_dir: Path) -> None:
     """Resized pictures and what frozen stages gave are large, and of no use once both phases are done."""
-    for path in [*output_dir.glob("frozen_features.npy*"), *output_dir.glob(f"{PIXELS}*")]:
+    for path in output_dir.glob("frozen_features.npy*"):
         path.unlink()
+    if (output_dir / PIXELS).exists():
+        shutil.rmtree(output_dir / PIXELS)
 
 
 def _check(model_args: ModelArguments, training_args: KGLTrainingArguments) -> None:
@@ -397,10 +401,12 @@ def _judge(predictions: Predictions, test: Dataset, config: KGLConfig, settings:
     """A model's figures on the test pictures."""
     size = (settings.model.image_height, settings.model.image_width)
     results = evaluate_predictions(predictions, test, config.defect_free_id, size)
-    labels = np.asarray(test["label"])
-    uncalibrated = tempered(predictions.probabilities, 1 / config.temperature)
+    labels = np.asarray(test["label"][:])
+    results["accuracy_interval"] = wilson_interval(predictions.probabilities.argmax(axis=1) == labels)
     results["ece"] = expected_calibration_error(predictions.probabilities, labels)
-    results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
+    if config.temperature != 1:
+        uncalibrated = tempered(predictions.probabilities, 1 / config.temperature)
+        results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
     if config.operating_point is not None:
         scores = defect_scores(predictions.probabilities, config.defect_free_id)
         results |= decision_rates(labels != config.defect_free_id, scores, config.operating_point["threshold"])

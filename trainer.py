@@ -32,7 +32,7 @@ from .losses import (
 )
 from .modeling_kgl import KGLImageClassifierOutput
 from .saliency import layer_cam
-from .sampling import BalancedSampler
+from .sampling import BalancedSampler, SampledEpochs
 
 
 @dataclass
@@ -162,7 +162,9 @@ class ClassificationTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return BalancedSampler(rows["label"], seed)
+        sampler = BalancedSampler(rows["label"][:], seed)
+        self.add_callback(SampledEpochs(sampler))
+        return sampler
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
         """The Trainer's, of pictures as they are."""

@@ -116,7 +116,8 @@ def test_unreadable_pictures_are_all_named(image_folder):
     args = DataArguments(data_dir=str(image_folder), validation_share=0)
     named = [
         r"7 pictures cannot be used: good/3\.png \(not a picture\), good/bomb\.png \(Image size",
-        r"scratch/1\.png \(.*truncated.*\), scratch/deep\.png \(mode I.*\), scratch/dot\.png \(1 x 1 pixels",
+        r"scratch/1\.png \(.*truncated.*\), scratch/deep\.png \(16 bits a channel.*\)",
+        r"scratch/dot\.png \(1 x 1 pixels",
         r"scratch/empty\.png \(empty file\), scratch/gone\.png \(.*No such file",
     ]
     with pytest.raises(InputError, match=".*".join(named)):
@@ -144,6 +145,39 @@ def test_odd_pictures_that_can_be_used(image_folder):
         ("converted to RGB", ("good/alpha.png",), "RGBA"),
         ("near-duplicates", ("good/0.png", "good/cmyk.jpg"), ""),
     }
+
+
+def test_nothing_that_can_be_used(image_folder):
+    for path in image_folder.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"none of 18 pictures can be used; the first is good/0\.png \(not a picture"):
+        load_defect_dataset(DataArguments(data_dir=str(image_folder), on_bad_image="skip"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_budgets_nest_in_training_and_in_validation(seed):
+    def names(budget):
+        args = DataArguments(
+            "surfaces",
+            num_surfaces=240,
+            surface_size=32,
+            split_seed=0,
+            train_per_class=budget,
+            train_defect_free=3 * budget,
+        )
+        splits = load_defect_dataset(args)
+        assert labels_of(splits["train"])["pit"] + labels_of(splits["validation"])["pit"] == budget
+        return [set(splits[name]["file_name"]) for name in ("train", "validation")]
+
+    (small, small_held), (large, large_held) = names(5 + seed), names(15)
+    assert small < large and small_held < large_held and not large & large_held
+
+
+def test_a_validation_folder_is_used_as_it_is(image_folder, tmp_path):
+    for split in ("train", "val", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split"), defect_free_label="good"))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 18, "validation": 18, "test": 18}
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def test_a_folder_that_cannot_be_split_is_told_of(image_folder, monkeypatch, cap
     for index in range(1, 6):
         (image_folder / "scratch" / f"{index}.png").unlink()
     code, out = run(monkeypatch, capsys, "--data_dir", image_folder)
-    assert code == 0
+    assert code == 1
     assert "No split: --num_folds 3: too few independent pictures of scratch (1)" in out
-    assert "Odd, class with a single picture: 1\n  scratch" in out
+    assert "Odd, class of fewer than two pictures: 1\n  scratch" in out
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])

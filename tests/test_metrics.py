@@ -17,6 +17,7 @@ from kgl.metrics import (
     pixel_average_precision,
     pointing_game,
     precision_and_recall,
+    wilson_interval,
 )
 
 
@@ -148,3 +149,28 @@ def test_paired_intervals_are_the_metric_s_and_of_the_same_draws():
     assert differences["ap"]["interval"][0] > 0
     _, _, none = paired_bootstrap(before, before, labels, 0, 10)
     assert all(one == {"difference": 0, "interval": [0, 0]} for one in none.values())
+
+
+def test_every_class_has_its_figures_and_their_macro_average():
+    generator = np.random.default_rng(1)
+    labels = np.r_[0, 1, 2, generator.integers(0, 3, 40)]
+    scores = generator.dirichlet([1, 1, 1], 43)
+    results = compute(scores, labels)
+    assert "f1_max" not in results
+    for name in ("f1_max", "recall_at_false_alarm_rate", "false_alarm_rate_at_zero_missed"):
+        pairs = [np.stack([1 - scores[:, index], scores[:, index]], axis=1) for index in range(3)]
+        alone = [compute(pair, labels == index)[name] for index, pair in enumerate(pairs)]
+        assert results[f"{name}_per_class"] == pytest.approx(alone)
+        assert results[f"macro_{name}"] == pytest.approx(np.mean(alone))
+
+
+def test_counted_rates_have_intervals_of_some_width():
+    assert wilson_interval(np.array([], dtype=bool)) == [0, 1]
+    low, high = wilson_interval(np.ones(7, dtype=bool))
+    assert high == 1 and low == pytest.approx(7 / (7 + 1.959964**2), abs=1e-6)
+
+
+@pytest.mark.parametrize("scores", [[[1.0, 0.0]], np.zeros((0, 2))])
+def test_one_hard_label_and_nothing_at_all_are_refused(scores):
+    with pytest.raises(ValueError, match=r"hard labels|no predictions"):
+        compute(scores, [0] * len(scores))

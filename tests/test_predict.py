@@ -114,7 +114,8 @@ def test_bad_pictures_are_passed_over_and_named(tmp_path, saved, pictures, monke
     assert "6 could not be used:" in told.err and "predictions.csv" in told.out
     for name, why in (
         ("good/3.png", ""), ("good/4.png", "not a picture"), ("good/5.png", "No such file"),
-        ("good/6.png", "mode I;16"), ("good/7.png", "decompression bomb"), ("scratch/notes.txt", "not a picture"),
+        ("good/6.png", "16 bits a channel"), ("good/7.png", "decompression bomb"),
+        ("scratch/notes.txt", "not a picture"),
     ):  # fmt: skip
         assert f"{pictures / name}: " in told.err and why in told.err
     assert len(rows_of(tmp_path / "out")) == 18 - 5

@@ -14,6 +14,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator, to_pixel_values
+from kgl.data import DataArguments, load_defect_dataset
 from kgl.errors import InputError
 from kgl.losses import otsu_threshold
 from kgl.modeling_kgl import KGLForImageClassification
@@ -300,3 +301,15 @@ def test_a_model_of_another_kind_makes_no_priors(tmp_path):
         load_classifier(str(tmp_path / "resnet"))
     with pytest.raises(InputError, match="--batch_size 0"):
         PriorPassArguments(model="m", output_dir="o", batch_size=0)
+
+
+def test_the_temperature_has_no_say_in_priors(image_folder):
+    pictures = load_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))["train"]
+    model = tiny_model(id2label={0: "good", 1: "scratch"})
+    made = []
+    for temperature in (1.0, 7.0):
+        model.config.temperature = temperature
+        made.append(add_saliency_priors(pictures, model, PROCESSOR, args=PriorArguments(prior_weighting="confidence")))
+        assert model.config.temperature == temperature
+    assert made[0]["saliency_prior"][:] == made[1]["saliency_prior"][:]
+    assert made[0]["prior_weight"][:] == made[1]["prior_weight"][:]

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from browser import chromium, loaded_pictures
+from datasets import ClassLabel
 from PIL import Image
 from tiny import tiny_model
 
@@ -97,7 +98,8 @@ def test_nothing_is_fetched_and_names_stay_text(page):
 
 @pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_in_a_browser(page, width, tmp_path):
-    path, _, judged, labels = page
+    path, report, judged, labels = page
+    point = report["validation"]["guided"]["operating_point"]
     with chromium(width, 900) as driver:
         driver.get(path.as_uri())
         count, shown = loaded_pictures(driver)
@@ -110,9 +112,17 @@ def test_the_page_in_a_browser(page, width, tmp_path):
         assert cells == [int(((np.array(labels) == i) & (said == j)).sum()) for i in range(3) for j in range(3)]
         titles = [one.text for one in driver.find_elements("css selector", "h2")]
         assert {"Missed defects", "False alarms", "Hardest pictures", "Operating point"} <= set(titles)
+        counts = driver.find_elements("css selector", ".decisions tbody td:not(:first-child)")
+        decided = [int(one.text) for one in counts]
+        score = 1 - judged["guided"].probabilities[:, 0]
+        called, defective = score >= point["threshold"], np.array(labels) > 0
+        assert decided == [int((a & b).sum()) for a in (~defective, defective) for b in (~called, called)]
         first = driver.find_element("xpath", "//h2[.='False alarms']/following::figcaption[1]")
         assert EVIL in first.text and "truly good" in first.text
         driver.save_screenshot(str(tmp_path / "page.png"))
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        shown = "return [...document.querySelectorAll('details td')].map(cell => cell.checkVisibility())"
+        assert set(driver.execute_script(shown)) == {True}  # what is folded is printed open
     assert np.asarray(Image.open(tmp_path / "page.png").convert("L")).std() > 10
 
 
@@ -120,10 +130,11 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     """Labels alone: every class has its curve, and there are no misses."""
     splits, oddities = read_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))
     test, generator = splits["test"], np.random.default_rng(0)
+    test = test.cast_column("label", ClassLabel(names=["good", "a$_$ <b>"]))
     probabilities = generator.dirichlet([1, 1], len(test))
     maps = generator.random((2, len(test), 4, 4))
     judged = dict.fromkeys(("plain", "guided"), Predictions(probabilities, *maps))
-    config = tiny_model(id2label={0: "good", 1: "scratch"}, defect_free_label=None).config
+    config = tiny_model(id2label={0: "good", 1: "a$_$ <b>"}, defect_free_label=None).config
     report = page[1] | {
         "results": {arm: evaluate_predictions(judged[arm], test, None, (32, 32)) | {"seconds": 1} for arm in judged},
         "differences": {}, "validation": {"plain": None, "guided": None}, "oddities": [vars(one) for one in oddities],
@@ -134,3 +145,4 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     )  # fmt: skip
     text = (tmp_path / "report.html").read_text()
     assert "Missed defects" not in text and "Nothing odd was found" in text and "None was chosen" in text
+    assert "says a$_$ &lt;b&gt;" in text

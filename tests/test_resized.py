@@ -11,7 +11,7 @@ from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator, to_pixel_values
 from kgl.data import DataArguments, load_defect_dataset
 from kgl.errors import InputError
-from kgl.resized import FILE_NAME, raw_pictures, resized_pixels
+from kgl.resized import FOLDER, raw_pictures, resized_pixels
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def test_both_ways_give_the_same_batches(pictures, tmp_path):
 def test_what_is_there_is_used_and_a_full_disk_is_named(pictures, tmp_path, monkeypatch):
     processor = ViTImageProcessorPil(size={"height": 24, "width": 32})
     first = resized_pixels(pictures, processor, tmp_path)
-    written = (tmp_path / FILE_NAME).stat().st_mtime_ns
+    written = (tmp_path / FOLDER / "pictures.arrow").stat().st_mtime_ns
     assert np.array_equal(resized_pixels(pictures, processor, tmp_path)["pixels"], first["pixels"])
-    assert (tmp_path / FILE_NAME).stat().st_mtime_ns == written
+    assert (tmp_path / FOLDER / "pictures.arrow").stat().st_mtime_ns == written
     huge = ViTImageProcessorPil(size={"height": 1_000_000, "width": 1_000_000})
     with pytest.raises(InputError, match=r"take .* GiB .*--decode_once false"):
         resized_pixels(pictures, huge, tmp_path / "..")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
+from transformers import TrainerState
 
-from kgl.sampling import BalancedSampler
+from kgl.sampling import BalancedSampler, SampledEpochs
 
 
 LABELS = np.array([0] * 30 + [1] * 7 + [2] * 3)
@@ -51,3 +52,16 @@ def test_processes_share_one_order_and_a_resumed_run_goes_on_in_it():
     resumed = skip_first_batches(loader(2), 4)
     resumed.set_epoch(2)
     assert [batch.tolist() for batch in resumed] == whole[4:]
+
+
+def test_a_run_of_two_processes_resumes_in_its_epoch():
+    """Accelerate's wrappers forward no epoch there; the callback tells the sampler itself."""
+    whole = [batch.tolist() for batch in loader(2)]
+    for process in (0, 1):
+        sampler = BalancedSampler(LABELS, 3)
+        fresh = DataLoader(list(range(40)), batch_size=4, sampler=sampler)
+        fresh = prepare_data_loader(fresh, num_processes=2, process_index=process, put_on_device=False)
+        resumed = skip_first_batches(fresh, 2)
+        resumed.set_epoch(2)
+        SampledEpochs(sampler).on_epoch_begin(None, TrainerState(epoch=2.4), None)
+        assert [batch.tolist() for batch in resumed] == whole[process::2][2:]

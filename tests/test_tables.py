@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from kgl.data import DataArguments, load_defect_dataset
+from kgl.data import DataArguments, load_defect_dataset, read_defect_dataset
 from kgl.errors import InputError
 
 
@@ -75,6 +75,42 @@ def test_groups_masks_and_splits_of_a_table(image_folder):
     assert not set(folds["train"]["group"]) & set(folds["test"]["group"])
 
 
+def test_words_that_other_programs_take_for_nothing_are_words(image_folder):
+    """And a row without a group is a group by itself."""
+    rows = [(f"{label}/{index}.png", "NA" if label == "good" else "None", "a" * (index < 2)) for label, index in ROWS]
+    table = write_csv(image_folder / "t.csv", ("image", "label", "part"), rows)
+    splits = load(table, group_column="part", num_folds=2)
+    assert labels_of(splits) == {"NA": 12, "None": 6}
+    groups = [group for split in splits.values() for group in split["group"]]
+    assert groups.count("a") == 4 and len(set(groups)) == 15
+
+
+def test_a_table_may_bring_validation_and_groups_that_leak(image_folder):
+    rows = [
+        (f"{label}/{index}.png", label, f"p{index % 6}", split)
+        for (label, index), split in zip(ROWS, ["train", "train", "valid", "test"] * 5, strict=False)
+    ]
+    table = write_csv(image_folder / "t.csv", ("image", "label", "part", "use"), rows)
+    args = DataArguments("table", data_file=str(table), split_column="use", group_column="part")
+    splits, oddities = read_defect_dataset(args)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 10, "validation": 4, "test": 4}
+    leaks = [one for one in oddities if one.kind == "published split leaks"]
+    assert len(leaks) == 6 and "one group in" in leaks[0].note
+
+
+def test_labels_that_are_no_numbers(image_folder):
+    table = image_folder / "t.parquet"
+    rows = [{"image": f"good/{index}.png", "label": index / 2} for index in range(4)]
+    rows[2]["label"] = float("nan")
+    pd.DataFrame(rows).to_parquet(table)
+    for others in ({}, {"grade_thresholds": [1.0]}):
+        with pytest.raises(InputError, match=r"no 'label' in row 3\."):
+            load(table, **others)
+    (image_folder / "empty.jsonl").touch()
+    with pytest.raises(InputError, match="it has no rows"):
+        load(image_folder / "empty.jsonl")
+
+
 @pytest.mark.parametrize(
     ("rows", "others", "message"),
     [
@@ -87,7 +123,7 @@ def test_groups_masks_and_splits_of_a_table(image_folder):
         ([("good/0.png", "a"), ("good/gone.png", "b")], {}, r"1 pictures cannot be used: good/gone\.png \(.*No such"),
         ([("good/0.png", "a")], {"image_column": "file"}, r"no column 'file' \(--image_column\); it has image, label"),
         ([("good/0.png", "a")], {"grade_thresholds": [1.0]}, "part numbers, and 'label' holds 'a'"),
-        ([("good/0.png", "a")], {"split_column": "label"}, "must say train and one other word, it says a"),
+        ([("good/0.png", "a")], {"split_column": "label"}, "must say train, test and maybe validation; it says a"),
         ([], {}, "it has no rows|cannot be read"),
     ],
 )
@@ -141,6 +177,11 @@ def test_a_data_set_of_the_hub(hub_folder):
     rows.to_parquet(hub_folder / "data" / "test-00000-of-00001.parquet")
     splits = load_defect_dataset(args)
     assert {name: len(split) for name, split in splits.items()} == {"train": 9, "validation": 9, "test": 5}
+    unlabelled = rows.remove_columns("fault").add_column("fault", [-1] * 5)
+    unlabelled = unlabelled.cast_column("fault", ClassLabel(names=["good", "scratch"]))
+    unlabelled.to_parquet(hub_folder / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="no class in row 1, 2, 3, 4, 5; choose a split that has labels"):
+        load_defect_dataset(args)
     args.label_column = "class"
     with pytest.raises(InputError, match=r"no column 'class' \(--label_column\); it has img, fault, serial"):
         load_defect_dataset(args)

@@ -82,8 +82,8 @@ def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
     assert set(metrics["differences"]) == with_intervals
     assert metrics["validation"] == {"plain": None, "guided": None}
     table = list(csv.DictReader((out / "predictions.csv").open()))
-    assert len(table) == 9 and {"plain: scratch", "guided: scratch"} <= table[0].keys()
-    assert not list(out.glob("pixels.arrow*"))
+    assert len(table) == 9 and {"plain: P(scratch)", "guided: P(defect)", "guided: defective"} <= table[0].keys()
+    assert not (out / "pixels").exists()
     assert metrics["results"]["guided"]["seconds"] == pytest.approx(sum(metrics["seconds"].values()))
     for name in ("grid_train.png", "grid_test.png"):
         assert Image.open(out / name).size[0] > 400
