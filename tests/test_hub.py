@@ -22,7 +22,8 @@ from kgl.hub import files_to_push, push
 
 PUSHED = {
     ".gitattributes", "README.md", "config.json", "configuration_kgl.py", "grid_test.png", "grid_train.png",
-    "metrics.json", "model.safetensors", "modeling_kgl.py", "pipeline_kgl.py", "preprocessor_config.json", "report.html",
+    "metrics.json", "model.safetensors", "modeling_kgl.py", "pipeline_kgl.py", "preprocessor_config.json",
+    "report.html",
 }  # fmt: skip
 FLAGS = [
     "--defect_free_label", "good", "--image_height", "32", "--image_width", "48", "--num_folds", "2",
