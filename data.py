@@ -251,9 +251,7 @@ def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]
         whole, split_of = whole.select(usable), split_of[usable]
     whole = whole.add_column("digest", [scan.digests[row] for row in usable])
     hashes = scan.hashes[usable]
-    distance = args.duplicate_distance
-    if distance is None:
-        distance = _DUPLICATE_DISTANCE.get(args.dataset, 16)
+    distance = duplicate_distance(args)
     found = find_duplicates(whole, hashes, distance, split_of.tolist())
     for kind in ("published split leaks", "equal pictures of different classes"):
         of_kind = [str(one) for one in found if one.kind == kind]
@@ -266,6 +264,13 @@ def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]
     whole = whole.remove_columns("group").add_column("group", groups)
     parts = {name: whole.select(np.flatnonzero(split_of == name)) for name in splits}
     return DatasetDict(parts), scan, oddities + found
+
+
+def duplicate_distance(args: DataArguments) -> int:
+    """Bits of 256 within which pictures show the same: the layout's own where nothing is said."""
+    if args.duplicate_distance is not None:
+        return args.duplicate_distance
+    return _DUPLICATE_DISTANCE.get(args.dataset, 16)
 
 
 def defect_free_label(args: DataArguments) -> str | None:
@@ -344,6 +349,7 @@ def _held_out(pictures: DatasetDict, args: DataArguments) -> DatasetDict:
 __all__ = [
     "DataArguments",
     "defect_free_label",
+    "duplicate_distance",
     "load_defect_dataset",
     "read_defect_dataset",
     "read_pictures",

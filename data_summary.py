@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from kgl.commands import parse_settings, run_command
-from kgl.data import DataArguments, defect_free_label, read_pictures, split_pictures
+from kgl.data import DataArguments, defect_free_label, duplicate_distance, read_pictures, split_pictures
 from kgl.errors import InputError
 from kgl.runs import write_json
 from kgl.scan import Oddity, Scan
@@ -45,6 +45,7 @@ def summary(args: DataArguments) -> dict[str, Any]:
     pictures, scan, oddities = read_pictures(replace(args, on_bad_image="skip"))
     told = {
         "defect_free": defect_free_label(args),
+        "duplicate_distance": duplicate_distance(args),
         "splits_that_it_comes_with": {name: _of_split(split) for name, split in pictures.items()},
         **_of_scan(scan),
         "oddities": [asdict(one) for one in _counted(oddities, pictures)],
@@ -102,6 +103,8 @@ def told(findings: dict[str, Any], listed: int) -> str:
     if "no_split" in findings:
         lines.append(f"No split: {findings['no_split']}")
     good = findings["defect_free"]
+    distance = findings["duplicate_distance"]
+    lines.append(f"Pictures at most {distance} of 256 bits apart show the same (--duplicate_distance)")
     lines.append(f"Class without defects: {good or 'none is named (--defect_free_label)'}")
     for side in ("widths", "heights"):
         lines.append(f"{side.capitalize()}: {' / '.join(map(str, findings[side]))} pixels (least, median, most)")

@@ -20,6 +20,14 @@ from .surfaces import CLASSES, generate_surface
 logger = logging.getLogger(__name__)
 
 _MASKS_FOLDER = "ground_truth"
+# What is found in published layouts alone, which would otherwise be read as strange classes.
+_SIGNS = {
+    "kolektorsdd": "kos*/Part*_label.bmp",
+    "kolektorsdd2": "train/*_GT.png",
+    "dagm": "Class*/Train/Label",
+    "magnetic_tile": "MT_*/Imgs",
+    "neu_det": "IMAGES/*_*.jpg",
+}
 
 
 def read_image_folder(root: Path) -> dict[str, Dataset]:
@@ -29,7 +37,13 @@ def read_image_folder(root: Path) -> dict[str, Dataset]:
     A folder `ground_truth` beside them (MVTec's layout) holds masks, `CLASS/NAME.png` or `CLASS/NAME_mask.png` for
     `CLASS/NAME.*`. Where a class of `test/` has no folder in `train/`, as in MVTec's one-class data, the two are one
     pool.
+
+    Raises:
+        InputError: no pictures, classes that differ, masks that fit no picture or two, or a published layout.
     """
+    for dataset, sign in _SIGNS.items():
+        if next(root.glob(sign), None) is not None:
+            raise InputError(f"--data_dir {root}: this looks like a published layout; read it by --dataset {dataset}.")
     train = root / "train" if (root / "train").is_dir() else root
     tested = root / "test" if train != root and (root / "test").is_dir() else None
     names, others = _class_folders(train), _class_folders(tested) if tested else []

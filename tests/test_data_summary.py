@@ -30,6 +30,7 @@ def test_everything_odd_is_told(image_folder, tmp_path, monkeypatch, capsys):
     for line in (
         "train: 21 pictures (14 good, 7 scratch); 19 independent groups, 0 with a mask",
         "Class without defects: good",
+        "Pictures at most 16 of 256 bits apart show the same",
         "Widths: 48 / 48 / 60 pixels",
         "Modes: 20 L, 1 RGB",
         "Odd, cannot be used: 1\n  good/bad.png (not a picture)",

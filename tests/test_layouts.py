@@ -105,3 +105,19 @@ def test_dagm_keeps_its_split(tmp_path):
     assert counts(load_defect_dataset(args("dagm", tmp_path / "Class1"))["test"]) == {"good": 2, "defect": 2}
     with pytest.raises(InputError, match="this is not DAGM 2007"):
         load_defect_dataset(args("dagm", tmp_path / "Class1" / "Train"))
+
+
+@pytest.mark.parametrize(
+    ("file", "dataset"),
+    [
+        ("kos01/Part0_label.bmp", "kolektorsdd"),
+        ("train/10000_GT.png", "kolektorsdd2"),
+        ("Class1/Train/Label/0576_label.PNG", "dagm"),
+        ("MT_Free/Imgs/exp1_num_1.png", "magnetic_tile"),
+        ("IMAGES/scratches_1.jpg", "neu_det"),
+    ],
+)
+def test_a_published_layout_is_not_taken_for_class_folders(tmp_path, file, dataset):
+    save_mask(tmp_path / file)
+    with pytest.raises(InputError, match=f"read it by --dataset {dataset}"):
+        load_defect_dataset(args("imagefolder", tmp_path))
