@@ -7,9 +7,9 @@ import json
 import os
 import sys
 from argparse import ArgumentParser
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,13 @@ def run(
         with _Table(output / "predictions.csv", list(classifier.config.label2id)) as table:
             todo = [(name, path) for name, path in found.items() if name not in table.files]
             shown = tqdm(todo, "Pictures", len(found), initial=len(found) - len(todo))
-            opened: deque[tuple[str, PILImage.Image]] = deque()
-            # One call on a stream, so that it is transformers' to make the batches.
-            pictures = _stream(shown, opened, problems)
-            for said in pipeline(pictures, batch_size=batch_size, box_threshold=box_threshold):
-                name, picture = opened.popleft()
-                _draw(output / "overlays" / f"{name}.jpg", picture, said)
-                table.add(name, said)
+            usable = _usable(shown, problems)
+            while batch := list(islice(usable, batch_size)):  # older pipelines would hold a whole stream in memory
+                pictures = [picture for _, picture in batch]
+                answers = pipeline(pictures, batch_size=batch_size, box_threshold=box_threshold)
+                for (name, picture), said in zip(batch, answers, strict=True):
+                    _draw(output / "overlays" / f"{name}.jpg", picture, said)
+                    table.add(name, said)
     except OSError as error:
         raise InputError(
             f"--output {output}: it cannot be written. {error}. What is there is kept; the same command goes on."
@@ -126,18 +126,15 @@ def _found(paths: list[Path], output: Path) -> dict[str, Path]:
     return {picture.relative_to(common).as_posix(): picture for picture in sorted(pictures)}
 
 
-def _stream(
-    found: Iterable[tuple[str, Path]], opened: deque[tuple[str, PILImage.Image]], problems: list[Problem]
-) -> Iterator[PILImage.Image]:
-    """The pictures that can be used; they join `opened` with their names, the others `problems`."""
+def _usable(found: Iterable[tuple[str, Path]], problems: list[Problem]) -> Iterator[tuple[str, PILImage.Image]]:
+    """The pictures that can be used, with their names; the others join `problems`."""
     for name, path in found:
         try:
             picture = load_picture(path)
         except ValueError as error:
             problems.append(Problem(path, str(error)))
         else:
-            opened.append((name, picture))
-            yield picture
+            yield name, picture
 
 
 class _Table:

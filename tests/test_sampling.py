@@ -38,9 +38,12 @@ def test_the_order_is_the_seed_s_and_the_epoch_s():
 
 
 def loader(epoch, processes=1, process=0):
-    loader = DataLoader(list(range(40)), batch_size=4, sampler=BalancedSampler(LABELS, 3))
+    """As a Trainer has it at the start of an epoch; not every accelerate's loaders hand the epoch on."""
+    sampler = BalancedSampler(LABELS, 3)
+    loader = DataLoader(list(range(40)), batch_size=4, sampler=sampler)
     loader = prepare_data_loader(loader, num_processes=processes, process_index=process, put_on_device=False)
     loader.set_epoch(epoch)
+    SampledEpochs(sampler).on_epoch_begin(None, TrainerState(epoch=float(epoch)), None)
     return loader
 
 
