@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from tiny import make_pictures
 from torch.utils.data import DataLoader
 from transformers import TrainerState
 
 from kgl.sampling import BalancedSampler, SampledEpochs
+from kgl.train import parse, run
 
 
 LABELS = np.array([0] * 30 + [1] * 7 + [2] * 3)
@@ -68,3 +70,23 @@ def test_a_run_of_two_processes_resumes_in_its_epoch():
         resumed.set_epoch(2)
         SampledEpochs(sampler).on_epoch_begin(None, TrainerState(epoch=2.4), None)
         assert [batch.tolist() for batch in resumed] == whole[process::2][2:]
+
+
+def test_a_run_draws_a_new_order_every_epoch(tmp_path, monkeypatch):
+    drawn = []
+    order_of = BalancedSampler.__iter__
+    monkeypatch.setattr(
+        BalancedSampler, "__iter__", lambda self: iter(drawn.append(list(order_of(self))) or drawn[-1])
+    )
+    make_pictures(tmp_path / "pictures")
+    flags = [
+        "--data_dir", str(tmp_path / "pictures"), "--defect_free_label", "good", "--validation_share", "0",
+        "--image_height", "32", "--image_width", "32", "--output_dir", str(tmp_path / "out"), "--backbone_config",
+        '{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}',
+        "--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none",
+        "--balanced_sampling", "true",
+    ]  # fmt: skip
+    run(parse(flags))
+    primary, final = drawn[:3], drawn[3:]
+    assert primary == final  # both phases see the same batches
+    assert len({tuple(order) for order in primary}) == 3
