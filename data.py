@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from .duplicates import HASH_BITS
+from .duplicates import HASH_BITS, merged_groups, near_duplicates
 from .errors import InputError, check_choices
 from .layouts import (
     generated_surfaces,
@@ -20,7 +20,7 @@ from .layouts import (
     read_magnetic_tile,
     read_neu_det,
 )
-from .scan import Oddity, Scan, find_duplicates, groups_with_duplicates, scan_pictures
+from .scan import Oddity, Scan, find_duplicates, scan_pictures
 from .schema import without_masks
 from .splits import few_labels, group_folds, hold_out_validation
 from .tables import Columns, read_hub_dataset, read_table
@@ -250,9 +250,8 @@ def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]
     if len(usable) < len(whole):
         whole, split_of = whole.select(usable), split_of[usable]
     whole = whole.add_column("digest", [scan.digests[row] for row in usable])
-    hashes = scan.hashes[usable]
-    distance = duplicate_distance(args)
-    found = find_duplicates(whole, hashes, distance, split_of.tolist())
+    near = near_duplicates(scan.hashes[usable], duplicate_distance(args))
+    found = find_duplicates(whole, near, split_of.tolist())
     for kind in ("published split leaks", "equal pictures of different classes"):
         of_kind = [str(one) for one in found if one.kind == kind]
         if of_kind:
@@ -260,7 +259,7 @@ def read_pictures(args: DataArguments) -> tuple[DatasetDict, Scan, list[Oddity]]
             logger.warning("%s, %d times, such as %s. kgl-data lists all of it.", kind, len(of_kind), first)
     if defect_free is not None:
         found += _contradictions(whole, [scan.marked[row] for row in usable], names.index(defect_free))
-    groups = groups_with_duplicates(whole, hashes, distance)
+    groups = merged_groups(whole["group"][:], [whole["digest"][:], near])
     whole = whole.remove_columns("group").add_column("group", groups)
     parts = {name: whole.select(np.flatnonzero(split_of == name)) for name in splits}
     return DatasetDict(parts), scan, oddities + found

@@ -130,10 +130,9 @@ def metadata(model: KGLForImageClassification, image_processor: BaseImageProcess
         "kgl_version": version("kgl-defects"),
     }
     if config.defect_free_label is not None:
-        point = config.operating_point
         said["defect_free_label"] = config.defect_free_label
-        said["threshold"] = repr(0.5 if point is None else point["threshold"])
-        said["operating_point"] = json.dumps(point)
+        said["threshold"] = repr(config.threshold)
+        said["operating_point"] = json.dumps(config.operating_point)
     return said
 
 

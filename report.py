@@ -19,11 +19,12 @@ from .configuration_kgl import KGLConfig
 from .evaluation import Predictions, enlarge
 from .grids import overlaid, plain_text
 from .metrics import defect_scores
+from .runs import write_text
 from .scan import Oddity
 from .schema import mask_array
 
 
-# Figure -> heading and whether more is better. The guided classifier's seconds include the primary and the priors.
+# Figure -> heading. The guided classifier's seconds include the primary and the priors.
 _COLUMNS = {
     "ap": "AP",
     "auroc": "AUROC",
@@ -143,9 +144,7 @@ def write_report(
         ],
         oddities=_by_kind(report["oddities"]),
     )
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(html, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, html)
 
 
 def _told(value: float | None, interval: list[float] | None, name: str, sign: str = "") -> str:

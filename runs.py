@@ -24,8 +24,13 @@ _MARKER = "whole.json"  # the last file written into a checkpoint, and the first
 
 def write_json(path: Path, content: Any) -> None:
     """Whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all, in UTF-8."""
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 
@@ -182,4 +187,5 @@ __all__ = [
     "save_whole",
     "without_paths",
     "write_json",
+    "write_text",
 ]

@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from .duplicates import merged_groups, near_duplicates, perceptual_hash
+from .duplicates import perceptual_hash
 from .schema import content, mask_array, undecoded
 
 
@@ -93,14 +93,13 @@ def scan_pictures(pictures: Dataset) -> Scan:
     return Scan(problems, digests, hashes, sizes, modes, markings, oddities)
 
 
-def find_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int, splits: list[str]) -> list[Oddity]:
+def find_duplicates(pictures: Dataset, near: np.ndarray, splits: list[str]) -> list[Oddity]:
     """
     Pictures that show the same, as lists of file names.
 
     Args:
         pictures: columns `file_name`, `label`, `group` (as given, not merged yet) and `digest`.
-        hashes: their perceptual hashes, `(N, 4)` uint64.
-        distance: what counts as near, in bits of 256.
+        near: `(N,)`, what [`~kgl.duplicates.near_duplicates`] says of them.
         splits: the published split of each picture, or one word for all where none is.
     """
     names, labels, groups, digests = (pictures[column][:] for column in ("file_name", "label", "group", "digest"))
@@ -110,7 +109,12 @@ def find_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int, splits
     def note(kind: str, rows: Iterable[int], note: str = "") -> None:
         found.append(Oddity(kind, tuple(names[row] for row in rows), note))
 
-    for kind, values in (("equal", digests), ("near", near_duplicates(hashes, distance).tolist())):
+    def note_leak(rows: list[int], what: str) -> None:
+        straddled = sorted({splits[row] for row in rows})
+        if len(straddled) > 1:
+            note("published split leaks", rows, f"{what} in {' and '.join(straddled)}")
+
+    for kind, values in (("equal", digests), ("near", near.tolist())):
         for rows in _shared(values):
             of_classes = sorted({classes[labels[row]] for row in rows})
             if kind == "equal":
@@ -121,22 +125,10 @@ def find_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int, splits
                 note("near-duplicates", rows)
             if len(of_classes) > 1:
                 note(f"{kind} pictures of different classes", rows, ", ".join(of_classes))
-            if len({splits[row] for row in rows}) > 1:
-                note(
-                    "published split leaks",
-                    rows,
-                    f"{kind} pictures in " + " and ".join(sorted({splits[r] for r in rows})),
-                )
+            note_leak(rows, f"{kind} pictures")
     for rows in _shared(groups):
-        straddled = sorted({splits[row] for row in rows})
-        if len(straddled) > 1:
-            note("published split leaks", rows, f"one group in {' and '.join(straddled)}")
+        note_leak(rows, "one group")
     return found
-
-
-def groups_with_duplicates(pictures: Dataset, hashes: np.ndarray, distance: int) -> list[str]:
-    """The groups, those that hold pictures which show the same joined."""
-    return merged_groups(pictures["group"][:], [pictures["digest"][:], near_duplicates(hashes, distance)])
 
 
 def load_picture(path: Path) -> PILImage.Image:
@@ -208,7 +200,6 @@ __all__ = [
     "Oddity",
     "Scan",
     "find_duplicates",
-    "groups_with_duplicates",
     "load_picture",
     "scan_pictures",
 ]

@@ -409,7 +409,7 @@ def _judge(predictions: Predictions, test: Dataset, config: KGLConfig, settings:
         results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
     if config.operating_point is not None:
         scores = defect_scores(predictions.probabilities, config.defect_free_id)
-        results |= decision_rates(labels != config.defect_free_id, scores, config.operating_point["threshold"])
+        results |= decision_rates(labels != config.defect_free_id, scores, config.threshold)
     return results
 
 

@@ -62,7 +62,7 @@ def test_what_is_found_is_named():
     rows = rows.add_column("digest", ["1", "1", "2", "3", "4", "5"])
     hashes = np.zeros((6, 4), dtype=np.uint64)
     hashes[:, 0] = [0, 0, 2**20 - 1, 2**20 - 2, 2**63 - 1, 2**40 - 1]
-    found = find_duplicates(rows, hashes, 1, ["train"] * 3 + ["test"] * 3)
+    found = find_duplicates(rows, near_duplicates(hashes, 1), ["train"] * 3 + ["test"] * 3)
     assert {(one.kind, "".join(one.files)) for one in found} == {
         ("pictures of equal bytes", "ab"),
         ("equal pictures of different classes", "ab"),
@@ -70,4 +70,4 @@ def test_what_is_found_is_named():
         ("near pictures of different classes", "cd"),
         ("published split leaks", "cd"),
     }
-    assert find_duplicates(rows.select([2, 4]), hashes[[2, 4]], 1, ["train"] * 2) == []
+    assert find_duplicates(rows.select([2, 4]), near_duplicates(hashes[[2, 4]], 1), ["train"] * 2) == []
