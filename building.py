@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -18,6 +19,10 @@ from .errors import InputError
 from .frozen import check_freezable
 from .modeling_kgl import KGLForImageClassification
 from .prior import PriorArguments, try_method
+
+
+# What transformers raises of a backbone that it cannot read, find or put together.
+_UNUSABLE = (ImportError, OSError, SafetensorError, StrictDataclassError, TypeError, UnpicklingError, ValueError)
 
 
 @dataclass
@@ -89,7 +94,15 @@ def build_model(model_args: ModelArguments, names: list[str], defect_free: str |
         if model_args.out_features is not None:
             backbone_config = {**backbone_config, "out_features": model_args.out_features}
         return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config))
-    except (ImportError, OSError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
+    except (
+        ImportError,
+        OSError,
+        SafetensorError,
+        StrictDataclassError,
+        TypeError,
+        UnpicklingError,
+        ValueError,
+    ) as error:
         option = "--backbone" if model_args.backbone is not None else "--backbone_config"
         message = " ".join(str(error).split())
         raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {message}") from error

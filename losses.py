@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from .errors import InputError
 
 
-SCHEDULES = ("linear", "cosine", "constant", "delayed")
+SCHEDULES = ("linear", "cosine", "constant", "delayed", "early")
 FORMS = ("convex", "additive")
 CELL_OBJECTIVES = ("otsu_bce", "soft_bce")  # of the saliency logits H
 MAP_OBJECTIVES = ("cosine", "l2", "kl")  # of the class map
 OBJECTIVES = (*CELL_OBJECTIVES, *MAP_OBJECTIVES)
 
 _DELAY = 1 / 3
+_EARLY = 2 / 5
 
 
 def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float:
@@ -28,7 +29,8 @@ def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float
     Lambda at training progress `t` in 0..1.
 
     `linear` (the paper's) falls from `start` to 0 as `1 - t`, `cosine` as half a cosine wave, `constant` stays,
-    `delayed` is 0 for the first third and then falls linearly from `start`.
+    `delayed` is 0 for the first third and then falls linearly from `start`; `early` falls linearly to 0 within the
+    first two fifths.
     """
     if schedule == "linear":
         return start * (1 - progress)
@@ -38,6 +40,8 @@ def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float
         return start
     if schedule == "delayed":
         return 0.0 if progress < _DELAY else start * (1 - progress) / (1 - _DELAY)
+    if schedule == "early":
+        return start * max(0.0, 1 - progress / _EARLY)
     raise ValueError(f"schedule={schedule!r}: choose one of {SCHEDULES}.")
 
 

@@ -141,7 +141,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
                 pretrained_model_name_or_path.removeprefix("timm/"), out_indices=[int(index) for index in indices]
             )
         else:
-            backbone_config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
+            # Left open, it asks at the terminal whether to run a stranger's code.
+            backbone_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False)
             if type(backbone_config) not in MODEL_FOR_BACKBONE_MAPPING:
                 raise ValueError(
                     f"{pretrained_model_name_or_path} holds a {backbone_config.model_type!r} model, which is no "

@@ -282,7 +282,7 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
         if PreTrainedConfig.get_config_dict(model)[0].get("model_type") != KGLConfig.model_type:
             raise InputError(f"--model {model}: it is no classifier that kgl-train saved.")
         return (
-            KGLForImageClassification.from_pretrained(model),
+            KGLForImageClassification.from_pretrained(model, use_safetensors=True),
             ViTImageProcessorPil.from_pretrained(model),  # what kgl-train saves
         )
     except (OSError, SafetensorError) as error:

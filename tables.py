@@ -10,8 +10,12 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
+from datasets import config as dataset_config
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from .errors import InputError
 from .schema import defect_dataset, undecoded
@@ -107,13 +111,14 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> dict[st
     if parts["test"] is None:  # judged on what there is
         parts |= {"test": between, "validation": None}
     return {
-        name: _from_hub(tables[split], split, columns, names, where)
-        for name, split in parts.items()
+        part: _from_hub(tables[split], split, columns, names, name)
+        for part, split in parts.items()
         if split is not None
     }
 
 
-def _from_hub(table: Dataset, split: str, columns: Columns, names: list[str], where: str) -> Dataset:
+def _from_hub(table: Dataset, split: str, columns: Columns, names: list[str], hub_dataset: str) -> Dataset:
+    where = f"--hub_dataset {hub_dataset}"
     labels, there = _class_names(table, columns, where)
     unknown = sorted(set(there) - set(names))
     if unknown:
@@ -122,7 +127,7 @@ def _from_hub(table: Dataset, split: str, columns: Columns, names: list[str], wh
     grouping = table
     table = undecoded(table.select_columns(list(kept)).rename_columns(kept))
     file_names = [f"{split}/{row}" for row in range(len(table))]
-    paths = [image["path"] for image in table["image"]]
+    paths = pc.struct_field(table.with_format("arrow")["image"][:], "path").to_pylist()
     file_names = [f"{at}-{Path(path).name}" if path else at for at, path in zip(file_names, paths, strict=True)]
     dataset = table.cast_column("image", Image()).add_column("file_name", file_names)
     dataset = dataset.add_column("group", _groups(grouping, columns, file_names))
@@ -132,7 +137,32 @@ def _from_hub(table: Dataset, split: str, columns: Columns, names: list[str], wh
         dataset = dataset.add_column("mask", [None] * len(dataset), feature=Image())
     else:
         dataset = dataset.cast_column("mask", Image())
+    _check_own_files(dataset, hub_dataset, f"{where}, split {split}")
     return dataset.select_columns(["image", "label", "mask", "group", "file_name"])
+
+
+def _check_own_files(dataset: Dataset, folder: str, where: str) -> None:
+    """
+    A stranger's table may name any file of this machine; only what came with it is opened.
+
+    Raises:
+        InputError: a picture lies elsewhere.
+    """
+    caches = (dataset_config.HF_DATASETS_CACHE, dataset_config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    roots = [Path(root) for root in (folder, *caches)]
+    rows = undecoded(dataset).with_format("arrow")
+    for column in ("image", "mask"):
+        stored = rows[column][:]
+        outside = pc.and_(pc.is_valid(stored), pc.is_null(pc.struct_field(stored, "bytes")))
+        for row in np.flatnonzero(outside.to_numpy()).tolist():
+            path = stored[row]["path"].as_py() or ""
+            file = path.rpartition("::")[2] if path.startswith("zip://") else path  # a member of an archive
+            # A relative one would be opened from wherever this runs, an address from anywhere.
+            if not Path(file).is_absolute() or not any(_lands_in(root, file) for root in roots):
+                raise InputError(
+                    f"{where}, row {row + 1}: {column} {path} is no file of this data set; a table of your own that "
+                    "names files is read with --dataset table."
+                )
 
 
 def _groups(table: Dataset, columns: Columns, file_names: list[str]) -> list[str]:
@@ -219,15 +249,21 @@ def _graded(values: Sequence[Any], columns: Columns, where: str) -> tuple[list[s
 
 
 def _within(root: Path, value: Any, where: str) -> Path:
-    """The file that a table names, which must lie in `root`, links in it followed by name only."""
+    """The file that a table names, which must lie in `root`."""
     if not isinstance(value, str) or not value:
         raise InputError(f"{where}: {value!r} is no path of a picture.")
-    root = root.resolve()
-    lexical = (root / value).parent
-    file = lexical.resolve() / Path(value).name if lexical.exists() else root / value
-    if not file.is_relative_to(root) or ".." in file.relative_to(root).parts:
-        raise InputError(f"{where}: {value} lies outside of {root}; name another --data_dir or move it.")
+    file = _lands_in(root, value)
+    if file is None:
+        raise InputError(f"{where}: {value} lies outside of {root.resolve()}; name another --data_dir or move it.")
     return file
+
+
+def _lands_in(root: Path, path: str) -> Path | None:
+    """Where a path relative to `root` leads, `None` where that is elsewhere; a link at its end is followed by name."""
+    root = root.resolve()
+    parent = (root / path).parent
+    file = parent.resolve() / Path(path).name if parent.exists() else root / path
+    return None if not file.is_relative_to(root) or ".." in file.relative_to(root).parts else file
 
 
 def _cause(error: BaseException) -> str:

@@ -48,11 +48,13 @@ class KGLTrainingArguments(TrainingArguments):
     )
     kg_schedule: str = field(
         default="linear",
-        metadata={"help": "How the guidance's weight lambda goes with training: linear, cosine, constant or delayed."},
+        metadata={
+            "help": "How the guidance's weight lambda goes with training: linear, cosine, constant, delayed or early."
+        },
     )
     kg_lambda: float = field(
         default=1.0,
-        metadata={"help": "Lambda at the start (linear, cosine, delayed) or throughout (constant)."},
+        metadata={"help": "Lambda at the start (linear, cosine, delayed, early) or throughout (constant)."},
     )
     kg_form: str = field(
         default="convex",
@@ -184,6 +186,14 @@ class ClassificationTrainer(Trainer):
             yield
         finally:
             self.data_collator = collator
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """The Trainer's of a model, without `training_args.bin`: a pickle of any object, which nothing reads."""
+        if self.args.should_save:
+            output_dir = self.args.output_dir if output_dir is None else output_dir
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave README.md alone: the Trainer's own card would replace whatever the user wrote there."""

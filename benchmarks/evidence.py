@@ -100,12 +100,13 @@ class Arm:
     training: dict[str, Any] = field(default_factory=dict)  # of KGLTrainingArguments
     model: dict[str, Any] = field(default_factory=dict)  # of KGLConfig
     making: dict[str, Any] = field(default_factory=dict)  # of PriorArguments
-    length: int = 1  # in phases
+    length: float = 1  # in phases
     masks: int = 0  # defective pictures whose true mask is known
     rounds: int = 1  # the final model is the next round's primary
     early_stopped: bool = False
     distilled: bool = False
     averaged: bool = False  # the primary's weights are averaged over its training
+    primary_length: float = 1.0  # in phases
 
 
 _PAPER = {"kg_positive_weight": 1.0}
@@ -156,6 +157,16 @@ SEARCHED = {
     "guided, confidence": Arm("cross_fitted", making={"prior_weighting": "confidence"}),
     "guided, two rounds": Arm("own", rounds=2),
     "guided, averaged primary": Arm("own", averaged=True),
+    "guided, half": Arm("own", {"kg_lambda": 0.5}),
+    "guided, early": Arm("own", {"kg_schedule": "early"}),
+    "guided, early true masks": Arm("masks", {"kg_schedule": "early"}),
+    "guided, additive light": Arm("own", {"kg_form": "additive", "kg_lambda": 0.3}),
+    "guided, short primary": Arm("own", primary_length=0.4),
+    "guided, early and short primary": Arm("own", {"kg_schedule": "early"}, primary_length=0.4),
+    "guided, early layercam cosine": Arm(
+        "own", {"kg_objective": ["cosine"], "kg_schedule": "early"}, making=_LAYERCAM
+    ),
+    "guided, early topk": Arm("own", {"kg_schedule": "early"}, {"pooling": "topk"}),
     "guided, 1 mask": Arm("own", masks=1),
     "guided, 5 masks": Arm("own", masks=5),
     "guided, 10 masks": Arm("own", masks=10),
@@ -274,7 +285,7 @@ class Bench:
         pool = np.setdiff1d(np.arange(len(pictures)), np.concatenate([test, validation]))
         self.judged = pictures.select(validation if search else test)
         self.train = few_labels(pictures.select(pool), budget, 4 * budget, _good(self.task), seed)
-        self._primaries: dict[str, KGLForImageClassification] = {}
+        self._primaries: dict[str, tuple[KGLForImageClassification, float]] = {}
 
     def run(self, arm: Arm) -> dict[str, float]:
         """Train and judge one arm; `phases` of training it takes with its primaries', `seconds` of its last one."""
@@ -287,10 +298,12 @@ class Bench:
         predictions = self._predict(model, self.judged)
         results = evaluate_predictions(predictions, self.judged, self._defect_free, self.task.size)
         primaries = {"own": 1, "shuffled": 1, "cross_fitted": 2}.get(arm.prior, int(arm.distilled))
-        phases = arm.length * arm.rounds + primaries
-        return results | {"phases": phases, "steps": phases * self.task.steps, "seconds": self._seconds}
+        phases = arm.length * arm.rounds + arm.primary_length * primaries
+        return results | {"phases": phases, "steps": round(phases * self.task.steps), "seconds": self._seconds}
 
     def _fit(self, arm: Arm, primary: KGLForImageClassification | None) -> KGLForImageClassification:
+        if arm == Arm(model=arm.model):  # plain is what the primary is, from the same seed
+            return self._primary("all", self.train, arm)
         set_seed(self.seed)
         model = new_model(self.name, arm.model)
         if arm.prior is not None:
@@ -314,14 +327,16 @@ class Bench:
         return model
 
     def _primary(self, which: str, rows: Dataset, arm: Arm) -> KGLForImageClassification:
-        key = f"{which} {arm.model} {arm.averaged}"
+        key = f"{which} {arm.model} {arm.averaged} {arm.primary_length}"
         if key not in self._primaries:
             set_seed(self.seed)
             model = new_model(self.name, arm.model)
             callbacks = [_Average()] if arm.averaged else []
-            self._optimise(ClassificationTrainer, model, self._unmarked(rows), Arm(), callbacks)
-            self._primaries[key] = model
-        return self._primaries[key]
+            training = Arm(length=arm.primary_length)
+            self._optimise(ClassificationTrainer, model, self._unmarked(rows), training, callbacks)
+            self._primaries[key] = model, self._seconds
+        model, self._seconds = self._primaries[key]
+        return model
 
     def _optimise(
         self,
@@ -334,7 +349,7 @@ class Bench:
     ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             args = KGLTrainingArguments(
-                output_dir=folder, max_steps=self.task.steps * arm.length, report_to="none", seed=self.seed,
+                output_dir=folder, max_steps=round(self.task.steps * arm.length), report_to="none", seed=self.seed,
                 per_device_train_batch_size=self.task.batch_size, learning_rate=1e-3, weight_decay=0.01,
                 lr_scheduler_type="cosine", warmup_steps=0.1, save_strategy="no", logging_strategy="no",
                 disable_tqdm=True, bf16=self.bf16, use_cpu=not torch.cuda.is_available(), **arm.training,

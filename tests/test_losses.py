@@ -30,6 +30,7 @@ from kgl.saliency import layer_cam
         ("cosine", [0.8, 0.6828427, 0.4, 0.0]),
         ("constant", [0.8, 0.8, 0.8, 0.8]),
         ("delayed", [0.0, 0.0, 0.6, 0.0]),
+        ("early", [0.8, 0.3, 0.0, 0.0]),
     ],
 )
 def test_schedules(schedule, weights):

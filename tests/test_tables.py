@@ -150,7 +150,10 @@ def hub_folder(image_folder, tmp_path):
 
     def table(rows):
         columns = {
-            "img": [str(image_folder / label / f"{index}.png") for label, index in rows],
+            "img": [
+                {"bytes": (image_folder / label / f"{index}.png").read_bytes(), "path": f"{index}.png"}
+                for label, index in rows
+            ],
             "fault": [label for label, _ in rows],
             "serial": [index for _, index in rows],
         }

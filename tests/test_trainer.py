@@ -16,7 +16,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.augmentation import PairedAugmentation
 from kgl.collator import DefectCollator
 from kgl.errors import InputError
-from kgl.losses import CellBalance, consistency_loss, focal_loss, otsu_threshold, saliency_loss
+from kgl.losses import SCHEDULES, CellBalance, consistency_loss, focal_loss, otsu_threshold, saliency_loss
 from kgl.saliency import layer_cam
 from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
 
@@ -145,7 +145,7 @@ def test_evaluation_reports_the_classification_loss_only(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "delayed"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_logged_terms_add_up_to_the_logged_loss(tmp_path, schedule):
     trainer = guided_trainer(
         tmp_path, kg_schedule=schedule, kg_lambda=0.9, num_train_epochs=3, gradient_accumulation_steps=2,
