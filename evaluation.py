@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from .collator import to_pixel_values
 from .configuration_kgl import KGLConfig
 from .metrics import DefectClassification, concentration, defect_scores, pixel_average_precision, pointing_game
 from .modeling_kgl import KGLForImageClassification
+from .runs import write_text
 from .saliency import layer_cam, to_peak_one
 from .saliency.activations import undisturbed
 from .schema import mask_array, mask_on_grid
@@ -109,13 +111,12 @@ def write_predictions(
         if configs[model].defect_free_id is not None:
             scores = defect_scores(one.probabilities, configs[model].defect_free_id)
             columns |= {f"{model}: P(defect)": scores, f"{model}: defective": scores >= configs[model].threshold}
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            table.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
-    unfinished.replace(path)
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        table.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+    write_text(path, text.getvalue())
 
 
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers import BaseImageProcessor
-from transformers.image_utils import load_image
 
 from kgl.collator import to_pixel_values
 from kgl.commands import parse_settings, run_command
 from kgl.deployable import DeployableClassifier
 from kgl.errors import InputError, check_choices
+from kgl.layouts import pictures_below
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import load_classifier
+from kgl.scan import load_picture
 
 
 FORMATS = ("onnx",)
@@ -176,17 +177,16 @@ def pictures_in(folder: Path, count: int) -> list[np.ndarray]:
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
+    found = pictures_below(folder)
     if not found:
         raise InputError(f"{folder}: there are no pictures below it.")
     chosen = sorted({round(index) for index in np.linspace(0, len(found) - 1, count)})
     pictures = []
     for path in (found[index] for index in chosen):
         try:
-            pictures.append(np.array(load_image(Image.open(path))))
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"{path} cannot be read as a picture. {error}") from error
+            pictures.append(np.array(load_picture(path)))
+        except ValueError as error:
+            raise InputError(f"{path} cannot be used: {error}") from error
     return pictures
 
 

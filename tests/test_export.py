@@ -185,7 +185,7 @@ def test_bad_settings_are_named(tmp_path):
     with pytest.raises(InputError, match="there are no pictures below it"):
         pictures_in(tmp_path, 3)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"broken\.png cannot be read"):
+    with pytest.raises(InputError, match=r"broken\.png cannot be used"):
         pictures_in(tmp_path, 3)
 
 

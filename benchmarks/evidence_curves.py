@@ -1,0 +1,106 @@
+"""
+Learning curves of the evidence bench: AP, and the heat map's pixel AP, over pictures a class and over steps.
+
+    python benchmarks/evidence_curves.py --output docs/evidence_curves.png
+
+Lines are means over seeds, bars Student's 95 % intervals. A column a data set's test folds (`results/evidence.jsonl`),
+over the budget; the last one magnetic tiles' validation fold (`results/search.jsonl`), 16 a class, over all steps of
+training, primaries' included.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from evidence_tables import Runs, interval, read
+from matplotlib.axes import Axes
+
+
+RESULTS = Path(__file__).parent / "results"
+# Colours that the colour-blind tell apart (Okabe and Ito).
+ARMS = {
+    "plain": ("#000000", "o"),
+    "plain, twice as long": ("#999999", "s"),
+    "blank mask": ("#56B4E9", "v"),
+    "guided": ("#D55E00", "D"),
+    "guided, true masks": ("#009E73", "^"),
+}
+
+
+def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: float) -> None:
+    """Means of the seeds' figures over `points`' keys, moved aside by a factor so that bars stay apart."""
+    colour, marker = ARMS[arm]
+    style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2, "capsize": 2, "label": arm}
+    at = sorted(points)
+    means = [points[one].mean() for one in at]
+    halves = [0 if (around := interval(points[one])) is None else around[1] - points[one].mean() for one in at]
+    places = [one * shift for one in at]
+    axes.errorbar(places, means, halves, **style)
+
+
+def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
+    """A curve an arm over pictures a class."""
+    for at, arm in enumerate(ARMS):
+        points = {
+            budget: np.array([one[figure] for one in runs[arm].values()])
+            for budget, runs in by_budget.items()
+            if arm in runs
+        }
+        if points:
+            draw_curve(axes, points, arm, 1.02 ** (at - 2))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(by_budget), [str(budget) for budget in sorted(by_budget)], minor=False)
+    axes.set_xlabel("pictures of each defect class")
+
+
+def over_steps(axes: Axes, lengths: list[Runs], figure: str) -> None:
+    """A curve an arm over all steps of training; plain's is also that of twice as long."""
+    for at, arm in enumerate(ARMS):
+        points = {}
+        for runs in lengths:
+            for name in (arm, "plain, twice as long") if arm == "plain" else (arm,):
+                values = list(runs[name].values())
+                points[values[0]["steps"]] = np.array([one[figure] for one in values])
+        if arm != "plain, twice as long":
+            draw_curve(axes, points, arm, 1.02 ** (at - 2))
+    axes.set_xscale("log")
+    ticks = sorted({int(one["steps"]) for runs in lengths for arm in ARMS for one in runs[arm].values()})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("steps, all phases")
+
+
+def main() -> None:
+    """Draw all that there are runs of."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    searched = read(RESULTS / "search.jsonl")
+    tested = read(RESULTS / "evidence.jsonl")
+    datasets = sorted({dataset for dataset, _ in tested})
+    figures = {"ap": "AP", "saliency_ap": "pixel AP of H"}
+    grid, rows = plt.subplots(
+        len(figures), len(datasets) + 1, figsize=(3.3 * (len(datasets) + 1), 5.6), squeeze=False, layout="constrained"
+    )
+    for row, (figure, called) in zip(rows, figures.items(), strict=True):
+        row[0].set_ylabel(called)
+        for axes, dataset in zip(row, datasets, strict=False):
+            over_budgets(axes, {budget: runs for (name, budget), runs in tested.items() if name == dataset}, figure)
+        lengths = [searched["magnetic_tile", 16], searched["magnetic_tile_long", 16]]
+        over_steps(row[-1], lengths, figure)
+        for axes in row:
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes, dataset in zip(rows[0], datasets, strict=False):
+        axes.set_title(f"{dataset.removesuffix('_long')}, test", fontsize=10)
+    rows[0][-1].set_title("magnetic_tile, validation", fontsize=10)
+    handles, names = rows[0][0].get_legend_handles_labels()
+    grid.legend(handles, names, loc="outside lower center", ncols=len(ARMS), frameon=False, fontsize=9)
+    grid.savefig(options.output, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
