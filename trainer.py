@@ -53,12 +53,12 @@ class KGLTrainingArguments(TrainingArguments):
         },
     )
     kg_lambda: float = field(
-        default=1.0,
+        default=0.3,
         metadata={"help": "Lambda at the start (linear, cosine, delayed, early) or throughout (constant)."},
     )
     kg_form: str = field(
-        default="convex",
-        metadata={"help": "convex: lambda L_kg + (1 - lambda) L_cls, as in the paper; additive: lambda L_kg + L_cls."},
+        default="additive",
+        metadata={"help": "additive: lambda L_kg + L_cls; convex, the paper's: lambda L_kg + (1 - lambda) L_cls."},
     )
     kg_ignore_band: float = field(
         default=0.0,

@@ -338,6 +338,8 @@ def _identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16: b
     settings["settings"]["making"] = asdict(PriorArguments(**settings["settings"]["making"]))
     own = {one.name for one in fields(KGLTrainingArguments)} - {one.name for one in fields(TrainingArguments)}
     training = KGLTrainingArguments("unused", **settings["settings"]["training"])
+    if settings["settings"]["prior"] is None:
+        own = {name for name in own if not name.startswith("kg_")}  # the default may change, and guides nothing here
     settings["settings"]["training"] = {name: vars(training)[name] for name in sorted(own)}
     settings["task"]["data"].pop("data_dir", None)  # where this machine has it
     names = {"arm": arm, "dataset": task, "budget": budget, "seed": seed, "split": "validation" if search else "test"}

@@ -20,6 +20,7 @@ from tiny import TRAIN_SCRIPT, make_pictures, shared
 from transformers import pipeline
 
 import kgl.train
+import kgl.trainer
 from kgl.building import image_processor_of, initial_model
 from kgl.data import load_defect_dataset
 from kgl.errors import InputError
@@ -132,13 +133,13 @@ def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tm
     for path in sorted((folder / "scratch").iterdir()):
         shutil.copy(path, path.with_stem(f"{path.stem}_again"))
     learned = {}
-    train_phase = kgl.train._train_phase
+    train_phase = kgl.train.train_phase
 
     def spy(phase, pictures, *args):
         learned[phase] = set(pictures["digest"])
         return train_phase(phase, pictures, *args)
 
-    monkeypatch.setattr(kgl.train, "_train_phase", spy)
+    monkeypatch.setattr(kgl.train, "train_phase", spy)
     path = recipe(tmp_path, data_dir=str(folder), output_dir=str(tmp_path / "out"))
     settings = parse([path, "--prior_folds", "3"])
     report = run(settings)
@@ -169,9 +170,9 @@ def test_frozen_stages_stay_as_they_were(tmp_path, monkeypatch):
     path = recipe(tmp_path, data_dir=str(tmp_path / "pictures"), output_dir=str(tmp_path / "out"), num_train_epochs=2)
     settings = parse([path, "--freeze_stages", "1", "--frozen_views", "2", "--prior_folds", "2"])
     columns = []
-    optimise = kgl.train.ClassificationTrainer.train
+    optimise = kgl.trainer.ClassificationTrainer.train
     monkeypatch.setattr(
-        kgl.train.ClassificationTrainer, "train",
+        kgl.trainer.ClassificationTrainer, "train",
         lambda self, **kwargs: columns.append(self.train_dataset.column_names) or optimise(self, **kwargs),
     )  # fmt: skip
     run(settings)
