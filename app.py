@@ -98,10 +98,9 @@ def data_url(picture: Image.Image, format: str, **options: Any) -> str:
 
 
 def shrunk(picture: Image.Image, side: int) -> Image.Image:
-    """A copy whose longer side is `side` pixels at most."""
-    small = picture.copy()
-    small.thumbnail((side, side))
-    return small
+    """The picture with a longer side of `side` pixels at most."""
+    scale = min(1, side / max(picture.size))
+    return picture.resize([max(1, round(scale * length)) for length in picture.size])
 
 
 def coloured(heat_map: Image.Image) -> Image.Image:
@@ -179,7 +178,7 @@ def read_labelled(raw: bytes, name: str, classes: Iterable[str], defect_free: st
             if len(scores) == LABELLED_ROWS:
                 raise Refused(f"it has more than {LABELLED_ROWS:,} rows.")
             if row["label"] not in known:
-                raise Refused(f"line {table.line_num}: {row['label']!r} in `label` is none of the classifier's classes.")
+                raise Refused(f"line {table.line_num}: `label` is {row['label']!r:.80}, no class of the classifier.")
             scores.append(_probability(row[score_column], f"line {table.line_num}: `{score_column}`"))
             defective.append(row["label"] != defect_free)
     except UnicodeDecodeError as error:
@@ -195,7 +194,7 @@ def _probability(text: str | None, where: str) -> float:
     try:
         value = float(text or "")
     except ValueError as error:
-        raise Refused(f"{where} is {text!r}, no number.") from error
+        raise Refused(f"{where} is {text!r:.80}, no number.") from error
     if not 0 <= value <= 1:
         raise Refused(f"{where} is {text}: it must lie in 0..1.")
     return value
@@ -300,14 +299,14 @@ def picture_card(name: str, picture: Image.Image, said: dict[str, Any], threshol
         f'<td><span class="bar" style="width:{100 * score:.1f}%"></span></td></tr>'
         for label, score in said["scores"].items()
     )
-    label = f"{html.escape(said['label'])} <small>{said['score']:.3f}</small>"
-    decided, data = f'<p class="said">{label}</p>', ""
+    label = f"{html.escape(said['label'])}</b> {said['score']:.3f}"
+    decided, data = f'<p class="said">Most probable class: <b>{label}</p>', ""
     if (score := said["defect_score"]) is not None:
         data = f' data-score="{score!r}" data-decision="{"defective" if score >= threshold else "good"}"'
         decided = f"""
 <p class="decision"><span class="is-defective">✕ Defective</span><span class="is-good">✓ Good</span></p>
 <div class="meter" title="The line is the operating point"><span style="width:{100 * score:.2f}%"></span></div>
-<p class="said">P(defect) <b>{score:.3f}</b>, most probably {label}</p>"""
+<p class="said">P(defect) <b>{score:.3f}</b></p>{decided}"""
     return f"""<article class="card"{data}>
 <h3>{html.escape(name)}</h3>
 <div class="shot" style="aspect-ratio:{width}/{height};max-width:calc(26rem*{width / height:.4f})">
@@ -377,11 +376,13 @@ CSS = """
 .gradio-container { max-width: 1240px !important; }
 .layout { display: grid !important; grid-template: "give results" auto "operate results" 1fr / 21rem minmax(0, 1fr); gap: 1.2rem; }
 .layout > * { min-width: 0 !important; }
+.layout .html-container { padding: 0; }
+.layout .hint, .card summary { color: color-mix(in srgb, var(--body-text-color) 75%, transparent); }
 .give { grid-area: give; } .operate { grid-area: operate; } .results { grid-area: results; }
 @media (max-width: 800px) { .layout { grid-template: "give" "results" "operate" / minmax(0, 1fr); } }
 .give h1, .operate h2 { margin: 0; color: var(--body-text-color); line-height: 1.2; }
 .give h1 { font-size: 1.5rem; font-weight: 700; } .operate h2 { font-size: 1.1rem; font-weight: 700; }
-.hint { margin: .2rem 0; color: var(--body-text-color-subdued); font-size: .9rem; overflow-wrap: anywhere; }
+.hint { margin: .2rem 0; font-size: .9rem; overflow-wrap: anywhere; }
 .empty { padding: 3rem 1rem; text-align: center; border: 1px dashed var(--border-color-primary); border-radius: .6rem; }
 .examples { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .5rem; }
 .examples button { padding: 0; overflow: hidden; cursor: pointer; border: 1px solid var(--border-color-primary);
@@ -407,8 +408,8 @@ CSS = """
 .meter span { display: block; height: 100%; border-radius: .3rem; background: #78716c; }
 .meter::after { content: ""; position: absolute; top: -.25rem; bottom: -.25rem; width: 3px; margin-left: -1px;
   left: calc(100% * var(--threshold)); background: var(--body-text-color); }
-.said { margin: .4rem 0; color: inherit; overflow-wrap: anywhere; }
-.card summary { cursor: pointer; font-size: .85rem; color: var(--body-text-color-subdued); }
+.said { margin: .3rem 0; color: inherit; overflow-wrap: anywhere; }
+.card summary { cursor: pointer; font-size: .85rem; }
 .classes, .confusion, .rates { width: 100%; border-collapse: collapse; color: var(--body-text-color); font-variant-numeric: tabular-nums; }
 .classes td { padding: .15rem .3rem; font-size: .85rem; overflow-wrap: anywhere; } .classes td:last-child { width: 45%; }
 .bar { display: block; height: .5rem; min-width: 1px; border-radius: .25rem; background: #78716c; }
@@ -470,6 +471,19 @@ def load(model: str, trusted: bool) -> Callable[[Image.Image], dict[str, Any]]:
         raise Refused(f"--model {model}: it cannot be loaded as a classifier of kgl-train. {said}") from error
 
 
+def uploads_only(component: Any) -> Any:
+    """The `gradio.File` itself, which no longer fetches a web address that is sent in place of a file."""
+    move = component.async_move_resource_to_block_cache
+
+    async def move_upload(path: str | Path | None) -> str | None:
+        if str(path).startswith(("http://", "https://")):
+            raise ValueError("a web address in place of an upload")
+        return await move(path)
+
+    component.async_move_resource_to_block_cache = move_upload
+    return component
+
+
 def looked_at(paths: list[Path], inspect: Callable, threshold: float) -> str:
     """A card a picture; those that cannot be used are named before them."""
     cards, problems = [], []
@@ -498,16 +512,6 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
     """
     import gradio as gr
     from starlette.middleware import Middleware
-
-    class Upload(gr.File):
-        """gr.File would also fetch a web address that is sent in place of an upload."""
-
-        is_template = True  # it looks like its parent
-
-        async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-            if str(url_or_file_path).startswith(("http://", "https://")):
-                raise ValueError("a web address in place of an upload")
-            return await super().async_move_resource_to_block_cache(url_or_file_path)
 
     def reported(job: Callable) -> Callable:
         """What nobody foresaw is for the log; the page gets one sentence."""
@@ -566,24 +570,24 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
             with gr.Column(elem_classes="give"):
                 classes = html.escape(", ".join(config.label2id))
                 gr.HTML(f'<h1>Surface defects</h1><p class="hint">Classes: {classes}</p>', apply_default_css=False)
-                upload = Upload(
+                upload = gr.File(
                     file_count="multiple", file_types=["image"], height=150, elem_id="pictures",
                     label=f"Pictures, up to {REQUEST_PICTURES} of {UPLOAD_BYTES // 1_000_000} MB each",
                 )  # fmt: skip
+                uploads_only(upload)
                 if examples:
                     shelf = gr.HTML(examples_html(examples), js_on_load=EXAMPLES_JS, apply_default_css=False)
             with gr.Column(elem_classes="results"):
-                heat = gr.Slider(0, 1, 0.6, step=0.05, label="Heat map: how much of it shows", elem_id="heat")
+                heat = gr.Slider(0, 1, 0.6, step=0.05, label="Heat map", elem_id="heat")
                 results = gr.HTML(EMPTY, js_on_load=RESULTS_JS, apply_default_css=False, elem_id="results")
             decides = config.defect_free_label is not None
             with gr.Column(elem_classes="operate", visible=decides):
-                gr.HTML("<h2>Good or defective?</h2>", apply_default_css=False)
-                point = gr.Slider(
-                    0, 1, shown, step=STEP, label="Operating point: defective from this P(defect) on", elem_id="point"
-                )
+                gr.HTML("<h2>Operating point</h2>", apply_default_css=False)
+                point = gr.Slider(0, 1, shown, step=STEP, label="Defective from this P(defect) on", elem_id="point")
                 gr.HTML(point_html(config.operating_point), apply_default_css=False)
                 table = gr.HTML(confusion_html(labelled, stored), apply_default_css=False, elem_id="confusion")
-                dropped = Upload(file_types=[".csv"], height=110, label="Labelled set (CSV)", elem_id="labelled")
+                dropped = gr.File(file_types=[".csv"], height=150, label="Labelled set (CSV)", elem_id="labelled")
+                uploads_only(dropped)
                 known = gr.State(labelled)
         upload.upload(look, [upload, point], [results, upload], **private)
         if examples:
