@@ -332,9 +332,9 @@ def confusion_html(labelled: Labelled | None, threshold: float, problem: str = "
     )
     return f"""{problem}<p class="hint">{html.escape(labelled.name)}: {len(labelled.scores):,} pictures</p>
 <table class="confusion"><thead><tr><th></th><th>called<br>defective</th><th>called<br>good</th></tr></thead>
-<tbody><tr><th>defective</th><td class="right"><b>{counts.found}</b>found</td>
+<tbody><tr><th>is defective</th><td class="right"><b>{counts.found}</b>found</td>
 <td class="wrong"><b>{counts.missed}</b>missed</td></tr>
-<tr><th>good</th><td class="wrong"><b>{counts.false_alarms}</b>false alarms</td>
+<tr><th>is good</th><td class="wrong"><b>{counts.false_alarms}</b>false alarms</td>
 <td class="right"><b>{counts.passed}</b>passed</td></tr></tbody></table>
 <table class="rates">{shares}</table>"""
 
@@ -491,7 +491,7 @@ def looked_at(paths: list[Path], inspect: Callable, threshold: float) -> str:
         try:
             picture = read_picture(path.read_bytes())
         except Refused as error:
-            log.warning("%s: %s", path.name, error)
+            log.warning("%r: %s", path.name, error)
             problems.append(problem_line(path.name, f"was left out: {error}"))
         else:
             cards.append(picture_card(path.name, picture, inspect(picture), threshold))
@@ -578,7 +578,10 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
                 if examples:
                     shelf = gr.HTML(examples_html(examples), js_on_load=EXAMPLES_JS, apply_default_css=False)
             with gr.Column(elem_classes="results"):
-                heat = gr.Slider(0, 1, 0.6, step=0.05, label="Heat map", elem_id="heat")
+                heat = gr.Slider(
+                    0, 1, 0.6, step=0.05, label="How much of the heat map shows", elem_id="heat",
+                    info="Redder is hotter. Boxes surround what is above one half.",
+                )  # fmt: skip
                 results = gr.HTML(EMPTY, js_on_load=RESULTS_JS, apply_default_css=False, elem_id="results")
             decides = config.defect_free_label is not None
             with gr.Column(elem_classes="operate", visible=decides):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -294,8 +295,8 @@ def test_the_examples_that_come_with_it():
 # ------------------------------------------------------------------------------------------------ the page as a whole
 
 
-def space(tmp: Path, *flags: str, **variables: str) -> tuple[list[str], dict[str, str]]:
-    """How the page is started in the environment of a Space."""
+def space(tmp: Path, *flags: str, folder: Path = ROOT, **variables: str) -> tuple[list[str], dict[str, str]]:
+    """How the page in `folder` is started in the environment of a Space."""
     if not SPACE_PYTHON.exists():
         pytest.skip("needs .venv-space: make .venv-space/installed")
     keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -303,7 +304,7 @@ def space(tmp: Path, *flags: str, **variables: str) -> tuple[list[str], dict[str
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(tmp / "uploads"),
         "HF_MODULES_CACHE": str(tmp / "modules"),
     }  # fmt: skip
-    return [str(SPACE_PYTHON), str(ROOT / "app.py"), *flags], environment | variables
+    return [str(SPACE_PYTHON), str(folder / "app.py"), *flags], environment | variables
 
 
 def free_port() -> int:
@@ -313,10 +314,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(tmp: Path, *flags: str, **variables: str):
+def served(tmp: Path, *flags: str, folder: Path = ROOT, **variables: str):
     """The address of the page, and what its server logs."""
     port = free_port()
-    command, environment = space(tmp, *flags, GRADIO_SERVER_PORT=str(port), **variables)
+    command, environment = space(tmp, *flags, folder=folder, GRADIO_SERVER_PORT=str(port), **variables)
     log = tmp / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, cwd=tmp, stdout=output, stderr=subprocess.STDOUT)
@@ -562,11 +563,15 @@ def test_without_trust_it_does_not_start(tmp_path):
     assert process.stderr.startswith("app.py: error: --trust_remote_code: ") and process.stderr.count("\n") == 1
 
 
-def test_without_a_defect_free_class_there_is_no_decision(tmp_path):
+def test_a_space_whose_classifier_has_no_defect_free_class(tmp_path):
+    """There is no decision; and the page is alone, as in a Space."""
+    alone = tmp_path / "space"
+    shutil.copytree(ROOT / "examples", alone / "examples")
+    shutil.copy(ROOT / "app.py", alone)
     save_model(tmp_path / "model", defect_free_label=None)
     picture = write(tmp_path, "part.png", saved(noise()))
     with (
-        served(tmp_path, KGL_MODEL=str(tmp_path / "model"), KGL_TRUST_REMOTE_CODE="1") as (address, _),
+        served(tmp_path, folder=alone, KGL_MODEL=str(tmp_path / "model"), KGL_TRUST_REMOTE_CODE="1") as (address, _),
         chromium(1200, 900) as driver,
     ):
         page = Page(driver, address)
