@@ -377,7 +377,7 @@ CSS = """
 .layout { display: grid !important; grid-template: "give results" auto "operate results" 1fr / 21rem minmax(0, 1fr); gap: 1.2rem; }
 .layout > * { min-width: 0 !important; }
 .layout .html-container { padding: 0; }
-.layout .hint, .card summary { color: color-mix(in srgb, var(--body-text-color) 75%, transparent); }
+.layout .hint, .card summary { color: var(--body-text-color-subdued); }
 .give { grid-area: give; } .operate { grid-area: operate; } .results { grid-area: results; }
 @media (max-width: 800px) { .layout { grid-template: "give" "results" "operate" / minmax(0, 1fr); } }
 .give h1, .operate h2 { margin: 0; color: var(--body-text-color); line-height: 1.2; }
@@ -414,8 +414,8 @@ CSS = """
 .classes td { padding: .15rem .3rem; font-size: .85rem; overflow-wrap: anywhere; } .classes td:last-child { width: 45%; }
 .bar { display: block; height: .5rem; min-width: 1px; border-radius: .25rem; background: #78716c; }
 .confusion { margin: .4rem 0 .6rem; } .confusion th { padding: .25rem; font-weight: 500; font-size: .85rem; color: inherit; }
-.confusion tbody th { text-align: left; }
-.confusion td { width: 38%; padding: .45rem .2rem; text-align: center; font-size: .85rem; border: 2px solid var(--border-color-primary); }
+.confusion tbody th { text-align: left; white-space: nowrap; }
+.confusion td { width: 36%; padding: .45rem .2rem; text-align: center; font-size: .85rem; border: 2px solid var(--border-color-primary); }
 .confusion b { display: block; font-size: 1.35rem; line-height: 1.2; }
 .confusion .right { background: color-mix(in srgb, #15803d 16%, transparent); }
 .confusion .wrong { background: color-mix(in srgb, #b91c1c 16%, transparent); }
@@ -534,8 +534,8 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
         return stored if value == shown else value
 
     @reported
-    def look(paths: list[str] | None, value: float, request: gr.Request) -> tuple[str, None]:
-        return shown_of([Path(path) for path in paths or []], value, request), None
+    def look(files: list[dict[str, Any]], value: float, request: gr.Request) -> tuple[str, None]:
+        return shown_of([Path(file["path"]) for file in files], value, request), None
 
     @reported
     def look_at_example(value: float, event: gr.EventData, request: gr.Request) -> str:
@@ -556,15 +556,16 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
         return confusion_html(known, exact(value))
 
     @reported
-    def take(path: str, value: float, known: Labelled | None) -> tuple[Labelled | None, str, None]:
-        problem, name = "", Path(path).name
+    def take(file: dict[str, Any], value: float, known: Labelled | None) -> tuple[Labelled | None, str, None]:
+        path, problem = Path(file["path"]), ""
         try:
-            known = read_labelled(Path(path).read_bytes(), name, config.label2id, config.defect_free_label)
+            known = read_labelled(path.read_bytes(), path.name, config.label2id, config.defect_free_label)
         except Refused as error:
-            problem = problem_line(name, f"cannot be used: {error}")
+            problem = problem_line(path.name, f"cannot be used: {error}")
         return known, confusion_html(known, exact(value), problem), None
 
     private = {"api_visibility": "private"}
+    raw = {"preprocess": False}  # gr.File's would leave an empty file behind for every upload, for good
     with gr.Blocks(title="Surface defects", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         with gr.Row(elem_classes="layout"):
             with gr.Column(elem_classes="give"):
@@ -592,18 +593,20 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
                 dropped = gr.File(file_types=[".csv"], height=150, label="Labelled set (CSV)", elem_id="labelled")
                 uploads_only(dropped)
                 known = gr.State(labelled)
-        upload.upload(look, [upload, point], [results, upload], **private)
+        upload.upload(look, [upload, point], [results, upload], **raw, **private)
         if examples:
             shelf.click(look_at_example, point, results, **private)
         heat.change(None, heat, js=HEAT_JS, **private)
         point.change(None, point, js=POINT_JS, **private)
         point.change(judge, [point, known], table, show_progress="hidden", trigger_mode="always_last", **private)
-        dropped.upload(take, [dropped, point, known], [known, table, dropped], **private)
+        dropped.upload(take, [dropped, point, known], [known, table, dropped], **raw, **private)
     page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1, api_open=False)
 
     fonts = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]
+    theme = gr.themes.Default(font=fonts, font_mono=[gr.themes.Font("monospace")])
+    theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
     settings = {
-        "theme": gr.themes.Default(font=fonts, font_mono=[gr.themes.Font("monospace")]),
+        "theme": theme,
         "css": f":root {{ --heat: 0.6; --threshold: {stored}; }}{CSS}",
         "js": PAGE_JS % {"stored": json.dumps(stored), "shown": json.dumps(shown)},
         "app_kwargs": {"middleware": [Middleware(Gate, uploads=Limiter(MINUTE_UPLOADS))]},
