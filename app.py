@@ -53,7 +53,7 @@ log = logging.getLogger("app")
 
 
 class Refused(Exception):
-    """Something given cannot be used; the message is a sentence for whoever gave it, without any path."""
+    """Something given cannot be used; the message is a sentence for whoever gave it."""
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -471,8 +471,8 @@ def load(model: str, trusted: bool) -> Callable[[Image.Image], dict[str, Any]]:
         raise Refused(f"--model {model}: it cannot be loaded as a classifier of kgl-train. {said}") from error
 
 
-def uploads_only(component: Any) -> Any:
-    """The `gradio.File` itself, which no longer fetches a web address that is sent in place of a file."""
+def uploads_only(component: Any) -> None:
+    """Keep a `gradio.File` from fetching a web address that is sent in place of a file."""
     move = component.async_move_resource_to_block_cache
 
     async def move_upload(path: str | Path | None) -> str | None:
@@ -481,7 +481,6 @@ def uploads_only(component: Any) -> Any:
         return await move(path)
 
     component.async_move_resource_to_block_cache = move_upload
-    return component
 
 
 def looked_at(paths: list[Path], inspect: Callable, threshold: float) -> str:
@@ -565,6 +564,7 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
         return known, confusion_html(known, exact(value), problem), None
 
     private = {"api_visibility": "private"}
+    one_by_one = {"concurrency_id": "look", "concurrency_limit": 1}  # a picture of the largest size takes 1 GB
     raw = {"preprocess": False}  # gr.File's would leave an empty file behind for every upload, for good
     with gr.Blocks(title="Surface defects", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         with gr.Row(elem_classes="layout"):
@@ -593,9 +593,9 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
                 dropped = gr.File(file_types=[".csv"], height=150, label="Labelled set (CSV)", elem_id="labelled")
                 uploads_only(dropped)
                 known = gr.State(labelled)
-        upload.upload(look, [upload, point], [results, upload], **raw, **private)
+        upload.upload(look, [upload, point], [results, upload], **one_by_one, **raw, **private)
         if examples:
-            shelf.click(look_at_example, point, results, **private)
+            shelf.click(look_at_example, point, results, **one_by_one, **private)
         heat.change(None, heat, js=HEAT_JS, **private)
         point.change(None, point, js=POINT_JS, **private)
         point.change(judge, [point, known], table, show_progress="hidden", trigger_mode="always_last", **private)
