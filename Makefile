@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train.py recipes/demo.yaml
 
-test: lint
+test: lint .venv-space/installed
 	$(BIN)/python -m pytest
 
 # The lower end of every range in pyproject.toml, in an environment of its own.
@@ -27,4 +27,10 @@ lint: .venv/installed
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[test]"
+	touch $@
+
+# What app.py runs in as a Space, without kgl: its tests start it there.
+.venv-space/installed: space/requirements.txt constraints.txt
+	test -x .venv-space/bin/python || $(PYTHON) -m venv .venv-space
+	.venv-space/bin/python -m pip install --quiet --constraint constraints.txt --requirement space/requirements.txt
 	touch $@
