@@ -35,7 +35,7 @@ def test_two_arms_once_and_not_again(tmp_path):
         assert line["pictures"] == 4 * 3 + 16 and line["judged"] == 32
         assert {"ap", "accuracy", "map_ap", "saliency_ap", "saliency_area90", "steps"} <= set(line["figures"])
     assert [line["figures"]["phases"] for line in both] == [1, 2]
-    assert both[0]["figures"]["ap"] != both[1]["figures"]["ap"]
+    assert both[0]["figures"]["saliency_ap"] != both[1]["figures"]["saliency_ap"]
     tables = subprocess.run(
         [sys.executable, str(BENCHMARKS / "evidence_tables.py"), str(tmp_path / "runs.jsonl")],
         capture_output=True, text=True, check=True,

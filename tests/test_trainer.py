@@ -58,7 +58,7 @@ def guided_trainer(tmp_path: Path, rows: Dataset | None = None, **arguments: obj
 
 
 def test_the_loss_is_the_sum_of_its_terms_by_lambda(tmp_path):
-    trainer = guided_trainer(tmp_path, kg_schedule="constant", kg_lambda=0.3)
+    trainer = guided_trainer(tmp_path, kg_form="convex", kg_schedule="constant")
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
     outputs = trainer.model(batch["pixel_values"], labels=batch["labels"])
     stored = np.asarray(trainer.train_dataset["saliency_prior"], dtype=np.uint8)
@@ -148,8 +148,8 @@ def test_evaluation_reports_the_classification_loss_only(tmp_path):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_logged_terms_add_up_to_the_logged_loss(tmp_path, schedule):
     trainer = guided_trainer(
-        tmp_path, kg_schedule=schedule, kg_lambda=0.9, num_train_epochs=3, gradient_accumulation_steps=2,
-        per_device_train_batch_size=2,
+        tmp_path, kg_form="convex", kg_schedule=schedule, kg_lambda=0.9, num_train_epochs=3,
+        gradient_accumulation_steps=2, per_device_train_batch_size=2,
     )  # fmt: skip
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss_kg" in entry]
@@ -233,7 +233,7 @@ def test_two_processes_are_one(tmp_path):
 def test_guidance_teaches_the_saliency_head(tmp_path):
     rows = guided_rows(12)
     trainer = guided_trainer(
-        tmp_path, rows, num_train_epochs=30, kg_schedule="constant", kg_lambda=0.9, learning_rate=0.5
+        tmp_path, rows, num_train_epochs=30, kg_form="convex", kg_schedule="constant", kg_lambda=0.9, learning_rate=0.5
     )
     trainer.train()
     logs = [entry["loss_kg"] for entry in trainer.state.log_history if "loss_kg" in entry]
@@ -249,7 +249,7 @@ def test_a_data_set_without_priors_is_refused(tmp_path):
     ("wrong", "message"),
     [
         ({"kg_schedule": "cubic"}, "--kg_schedule cubic"),
-        ({"kg_lambda": 1.5}, "--kg_lambda 1.5"),
+        ({"kg_form": "convex", "kg_lambda": 1.5}, "--kg_lambda 1.5"),
         ({"kg_lambda": -1, "kg_form": "additive"}, "--kg_lambda -1"),
         ({"kg_form": "product"}, "--kg_form product: choose one of convex, additive"),
         ({"kg_objective": ["dice", "cosine"]}, "--kg_objective dice: choose among otsu_bce"),
@@ -258,7 +258,7 @@ def test_a_data_set_without_priors_is_refused(tmp_path):
         ({"cls_loss": "hinge"}, "--cls_loss hinge: choose one of cross_entropy, focal"),
         ({"cls_loss": "focal", "label_smoothing_factor": 0.1}, "--label_smoothing_factor goes with"),
         ({"class_weights": "rare"}, "--class_weights rare: choose one of none, balanced"),
-        ({"kg_schedule": "constant"}, "never trains the classifier"),
+        ({"kg_form": "convex", "kg_schedule": "constant", "kg_lambda": 1}, "never trains the classifier"),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, wrong, message):
