@@ -21,56 +21,62 @@ from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parent / "results"
 # Colours that the colour-blind tell apart (Okabe and Ito).
-ARMS = {
-    "plain": ("#000000", "o"),
-    "plain, twice as long": ("#999999", "s"),
-    "blank mask": ("#56B4E9", "v"),
-    "guided": ("#D55E00", "D"),
-    "guided, true masks": ("#009E73", "^"),
+STYLES = {
+    "plain": ("#000000", "o", "-"),
+    "plain, twice as long": ("#999999", "s", "-"),
+    "blank mask": ("#56B4E9", "v", "-"),
+    "guided": ("#D55E00", "D", "-"),
+    "guided, head alone": ("#CC79A7", "P", "-"),
+    "guided, true masks": ("#009E73", "^", "-"),
+    "blank mask, convex": ("#56B4E9", "v", "--"),
+    "guided, convex": ("#D55E00", "D", "--"),
+    "true masks, convex": ("#009E73", "^", "--"),
 }
 
 
 def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: float) -> None:
     """Means of the seeds' figures over `points`' keys, moved aside by a factor so that bars stay apart."""
-    colour, marker = ARMS[arm]
-    style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2, "capsize": 2, "label": arm}
+    colour, marker, line = STYLES[arm]
+    style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.2, "capsize": 2}
     at = sorted(points)
     means = [points[one].mean() for one in at]
     halves = [0 if (around := interval(points[one])) is None else around[1] - points[one].mean() for one in at]
     places = [one * shift for one in at]
-    axes.errorbar(places, means, halves, **style)
+    axes.errorbar(places, means, halves, label=arm, **style)
 
 
 def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
     """A curve an arm over pictures a class."""
-    for at, arm in enumerate(ARMS):
-        points = {
-            budget: np.array([one[figure] for one in runs[arm].values()])
-            for budget, runs in by_budget.items()
-            if arm in runs
-        }
+    for at, arm in enumerate(STYLES):
+        points = {budget: values(runs[arm], figure) for budget, runs in by_budget.items() if arm in runs}
         if points:
             draw_curve(axes, points, arm, 1.02 ** (at - 2))
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(by_budget), [str(budget) for budget in sorted(by_budget)], minor=False)
+    axes.set_xticks(sorted(by_budget), [str(budget) for budget in sorted(by_budget)])
     axes.set_xlabel("pictures of each defect class")
 
 
 def over_steps(axes: Axes, lengths: list[Runs], figure: str) -> None:
-    """A curve an arm over all steps of training; plain's is also that of twice as long."""
-    for at, arm in enumerate(ARMS):
+    """A curve an arm over all steps of training, its primary's included; plain's is also that of twice as long."""
+    ticks = set()
+    for at, arm in enumerate(STYLES):
         points = {}
         for runs in lengths:
             for name in (arm, "plain, twice as long") if arm == "plain" else (arm,):
-                values = list(runs[name].values())
-                points[values[0]["steps"]] = np.array([one[figure] for one in values])
-        if arm != "plain, twice as long":
+                if name in runs:
+                    points[next(iter(runs[name].values()))["steps"]] = values(runs[name], figure)
+        if points and arm != "plain, twice as long":
             draw_curve(axes, points, arm, 1.02 ** (at - 2))
+            ticks |= points.keys()
     axes.set_xscale("log")
-    ticks = sorted({int(one["steps"]) for runs in lengths for arm in ARMS for one in runs[arm].values()})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.set_xticks(sorted(ticks), [str(int(tick)) for tick in sorted(ticks)])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("steps, all phases")
+
+
+def values(seeds: dict[int, dict[str, float]], figure: str) -> np.ndarray:
+    """A figure of all seeds."""
+    return np.array([one[figure] for one in seeds.values()])
 
 
 def main() -> None:
@@ -97,8 +103,10 @@ def main() -> None:
     for axes, dataset in zip(rows[0], datasets, strict=False):
         axes.set_title(f"{dataset.removesuffix('_long')}, test", fontsize=10)
     rows[0][-1].set_title("magnetic_tile, validation", fontsize=10)
-    handles, names = rows[0][0].get_legend_handles_labels()
-    grid.legend(handles, names, loc="outside lower center", ncols=len(ARMS), frameon=False, fontsize=9)
+    drawn = [axes.get_legend_handles_labels() for axes in rows[0]]
+    legend = {name: handle for handles, names in drawn for handle, name in zip(handles, names, strict=True)}
+    ordered = [name for name in STYLES if name in legend]
+    grid.legend([legend[name] for name in ordered], ordered, loc="outside lower center", ncols=5, frameon=False)
     grid.savefig(options.output, dpi=110)
 
 

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evidence_curves
 import numpy as np
 import pytest
 from evidence import ARMS, SEARCHED, Bench, _identity, main
 from evidence_tables import interval, told
+from PIL import Image
 from scipy import stats
 
 from kgl.schema import mask_array, mask_on_grid
@@ -105,3 +107,28 @@ def test_a_file_of_other_settings_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "has a run of 'plain' with other settings" in capsys.readouterr().err
+
+
+def test_curves_of_what_there_is(tmp_path, monkeypatch):
+    def runs(dataset, budget, arms, steps):
+        figures = {"ap": 0.5, "saliency_ap": 0.1, "steps": steps}
+        line = {"dataset": dataset, "budget": budget, "figures": figures}
+        return [json.dumps(line | {"arm": arm, "seed": seed}) for arm in arms for seed in range(3)]
+
+    arms = list(evidence_curves.STYLES)
+    searched = [*runs("magnetic_tile", 16, arms, 200), *runs("magnetic_tile_long", 16, arms, 500)]
+    tested = [*runs("neu_det_long", 8, arms, 500), *runs("neu_det_long", 16, ["plain", "guided, head alone"], 500)]
+    (tmp_path / "search.jsonl").write_text("\n".join(searched))
+    (tmp_path / "evidence.jsonl").write_text("\n".join(tested))
+    monkeypatch.setattr(evidence_curves, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evidence_curves.py", "--output", str(tmp_path / "curves.png")])
+    drawn = []
+    draw = evidence_curves.draw_curve
+    monkeypatch.setattr(
+        evidence_curves,
+        "draw_curve",
+        lambda axes, points, arm, shift: (drawn.append((arm, list(points))), draw(axes, points, arm, shift)),
+    )
+    evidence_curves.main()
+    assert ("plain", [8, 16]) in drawn and ("guided", [8]) in drawn and ("guided", [200, 500]) in drawn
+    assert Image.open(tmp_path / "curves.png").width > 300
