@@ -94,15 +94,7 @@ def build_model(model_args: ModelArguments, names: list[str], defect_free: str |
         if model_args.out_features is not None:
             backbone_config = {**backbone_config, "out_features": model_args.out_features}
         return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config))
-    except (
-        ImportError,
-        OSError,
-        SafetensorError,
-        StrictDataclassError,
-        TypeError,
-        UnpicklingError,
-        ValueError,
-    ) as error:
+    except _UNUSABLE as error:
         option = "--backbone" if model_args.backbone is not None else "--backbone_config"
         message = " ".join(str(error).split())
         raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {message}") from error

@@ -27,7 +27,7 @@ from kgl.card import Edits, LicenseArguments, card_metadata, card_text, merged_e
 from kgl.commands import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
 from kgl.errors import InputError
-from kgl.runs import paths_in, write_json
+from kgl.runs import paths_in, write_json, write_text
 
 
 # All that is pushed: nothing that is not named here, and nothing that unpickles.
@@ -162,7 +162,7 @@ def push(
             revision=revision,
             parent_commit=there.sha,
         )
-    _write(run / "final" / _CARD, card)
+    write_text(run / "final" / _CARD, card)
     write_json(run / _PUSHED, _pushed(run) | {repo_id: card})
     return commit.commit_url
 
@@ -173,7 +173,7 @@ def write_card(run: Path, report: dict[str, Any]) -> None:
     path = run / "final" / _CARD
     text = path.read_text("utf-8") if path.exists() else None
     edits = _edits(text, card_metadata(report, config, licenses), licenses)
-    _write(path, card_text(report, config, licenses, edits))
+    write_text(path, card_text(report, config, licenses, edits))
 
 
 def _card(run: Path, repo_id: str, now: LicenseArguments, card_there: str | None) -> str:
@@ -210,12 +210,6 @@ def _card_there(api: HfApi, there: ModelInfo) -> str | None:
 def _pushed(run: Path) -> dict[str, str]:
     path = run / _PUSHED
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 @contextmanager

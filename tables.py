@@ -141,28 +141,38 @@ def _from_hub(table: Dataset, split: str, columns: Columns, names: list[str], hu
     return dataset.select_columns(["image", "label", "mask", "group", "file_name"])
 
 
-def _check_own_files(dataset: Dataset, folder: str, where: str) -> None:
+def _check_own_files(dataset: Dataset, hub_dataset: str, where: str) -> None:
     """
     A stranger's table may name any file of this machine; only what came with it is opened.
 
     Raises:
-        InputError: a picture lies elsewhere.
+        InputError: a picture or mask lies elsewhere.
     """
-    caches = (dataset_config.HF_DATASETS_CACHE, dataset_config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
-    roots = [Path(root) for root in (folder, *caches)]
+    of_the_hub = Path(HF_HUB_CACHE) / f"datasets--{hub_dataset.replace('/', '--')}"
+    # Downloads are called by digests that nobody guesses.
+    roots = [root.resolve() for root in (Path(hub_dataset), of_the_hub, Path(dataset_config.DOWNLOADED_DATASETS_PATH))]
     rows = undecoded(dataset).with_format("arrow")
     for column in ("image", "mask"):
         stored = rows[column][:]
-        outside = pc.and_(pc.is_valid(stored), pc.is_null(pc.struct_field(stored, "bytes")))
-        for row in np.flatnonzero(outside.to_numpy()).tolist():
-            path = stored[row]["path"].as_py() or ""
-            file = path.rpartition("::")[2] if path.startswith("zip://") else path  # a member of an archive
+        named = pc.and_(pc.is_valid(stored), pc.is_null(pc.struct_field(stored, "bytes")))
+        for row in np.flatnonzero(named.to_numpy()).tolist():
+            path = stored[row]["path"].as_py()
+            if not path:
+                raise InputError(f"{where}, row {row + 1}: {column} is empty.")
+            file = Path(path.rpartition("::")[2] if path.startswith("zip://") else path)  # a member of an archive
             # A relative one would be opened from wherever this runs, an address from anywhere.
-            if not Path(file).is_absolute() or not any(_lands_in(root, file) for root in roots):
+            if not file.is_absolute() or not any(_leads_into(root, file) for root in roots):
                 raise InputError(
                     f"{where}, row {row + 1}: {column} {path} is no file of this data set; a table of your own that "
                     "names files is read with --dataset table."
                 )
+
+
+def _leads_into(root: Path, file: Path) -> bool:
+    try:
+        return file.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # a name longer than any file's, or links in a circle
+        return False
 
 
 def _groups(table: Dataset, columns: Columns, file_names: list[str]) -> list[str]:
@@ -249,21 +259,18 @@ def _graded(values: Sequence[Any], columns: Columns, where: str) -> tuple[list[s
 
 
 def _within(root: Path, value: Any, where: str) -> Path:
-    """The file that a table names, which must lie in `root`."""
+    """The file that a table names, which must lie in `root`, links in it followed by name only."""
     if not isinstance(value, str) or not value:
         raise InputError(f"{where}: {value!r} is no path of a picture.")
-    file = _lands_in(root, value)
-    if file is None:
-        raise InputError(f"{where}: {value} lies outside of {root.resolve()}; name another --data_dir or move it.")
-    return file
-
-
-def _lands_in(root: Path, path: str) -> Path | None:
-    """Where a path relative to `root` leads, `None` where that is elsewhere; a link at its end is followed by name."""
     root = root.resolve()
-    parent = (root / path).parent
-    file = parent.resolve() / Path(path).name if parent.exists() else root / path
-    return None if not file.is_relative_to(root) or ".." in file.relative_to(root).parts else file
+    lexical = (root / value).parent
+    try:
+        file = lexical.resolve() / Path(value).name if lexical.exists() else root / value
+    except OSError as error:  # a name longer than any file's
+        raise InputError(f"{where}: {value[:80]} ... is no path of a picture. {error.strerror}.") from error
+    if not file.is_relative_to(root) or ".." in file.relative_to(root).parts:
+        raise InputError(f"{where}: {value} lies outside of {root}; name another --data_dir or move it.")
+    return file
 
 
 def _cause(error: BaseException) -> str:

@@ -201,7 +201,8 @@ class ClassificationTrainer(Trainer):
 
 class KnowledgeGuidedTrainer(ClassificationTrainer):
     """
-    Trains a [`KGLForImageClassification`] on `L = lambda(t) L_kg + (1 - lambda(t)) L_cls` (arXiv 2605.17780).
+    Trains a [`KGLForImageClassification`] on `L = L_cls + lambda(t) L_kg`, or, as arXiv 2605.17780 does, on
+    `L = (1 - lambda(t)) L_cls + lambda(t) L_kg` (`kg_form="convex"`, `kg_lambda=1`).
 
     `train_dataset` holds the columns of the data contract, `saliency_prior` and `prior_weight` among them. `loss_cls`,
     `loss_kg` and `kg_lambda` are logged beside `loss`, averaged over the logging window, over accumulated batches and

@@ -117,6 +117,7 @@ def test_labels_that_are_no_numbers(image_folder):
         ([("good/0.png", "a"), ("../secret.png", "b")], {}, r"row 2: \.\./secret\.png lies outside of"),
         ([("good/0.png", "a"), ("/etc/passwd", "b")], {}, r"row 2: /etc/passwd lies outside of"),
         ([("good/0.png", "a"), ("good/../../secret.png", "b")], {}, r"row 2: .* lies outside of"),
+        ([("good/0.png", "a"), (f"{'a' * 300}/0.png", "b")], {}, r"row 2: a{80} \.\.\. is no path of a picture"),
         ([("good/0.png", "a"), ("good/0.png", "b")], {}, r"listed more than once: .*good/0\.png"),
         ([("good/0.png", "a"), ("good/1.png", "")], {}, r"no 'label' in row 2\."),
         ([("good/0.png", "a"), ("", "b")], {}, "row 2: None is no path"),
