@@ -7,6 +7,7 @@ one's own machine (`python app.py --help`) and, unchanged, as a Space, where var
 
 import argparse
 import base64
+import contextlib
 import csv
 import functools
 import html
@@ -14,6 +15,8 @@ import io
 import json
 import logging
 import os
+import signal
+import tempfile
 import threading
 import time
 import warnings
@@ -34,11 +37,14 @@ REQUEST_PICTURES = 32
 MINUTE_PICTURES = 96  # a client
 MINUTE_UPLOADS = 60  # requests a client, of any number of files
 CLIENTS = 1_000  # of which the limits keep account, those seen last
+REQUEST_BYTES = 1_000_000  # of any other request
+STORED_BYTES = 2_000_000_000  # of all uploads
 QUEUE_LENGTH = 32  # requests of all clients that wait for their turn
 SESSIONS = 100  # whose labelled sets are remembered
 LABELLED_ROWS = 100_000
 EXAMPLES = 12
 KEPT_SECONDS = 600  # after which an upload is deleted
+SWEEP_SECONDS = 10
 SHOWN_SIDE = 800  # pixels of a picture as the page shows it
 HEAT_SIDE = 256  # pixels of a heat map as the page shows it: it has far fewer cells
 STEP = 0.001  # of the operating point's slider
@@ -47,6 +53,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 SCORE_COLUMNS = ("guided: P(defect)", "defect_score")
 HEAT_COLOURS = np.array([(255, 225, 90), (255, 125, 0), (190, 0, 30)], dtype=float)  # at 0, one half and 1
+GRADIO_VARIABLES = ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_ROOT_PATH")  # that count
 WRONG = "Something went wrong on the server. Its log says what."
 
 log = logging.getLogger("app")
@@ -234,39 +241,95 @@ class Limiter:
             return True
 
 
+class Store:
+    """The folder of uploads, and whatever else the server leaves there: nothing stays for longer than KEPT_SECONDS."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.used = 0  # bytes: what the last sweep left and what has arrived since
+
+    def sweep(self) -> None:
+        """Delete what is too old."""
+        before, used = time.time() - KEPT_SECONDS, 0
+        for path in sorted(self._folder.rglob("*"), reverse=True):  # a folder after what is in it
+            with contextlib.suppress(FileNotFoundError):  # the server renames what has arrived
+                state = path.lstat()
+                if state.st_mtime >= before:
+                    used += state.st_size + 4096  # about what even an empty file takes
+                elif not path.is_dir():
+                    path.unlink()
+                elif not any(path.iterdir()):
+                    path.rmdir()
+        self.used = used
+
+    def keep_swept(self, over: threading.Event, known: list[set[str]]) -> None:
+        """Sweep until it is `over`; Gradio's memory of uploads, `known`, would grow for ever too."""
+        while not over.wait(SWEEP_SECONDS):
+            try:
+                self.sweep()
+            except OSError:
+                log.exception("some uploads could not be deleted; the next sweep tries again")
+            for files in known:
+                files.clear()
+
+
 class Gate:
-    """
-    ASGI middleware that stands before Gradio's server.
+    """ASGI middleware before Gradio's server: what the page asks for goes through, of a bounded size; nothing else."""
 
-    The page needs no file from the server, so none is served; uploads are counted and their size is known beforehand.
-    """
+    UPLOAD = "/gradio_api/upload"
+    POST = (UPLOAD, "/gradio_api/queue/join")
+    GET = (
+        "", "/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/robots.txt",
+        "/gradio_api/startup-events", "/gradio_api/app_id", "/gradio_api/queue/data", "/gradio_api/upload_progress",
+    )  # fmt: skip
+    GET_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")
 
-    CLOSED = ("/file", "/proxy", "/process_recording")
-
-    def __init__(self, app: Callable, uploads: Limiter) -> None:
-        self._app, self._uploads = app, uploads
+    def __init__(self, app: Callable, uploads: Limiter, store: Store) -> None:
+        self._app, self._uploads, self._store = app, uploads, store
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        status, why = self._judged(scope) if scope["type"] == "http" else (200, "")
-        if status == 200:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = [(b"content-type", b"text/plain; charset=utf-8")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": why.encode()})
+        root, path = scope.get("root_path", ""), scope["path"]
+        if f"{path}/".startswith(f"{root}/"):  # as the routes are looked up
+            path = path[len(root) :]
+        status, why = self._judged(path, scope)
+        if status != 200:
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": why.encode()})
+            return
+        stored, left = path == self.UPLOAD, self._most(path)
 
-    def _judged(self, scope: dict) -> tuple[int, str]:
-        path = scope["path"].removeprefix("/gradio_api")
-        if path.startswith(self.CLOSED):
-            return 403, "No file is served here."
-        if scope["method"] != "POST" or path.rstrip("/") != "/upload":
+        async def counted() -> dict:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if stored:
+                self._store.used += len(message.get("body", b""))
+            cut = left < 0 or (stored and self._store.used > STORED_BYTES)
+            return {"type": "http.disconnect"} if cut else message
+
+        await self._app(scope, counted, send)
+
+    def _most(self, path: str) -> int:
+        return REQUEST_PICTURES * UPLOAD_BYTES if path == self.UPLOAD else REQUEST_BYTES
+
+    def _judged(self, path: str, scope: dict) -> tuple[int, str]:
+        if scope["method"] in ("GET", "HEAD") and (path in self.GET or path.startswith(self.GET_BELOW)):
             return 200, ""
-        length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
-        if not length.isdecimal():
-            return 411, "An upload has to say how large it is."
-        if int(length) > REQUEST_PICTURES * UPLOAD_BYTES:
-            return 413, f"At most {REQUEST_PICTURES * UPLOAD_BYTES // 1_000_000} MB can be uploaded at once."
-        if not self._uploads.admits(scope["client"][0]):
+        if scope["method"] != "POST" or path not in self.POST:
+            return 403, "The page does not need this, so it is closed."
+        headers, most = dict(scope["headers"]), self._most(path)
+        length = headers.get(b"content-length", b"").decode("latin-1")
+        if b"transfer-encoding" in headers or not length.isdecimal():
+            return 411, "A request has to say how large it is."
+        if int(length) > most:
+            return 413, f"At most {most // 1_000_000} MB at once."
+        if path == self.UPLOAD and self._store.used + int(length) > STORED_BYTES:
+            return 503, "There is no room for more uploads now: wait some minutes."
+        if path == self.UPLOAD and not self._uploads.admits(scope["client"][0]):
             return 429, "Too many uploads within a minute: wait a little."
         return 200, ""
 
@@ -466,8 +529,11 @@ def load(model: str, trusted: bool) -> Callable[[Image.Image], dict[str, Any]]:
         return pipeline(
             "defect-detection", model=model, trust_remote_code=True, model_kwargs={"use_safetensors": True}
         )
-    except (KeyError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())
+    except Exception as error:  # whatever its code, or one of many readers, raises
+        said = f"{type(error).__name__}: {error}".strip()
+        if "Traceback" in said:  # of the last of several attempts
+            said = said.splitlines()[-1]
+        said = " ".join(said.split())
         raise Refused(f"--model {model}: it cannot be loaded as a classifier of kgl-train. {said}") from error
 
 
@@ -497,7 +563,9 @@ def looked_at(paths: list[Path], inspect: Callable, threshold: float) -> str:
     return f'{"".join(problems)}<div class="cards">{"".join(cards)}</div>'
 
 
-def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) -> tuple[Any, dict[str, Any]]:
+def build(
+    inspect: Callable, labelled: Labelled | None, examples: list[Path], store: Store
+) -> tuple[Any, dict[str, Any]]:
     """
     The page, a `gradio.Blocks`, and the settings to launch it with.
 
@@ -505,6 +573,7 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
         inspect: the pipeline.
         labelled: what the page starts with.
         examples: pictures.
+        store: of uploads.
 
     Raises:
         Refused: an example cannot be used.
@@ -566,7 +635,7 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
     private = {"api_visibility": "private"}
     one_by_one = {"concurrency_id": "look", "concurrency_limit": 1}  # a picture of the largest size takes 1 GB
     raw = {"preprocess": False}  # gr.File's would leave an empty file behind for every upload, for good
-    with gr.Blocks(title="Surface defects", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
+    with gr.Blocks(title="Surface defects", analytics_enabled=False) as page:
         with gr.Row(elem_classes="layout"):
             with gr.Column(elem_classes="give"):
                 classes = html.escape(", ".join(config.label2id))
@@ -609,14 +678,13 @@ def build(inspect: Callable, labelled: Labelled | None, examples: list[Path]) ->
         "theme": theme,
         "css": f":root {{ --heat: 0.6; --threshold: {stored}; }}{CSS}",
         "js": PAGE_JS % {"stored": json.dumps(stored), "shown": json.dumps(shown)},
-        "app_kwargs": {"middleware": [Middleware(Gate, uploads=Limiter(MINUTE_UPLOADS))]},
+        "app_kwargs": {"middleware": [Middleware(Gate, uploads=Limiter(MINUTE_UPLOADS), store=store)]},
         "max_file_size": UPLOAD_BYTES,
         "state_session_capacity": SESSIONS,
         "show_error": False,
         "footer_links": [],
-        # Nothing that an environment variable would turn on behind the user's back, or that would pass by the gate.
-        "share": False, "run_history": False, "enable_monitoring": False, "mcp_server": False, "pwa": False,
-        "ssr_mode": False, "num_workers": 0,
+        # What Gradio would turn on by itself, in a notebook or in a Space. Its variables are gone: see `main`.
+        "share": False, "run_history": False, "enable_monitoring": False, "pwa": False,
     }  # fmt: skip
     return page, settings
 
@@ -646,14 +714,25 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        page, settings = prepared(args)
-    except Refused as error:
-        parser.exit(2, f"app.py: error: {error}\n")
-    page.launch(**settings)
+    for name in [name for name in os.environ if name.startswith("GRADIO_") and name not in GRADIO_VARIABLES]:
+        del os.environ[name]  # many turn on what passes by what is decided here
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, deletes the uploads
+    with tempfile.TemporaryDirectory(prefix="kgl-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        store, over = Store(Path(folder)), threading.Event()
+        try:
+            page, settings = prepared(args, store)
+        except (Refused, OSError) as error:
+            parser.exit(2, f"app.py: error: {error}\n")
+        sweeper = threading.Thread(target=store.keep_swept, args=(over, page.temp_file_sets), daemon=True)
+        sweeper.start()
+        page.launch(**settings)
+        over.set()
+        sweeper.join()
+        store.used = STORED_BYTES + 1  # what still arrives is cut off
 
 
-def prepared(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+def prepared(args: argparse.Namespace, store: Store) -> tuple[Any, dict[str, Any]]:
     """
     Everything given, read and checked, to a page.
 
@@ -666,7 +745,7 @@ def prepared(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if args.examples is not None:
         if not args.examples.is_dir():
             raise Refused(f"--examples {args.examples}: there is no such folder.")
-        found = sorted(path for path in args.examples.iterdir() if path.suffix.lower() in SUFFIXES)
+        found = sorted(one for one in args.examples.iterdir() if one.suffix.lower() in SUFFIXES and one.is_file())
         examples = found[:EXAMPLES]
     if args.labelled is not None and not args.labelled.is_file():
         raise Refused(f"--labelled {args.labelled}: there is no such file.")
@@ -682,7 +761,7 @@ def prepared(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         except Refused as error:
             raise Refused(f"--labelled {args.labelled}: {error}") from error
     try:
-        return build(inspect, labelled, examples)
+        return build(inspect, labelled, examples, store)
     except Refused as error:
         raise Refused(f"--examples: {error}") from error
 

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SPACE_PYTHON = ROOT / ".venv-space" / "bin" / "python"
 THRESHOLD = 0.43215  # not on the slider's steps
 EVIL = "<img src=x onerror=alert(1)>.png"
+EVIL_FILE = "&lt;i&gt;'&amp;"  # Gradio takes the rest out of a file's name
 CLASSES = ["good", "scratch", "<b>pit"]
 LABELLED = """file_name,label,guided: P(defect)
 a.png,good,0.1
@@ -172,40 +173,95 @@ def test_the_limiter_forgets(monkeypatch):
     assert len(limiter) == 5
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "headers", "status"),
-    [
-        ("GET", "/", {}, 200),
-        ("GET", "/gradio_api/file=/etc/passwd", {}, 403),
-        ("GET", "/file=app.py", {}, 403),
-        ("GET", "/gradio_api/proxy=https://example.com", {}, 403),
-        ("POST", "/gradio_api/process_recording", {}, 403),
-        ("POST", "/gradio_api/upload", {}, 411),
-        ("POST", "/gradio_api/upload", {"content-length": "-1"}, 411),
-        ("POST", "/gradio_api/upload", {"content-length": "640000001"}, 413),
-        ("POST", "/gradio_api/upload", {"content-length": "640000000"}, 200),
-    ],
-)
-def test_the_gate(method, path, headers, status):
-    async def inner(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
 
-    sent = []
+
+def passed(gate: app.Gate, method: str, path: str, headers: dict, root: str = "", chunks=(b"",)) -> tuple[int, str]:
+    """What the gate answers; or 200 and what the server behind it got of the body, "cut" where it was cut off."""
+    sent, arriving = [], [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+
+    async def receive():
+        return arriving.pop(0)
 
     async def send(message):
         sent.append(message)
 
-    async def ask(gate):
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        scope = {"type": "http", "method": method, "path": path, "headers": raw, "client": ("1.2.3.4", 5)}
-        await gate(scope, None, send)
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": raw, "client": ("1.2.3.4", 5)}
+    asyncio.run(gate(scope | ({"root_path": root} if root else {}), receive, send))
+    return sent[0]["status"], sent[1]["body"].decode()
 
-    gate = app.Gate(inner, app.Limiter(1))
-    asyncio.run(ask(gate))
-    assert sent[0]["status"] == status
-    if (method, status) == ("POST", 200):
-        asyncio.run(ask(gate))
-        assert sent[-2]["status"] == 429 and b"wait" in sent[-1]["body"]
+
+async def behind(scope, receive, send):
+    """Reads two chunks."""
+    got = [await receive() for _ in range(2)]
+    told = "cut" if got[1]["type"] == "http.disconnect" else "whole"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": told.encode()})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/", {}, 200),
+        ("GET", "/assets/index.js", {}, 200),
+        ("GET", "/gradio_api/file=/etc/passwd", {}, 403),
+        ("GET", "/file=app.py", {}, 403),
+        ("GET", "/gradio_api/proxy=https://example.com", {}, 403),
+        ("GET", "/gradio_api/deep_link", {}, 403),
+        ("POST", "/gradio_api/process_recording", {}, 403),
+        ("POST", "/gradio_api/component_server", {"content-length": "5"}, 403),
+        ("DELETE", "/", {}, 403),
+        ("POST", UPLOAD, {}, 411),
+        ("POST", UPLOAD, {"content-length": "-1"}, 411),
+        ("POST", UPLOAD, {"content-length": "5", "transfer-encoding": "chunked"}, 411),
+        ("POST", UPLOAD, {"content-length": "640000001"}, 413),
+        ("POST", UPLOAD, {"content-length": "640000000"}, 200),
+        ("POST", JOIN, {"transfer-encoding": "chunked"}, 411),
+        ("POST", JOIN, {"content-length": "1000001"}, 413),
+        ("POST", JOIN, {"content-length": "1000000"}, 200),
+    ],
+)
+@pytest.mark.parametrize("root", ["", "/x"])
+def test_the_gate(method, path, headers, status, root, tmp_path):
+    gate = app.Gate(behind, app.Limiter(1), app.Store(tmp_path))
+    assert passed(gate, method, root + path, headers, root, (b"", b""))[0] == status
+    if (path, status) == (UPLOAD, 200):
+        again, why = passed(gate, method, root + path, headers, root)
+        assert again == 429 and "wait" in why
+
+
+def test_the_gate_counts_what_arrives(tmp_path, monkeypatch):
+    store = app.Store(tmp_path)
+    gate = app.Gate(behind, app.Limiter(9), store)
+    short = {"content-length": "5"}
+    half = bytes(app.REQUEST_BYTES // 2)
+    assert passed(gate, "POST", JOIN, short, chunks=(half, half)) == (200, "whole")
+    assert passed(gate, "POST", JOIN, short, chunks=(half, half + b" ")) == (200, "cut")
+    assert passed(gate, "GET", "/config", {}, chunks=(b"", half * 3)) == (200, "cut")
+    assert store.used == 0
+    monkeypatch.setattr(app, "STORED_BYTES", app.REQUEST_BYTES)
+    assert passed(gate, "POST", UPLOAD, short, chunks=(half, b"12")) == (200, "whole")
+    assert passed(gate, "POST", UPLOAD, short, chunks=(half, b"12")) == (200, "cut")
+    status, why = passed(gate, "POST", UPLOAD, short)
+    assert status == 503 and "wait" in why
+    store.sweep()
+    assert passed(gate, "POST", UPLOAD, short, chunks=(half, b"12")) == (200, "whole")
+
+
+def test_the_store_keeps_nothing_for_long(tmp_path):
+    store, past = app.Store(tmp_path), time.time() - app.KEPT_SECONDS - 1
+    for name in ("old/a.png", "young/a.png"):
+        write(tmp_path / name.split("/")[0], "a.png", bytes(1000))
+    for path in ("old/a.png", "old", "young"):
+        os.utime(tmp_path / path, (past, past))
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    store.sweep()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "dangling", "old", "young"]
+    assert 1000 < store.used < 20_000
+    os.utime(tmp_path / "old", (past, past))
+    store.sweep()
+    assert not (tmp_path / "old").exists()
 
 
 def said(defect_score: float | None = 0.5, label: str = "<b>pit") -> dict:
@@ -254,13 +310,19 @@ def save_model(folder: Path, **config_kwargs: object) -> Path:
 
 
 def test_what_it_is_started_with_is_checked(tmp_path, auto_image_processor):
-    folder = save_model(tmp_path / "model")
+    folder, store = save_model(tmp_path / "model"), app.Store(tmp_path)
     table = tmp_path / "table.csv"
     table.write_text("label\ngood\n")
-    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "folder.png").mkdir(parents=True)
     (tmp_path / "examples" / "broken.png").write_bytes(b"broken")
+    weights = save_model(tmp_path / "cut") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    code = save_model(tmp_path / "raises") / "modeling_kgl.py"
+    code.write_text(f"{code.read_text()}\nraise RuntimeError(7)\n")
     for args, why in (
         (given(None), "--model: say which"),
+        (given(tmp_path / "cut"), "--model .*cut: it cannot be loaded .* deserializing header"),
+        (given(tmp_path / "raises"), "--model .*raises: it cannot be loaded .*train. RuntimeError: 7$"),
         (given(folder, trust_remote_code=False), "--trust_remote_code: a classifier's folder holds the code"),
         (given(str(tmp_path / "none")), "--model .*none: it cannot be loaded"),
         (given("owner/none"), "--model owner/none: it cannot be loaded"),
@@ -268,13 +330,14 @@ def test_what_it_is_started_with_is_checked(tmp_path, auto_image_processor):
         (given(folder, examples=tmp_path / "none"), "--examples .*none: there is no such folder"),
         (given(folder, labelled=table), "--labelled .*table.csv: it has none of the columns"),
     ):
-        with pytest.raises(app.Refused, match=why):
-            app.prepared(args)
+        with pytest.raises(app.Refused, match=why) as refused:
+            app.prepared(args, store)
+        assert "\n" not in str(refused.value) and "Traceback" not in str(refused.value)
     with pytest.raises(app.Refused, match=r"^broken\.png: it is no picture"):
         app.examples_html([tmp_path / "examples" / "broken.png"])
     no_decision = save_model(tmp_path / "all_defects", defect_free_label=None)
     with pytest.raises(app.Refused, match="no defect-free class"):
-        app.prepared(given(no_decision, labelled=table))
+        app.prepared(given(no_decision, labelled=table), store)
 
 
 def test_no_pickle_is_loaded(tmp_path, auto_image_processor):
@@ -293,19 +356,39 @@ def test_the_examples_that_come_with_it():
     assert app.examples_html(found).count("<button") == len(found)
 
 
+def test_examples_are_files(tmp_path, monkeypatch):
+    picture = write(tmp_path, "<b>.PNG", saved(noise()))
+    write(tmp_path, "notes.txt", b"")
+    (tmp_path / "folder.png").mkdir()
+    model = argparse.Namespace(config=None)
+    monkeypatch.setattr(app, "load", lambda *_: argparse.Namespace(model=model))
+    monkeypatch.setattr(app, "build", lambda inspect, labelled, examples, store: (examples, {}))
+    assert app.prepared(given("model", examples=tmp_path), app.Store(tmp_path))[0] == [picture]
+    assert "<b>" not in app.examples_html([picture])
+
+
 # ------------------------------------------------------------------------------------------------ the page as a whole
 
 
-def space(tmp: Path, *flags: str, folder: Path = ROOT, **variables: str) -> tuple[list[str], dict[str, str]]:
-    """How the page in `folder` is started in the environment of a Space."""
+def space(
+    tmp: Path, *flags: str, folder: Path = ROOT, code: str = "", **variables: str
+) -> tuple[list[str], dict[str, str]]:
+    """How the page in `folder`, or `code`, is started in the environment of a Space."""
     if not SPACE_PYTHON.exists():
         pytest.skip("needs .venv-space: make .venv-space/installed")
     keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     environment = keep | {
-        "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(tmp / "uploads"),
+        "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp / "temporary"),
         "HF_MODULES_CACHE": str(tmp / "modules"),
     }  # fmt: skip
-    return [str(SPACE_PYTHON), str(folder / "app.py"), *flags], environment | variables
+    (tmp / "temporary").mkdir(exist_ok=True)
+    start = ["-c", code] if code else [str(folder / "app.py")]
+    return [str(SPACE_PYTHON), *start, *flags], environment | variables
+
+
+def kept(tmp: Path) -> list[str]:
+    """The files and folders that a server started in `tmp` has stored."""
+    return sorted(path.name for path in (tmp / "temporary").glob("kgl-app-*/**/*"))
 
 
 def free_port() -> int:
@@ -315,10 +398,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(tmp: Path, *flags: str, folder: Path = ROOT, **variables: str):
-    """The address of the page, and what its server logs."""
+def served(tmp: Path, *flags: str, folder: Path = ROOT, code: str = "", **variables: str):
+    """The address of the page, and what its server logs. At SIGTERM it leaves nothing behind."""
     port = free_port()
-    command, environment = space(tmp, *flags, folder=folder, GRADIO_SERVER_PORT=str(port), **variables)
+    command, environment = space(tmp, *flags, folder=folder, code=code, GRADIO_SERVER_PORT=str(port), **variables)
     log = tmp / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, cwd=tmp, stdout=output, stderr=subprocess.STDOUT)
@@ -333,6 +416,7 @@ def served(tmp: Path, *flags: str, folder: Path = ROOT, **variables: str):
     finally:
         process.terminate()
         process.wait(20)
+    assert process.returncode == 0 and not list((tmp / "temporary").glob("kgl-app-*")), log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -357,9 +441,9 @@ def browser(server):
 class Page:
     """The page in a browser, freshly loaded."""
 
-    def __init__(self, driver: object, address: str) -> None:
+    def __init__(self, driver: object, address: str, path: str = "/") -> None:
         self.driver, self.address = driver, address
-        driver.get(address)
+        driver.get(address + path)
         self.until(lambda: self.all(".examples button") and self.all("#results p"))
 
     def all(self, selector: str) -> list:
@@ -457,8 +541,7 @@ def test_pictures_and_sliders(page, server, tmp_path):
         assert wide <= window
     finally:
         driver.set_window_size(1200, 900)
-    uploads = [path.name for path in (server[1] / "uploads").rglob("*") if path.is_file()]
-    assert sorted(uploads) == ["part_0.png", "part_1.png", "part_2.png"]  # what is to be deleted, nothing else
+    assert [name for name in kept(server[1]) if "." in name] == ["part_0.png", "part_1.png", "part_2.png"]
     page.check(server[1])
 
 
@@ -471,9 +554,10 @@ def test_examples(page, server):
 
 
 def test_a_labelled_set_is_dropped(page, server, tmp_path):
-    page.give(write(tmp_path, "mine.csv", b"label,defect_score\ngood,0.9\nscratch,0.9\n"), to="#labelled")
+    table = b"label,defect_score\ngood,0.9\nscratch,0.9\n"
+    page.give(write(tmp_path, f"{EVIL_FILE}.csv", table), to="#labelled")
     page.until(lambda: page.counts() == [1, 0, 1, 0])
-    assert "mine.csv: 2 pictures" in page.texts("#confusion")[0]
+    assert f"{EVIL_FILE}.csv: 2 pictures" in page.texts("#confusion")[0]
     page.give(write(tmp_path, "other.csv", b"label\ngood\n"), to="#labelled")
     page.until(lambda: page.all("#confusion .problem"))
     assert page.texts("#confusion .problem")[0].startswith("other.csv cannot be used: it has none of the columns")
@@ -485,18 +569,19 @@ def test_a_labelled_set_is_dropped(page, server, tmp_path):
 
 def test_what_cannot_be_used_is_named_and_the_rest_goes_on(page, server, tmp_path):
     page.give(
-        write(tmp_path, "broken.png", b"broken"),
+        write(tmp_path, f"{EVIL_FILE}0.png", b"broken"),
         write(tmp_path, "huge.png", png(30_000, 30_000)),
         write(tmp_path, "deep.png", saved(Image.fromarray(np.zeros((16, 16), dtype=np.uint16)))),
-        write(tmp_path, EVIL, saved(noise())),
+        write(tmp_path, f"{EVIL_FILE}.png", saved(noise())),
     )
     page.until(lambda: page.all(".card"))
     assert page.texts("#results .problem") == [
-        "broken.png was left out: it is no picture that can be read here (PNG, JPEG, BMP, TIFF, WEBP).",
+        f"{EVIL_FILE}0.png was left out: it is no picture that can be read here (PNG, JPEG, BMP, TIFF, WEBP).",
         "huge.png was left out: it has more than 50 million pixels.",
         "deep.png was left out: it has more than 8 bits a channel: convert it to 8.",
     ]
-    assert len(page.all(".card")) == 1 and not page.all("#results img[src=x]")
+    assert page.texts(".card h3") == [f"{EVIL_FILE}.png"]
+    assert page.all(".card .picture")[0].get_attribute("alt") == f"{EVIL_FILE}.png"
     page.check(server[1])
 
 
@@ -523,11 +608,10 @@ def test_no_file_is_served(server):
     address, tmp, _ = server
     for path in ("/etc/passwd", f"{tmp}/model/config.json", f"{ROOT}/app.py", "app.py", "https://example.com"):
         for prefix in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/gradio_api/proxy="):
-            assert ask(address, f"{prefix}{path}") == (403, "No file is served here.")
+            assert ask(address, f"{prefix}{path}")[0] == 403
     for path in ("/", "/config"):
         status, text = ask(address, path)
         assert status == 200 and str(tmp) not in text and str(ROOT) not in text and "/tmp" not in text
-    assert json.loads(ask(address, "/gradio_api/info")[1]) == {"named_endpoints": {}, "unnamed_endpoints": {}}
 
 
 def answered(address: str, body: dict) -> dict:
@@ -578,6 +662,68 @@ def test_without_trust_it_does_not_start(tmp_path):
     process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert process.stderr.startswith("app.py: error: --trust_remote_code: ") and process.stderr.count("\n") == 1
+    assert kept(tmp_path) == []
+
+
+QUICK = """
+import argparse, app
+config = {"threshold": 0.5, "label2id": {"good": 0, "bad": 1}, "defect_free_label": "good", "operating_point": None}
+model = argparse.Namespace(config=argparse.Namespace(**config))
+app.load = lambda *_: argparse.Namespace(model=model)
+app.KEPT_SECONDS, app.SWEEP_SECONDS = 1, 0.1
+app.main()
+"""
+
+
+@contextmanager
+def sent(address: str, path: str, *headers: str, body: bytes = b""):
+    """A request by hand, which may lie; the connection stays open."""
+    host, port = address.removeprefix("http://").split(":")
+    lines = (f"POST {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", "")
+    with socket.create_connection((host, int(port)), timeout=30) as one:
+        one.sendall("\r\n".join(lines).encode() + body)
+        yield one
+
+
+def soon(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_nothing_stays_and_nothing_passes_by(tmp_path):
+    """Behind a proxy's path, with Gradio's variables set against it."""
+    against = {"GRADIO_ALLOWED_PATHS": "/", "GRADIO_VIBE_MODE": "1", "GRADIO_TEMP_DIR": str(tmp_path / "elsewhere")}
+    quick = {"code": QUICK, "PYTHONPATH": str(ROOT), "GRADIO_ROOT_PATH": "/x"}
+    form = "Content-Type: multipart/form-data; boundary=b"
+    part = '--b\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n%s\r\n'
+    chunked = "Transfer-Encoding: chunked"
+    with served(tmp_path, "--model", "m", "--trust_remote_code", **quick, **against) as (address, _):
+        for prefix in ("/x", ""):
+            status, config = ask(address, f"{prefix}/config")
+            assert status == 200 and json.loads(config)["vibe_mode"] is False
+            for path in ("file=/etc/passwd", "deep_link?session_hash=a", "info", "vibe-code/", "upload/", "../config"):
+                assert ask(address, f"{prefix}/gradio_api/{path}")[0] == 403
+            for path, *headers, expected in (
+                (UPLOAD, form, "Content-Length: 5", chunked, 411), (JOIN, "Content-Length: 5", chunked, 411),
+                (JOIN, chunked, 411), (JOIN, "Content-Length: 300000000", 413),
+                ("/gradio_api/component_server", form, "Content-Length: 5", 403),
+            ):  # fmt: skip
+                with sent(address, prefix + path, *headers) as one:
+                    assert one.recv(99).startswith(f"HTTP/1.1 {expected} ".encode())
+
+        refused = (part % ("a.png", "a") + part % ("..", "b") + "--b--\r\n").encode()
+        with sent(address, f"/x{UPLOAD}", form, f"Content-Length: {len(refused)}", body=refused) as one:
+            assert one.recv(99).startswith(b"HTTP/1.1 400 ") and kept(tmp_path)
+        soon(lambda: kept(tmp_path) == [])
+        aborted = (part % ("c.png", "c" * 1_000_000)).encode()
+        with sent(address, f"/x{UPLOAD}", form, "Content-Length: 20000000", body=aborted):
+            soon(lambda: kept(tmp_path))
+        soon(lambda: kept(tmp_path) == [])
+        with sent(address, f"/x{UPLOAD}", form, "Content-Length: 20000000", body=aborted):
+            soon(lambda: kept(tmp_path))  # and is there at SIGTERM, of which `served` says the rest
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_space_whose_classifier_has_no_defect_free_class(tmp_path):
@@ -588,10 +734,12 @@ def test_a_space_whose_classifier_has_no_defect_free_class(tmp_path):
     save_model(tmp_path / "model", defect_free_label=None)
     picture = write(tmp_path, "part.png", saved(noise()))
     with (
-        served(tmp_path, folder=alone, KGL_MODEL=str(tmp_path / "model"), KGL_TRUST_REMOTE_CODE="1") as (address, _),
+        served(
+            tmp_path, folder=alone, KGL_MODEL=str(tmp_path / "model"), KGL_TRUST_REMOTE_CODE="1", GRADIO_ROOT_PATH="/x"
+        ) as (address, _),
         chromium(1200, 900) as driver,
     ):
-        page = Page(driver, address)
+        page = Page(driver, address, "/x/")
         page.give(picture)
         page.until(lambda: page.all(".card"))
         assert page.texts(".said")[0].startswith("Most probable class: ")
