@@ -463,6 +463,7 @@ CSS = """
 .shot > * { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; }
 .shot .heat { opacity: var(--heat); }
 .boxes rect { fill: none; stroke: #00e676; stroke-width: 2px; vector-effect: non-scaling-stroke; }
+.card[data-decision=good] .boxes { display: none; }
 .decision { margin: .6rem 0 .4rem; font-size: 1.25rem; font-weight: 700; }
 .decision span { display: none; padding: .15rem .7rem; border-radius: .4rem; color: #fff; }
 .decision .is-defective { background: #b91c1c; } .decision .is-good { background: #15803d; }
@@ -650,7 +651,7 @@ def build(
             with gr.Column(elem_classes="results"):
                 heat = gr.Slider(
                     0, 1, 0.6, step=0.05, label="How much of the heat map shows", elem_id="heat",
-                    info="Redder is hotter. Boxes surround what is above one half.",
+                    info="Redder is hotter. Boxes, on what is called defective, surround what is above one half.",
                 )  # fmt: skip
                 results = gr.HTML(EMPTY, js_on_load=RESULTS_JS, apply_default_css=False, elem_id="results")
             decides = config.defect_free_label is not None

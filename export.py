@@ -129,6 +129,7 @@ def metadata(model: KGLForImageClassification, image_processor: BaseImageProcess
         "size": json.dumps({side: image_processor.size[side] for side in ("height", "width")}),
         "temperature": repr(config.temperature),
         "kgl_version": version("kgl-defects"),
+        "resized_as_pillow": version("pillow"),
     }
     if config.defect_free_label is not None:
         said["defect_free_label"] = config.defect_free_label
@@ -232,7 +233,10 @@ def _unfinished(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         if path.exists() and path.read_bytes() != unfinished.read_bytes():
-            raise InputError(f"{path}: it exists already and holds another graph; move it away or choose --output.")
+            raise InputError(
+                f"{path}: it exists already and holds another graph, of another model, kgl or Pillow (the metadata "
+                "says); move it away or choose --output."
+            )
         unfinished.replace(path)
     except OSError as error:
         raise InputError(f"{path}: it cannot be written. {error}") from error

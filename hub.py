@@ -75,6 +75,10 @@ def files_to_push(run: Path) -> dict[str, Path]:
     Raises:
         InputError: it is no finished run, its weights are damaged, or a file tells a path of this machine.
     """
+    if not run.is_dir():
+        raise InputError(f"{run}: there is no such folder; give a run's --output_dir.")
+    if (run / "phase.json").is_file():
+        raise InputError(f"{run}: this is one classifier of a run; give the run's folder, {run.parent}.")
     final = run / "final"
     missing = [path for path in (run / "metrics.json", *(final / name for name in _NEEDED)) if not path.is_file()]
     if missing:
@@ -125,7 +129,7 @@ def push(
     Args:
         run: its output folder.
         repo: `owner/name`, or a name.
-        licenses: go before the ones stated when the run was started.
+        licenses: go before the ones stated earlier, when the run was started or pushed.
         private: what a new repository is to be; a public one that there is already is refused.
         token: by default that of `hf auth login` or `HF_TOKEN`.
         revision: a branch, made where it is missing; `main` by default.
@@ -138,6 +142,11 @@ def push(
     """
     licenses = licenses or LicenseArguments()
     files = files_to_push(run)
+    report = json.loads((run / "metrics.json").read_text())
+    before = report.get("licenses", {})  # runs of older versions have none
+    report["licenses"] = {
+        one.name: vars(licenses)[one.name] or before.get(one.name) for one in fields(LicenseArguments)
+    }
     with _errors_told(run, repo), _limited_waiting():
         api = HfApi(token=token)
         api.whoami()
@@ -151,7 +160,7 @@ def push(
             )
         if not private and there.private:
             print(f"{repo_id} is there already and private, and stays so; its settings on the Hub change that.")
-        card = _card(run, repo_id, licenses, _card_there(api, there))
+        card = _card(run, report, repo_id, licenses, _card_there(api, there))
         operations = [CommitOperationAdd(_CARD, card.encode())]
         operations += [CommitOperationAdd(name, path) for name, path in files.items()]
         # With its parent named, an edit made on the Hub in the meantime is refused, not lost.
@@ -163,6 +172,7 @@ def push(
             parent_commit=there.sha,
         )
     write_text(run / "final" / _CARD, card)
+    write_json(run / "metrics.json", report)  # what was stated is known to the next push
     write_json(run / _PUSHED, _pushed(run) | {repo_id: card})
     return commit.commit_url
 
@@ -176,13 +186,9 @@ def write_card(run: Path, report: dict[str, Any]) -> None:
     write_text(path, card_text(report, config, licenses, edits))
 
 
-def _card(run: Path, repo_id: str, now: LicenseArguments, card_there: str | None) -> str:
+def _card(run: Path, report: dict[str, Any], repo_id: str, now: LicenseArguments, card_there: str | None) -> str:
     """The card to push: the run's facts, and what its owner wrote here or on the Hub."""
-    report = json.loads((run / "metrics.json").read_text())
-    before = report.get("licenses", {})  # runs of older versions have none
-    licenses = LicenseArguments(
-        **{one.name: vars(now)[one.name] or before.get(one.name) for one in fields(LicenseArguments)}
-    )
+    licenses = LicenseArguments(**report["licenses"])
     config = KGLConfig.from_pretrained(run / "final")
     metadata = card_metadata(report, config, licenses)
     path = run / "final" / _CARD

@@ -174,10 +174,10 @@ class _Table:
 
 
 def _draw(path: Path, picture: PILImage.Image, said: dict[str, Any]) -> None:
-    """The picture under its heat map, boxes around the hot regions."""
+    """The picture under its heat map, boxes around the hot regions of what is not passed as good."""
     drawn = PILImage.fromarray(overlaid(np.asarray(picture.convert("L")), np.asarray(said["heat_map"]) / 255))
     pen = ImageDraw.Draw(drawn)
-    for box in said["boxes"]:
+    for box in said["boxes"] if said["defective"] is not False else []:  # passed as good: there is nothing to point at
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)
         pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + max(drawn.size) // 500)
     drawn.thumbnail((_JPEG_SIDE, _JPEG_SIDE))

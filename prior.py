@@ -286,7 +286,12 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
             ViTImageProcessorPil.from_pretrained(model),  # what kgl-train saves
         )
     except (OSError, SafetensorError) as error:
-        raise InputError(f"--model {model}: it is no saved classifier of kgl. {error}") from error
+        what = (
+            "it is no saved classifier of kgl"
+            if Path(model).exists()
+            else "there is no such folder, and the Hub gives none"
+        )
+        raise InputError(f"--model {model}: {what}. {error}") from error
 
 
 def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: DataArguments) -> Dataset:

@@ -215,6 +215,12 @@ def _say_results(report: dict[str, Any], output_dir: Path) -> None:
         f"On {report['pictures']['test']} held-out pictures; the guided classifier's seconds include the plain one's, "
         f"which it needs. See report.html, metrics.json and predictions.csv in {output_dir}."
     )
+    guided = report["results"]["guided"]
+    if "recall_at_operating_point" in guided:
+        print(
+            f"At its operating point the guided classifier finds {guided['recall_at_operating_point']:.0%} of their "
+            f"defects and calls {guided['false_alarm_rate_at_operating_point']:.0%} of the good ones defective."
+        )
 
 
 def _log_of(phase: Path) -> list[dict[str, float]]:

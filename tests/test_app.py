@@ -526,6 +526,8 @@ def test_pictures_and_sliders(page, server, tmp_path):
         page.slide("#point", threshold)
         expected = ["✕ Defective" if one >= threshold else "✓ Good" for one in scores]
         page.until(lambda: page.texts(".card .decision") == expected)  # noqa: B023
+        boxed = "return [...document.querySelectorAll('.boxes')].map(one => getComputedStyle(one).display != 'none')"
+        assert driver.execute_script(boxed) == [one >= threshold for one in scores]  # none on what is passed as good
         if counts is not None:
             page.until(lambda: page.counts() == counts)  # noqa: B023
     page.slide("#point", round(THRESHOLD, 3))

@@ -217,7 +217,7 @@ def test_edits_here_and_on_the_hub_survive(run, hub):
     push(run, "user/scratches")
     there = hub.repos["user/scratches"]
     hub.edit("user/scratches", "README.md", there.files["README.md"].decode() + "\nAsk Ada.\n")
-    push(run, "user/scratches", LicenseArguments(model_license="mit"))
+    push(run, "user/scratches", LicenseArguments(model_license="mit", data_license="ours"))
     text = there.files["README.md"].decode()
     assert text.endswith("<!-- kgl:end -->\n\nSeen on line 3.\n\nAsk Ada.\n") and text == card.read_text()
     assert ModelCard(text).data.thumbnail == "part.png" and ModelCard(text).data.license == "mit"
@@ -225,6 +225,8 @@ def test_edits_here_and_on_the_hub_survive(run, hub):
     card.write_text(card.read_text().replace("line 3", "line 4"))  # edited here alone since
     push(run, "user/scratches")
     assert "line 4" in there.files["README.md"].decode()
+    assert "license: mit" in there.files["README.md"].decode()  # stated at an earlier push
+    assert "The pictures it learned from: ours" in there.files["README.md"].decode()
 
     card.write_text(card.read_text() + "\nHere.\n")
     hub.edit("user/scratches", "README.md", there.files["README.md"].decode() + "\nThere.\n")
@@ -306,8 +308,13 @@ def test_a_run_leaves_its_card_with_its_model(finished):
 
 
 def test_what_is_no_finished_run_is_refused(run, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no finished run of kgl-train, for want of metrics\.json"):
-        files_to_push(tmp_path)
+        files_to_push(tmp_path / "empty")
+    with pytest.raises(InputError, match="there is no such folder; give a run's --output_dir"):
+        files_to_push(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=rf"this is one classifier of a run; give the run's folder, {run}"):
+        files_to_push(run / "final")
     (run / "final" / "model.safetensors").write_bytes(b"\x80\x04.")
     with pytest.raises(InputError, match="it is no whole safetensors file"):
         files_to_push(run)

@@ -63,13 +63,18 @@ def test_an_overlay_shows_heat_and_boxes(tmp_path):
     heat[10:30, 20:50] = 255
     box = {"xmin": 20, "ymin": 10, "xmax": 50, "ymax": 30, "score": 1.0}
     grey = Image.new("RGB", (60, 40), (100, 100, 100))
-    predict._draw(tmp_path / "deep" / "overlay.jpg", grey, {"heat_map": Image.fromarray(heat), "boxes": [box]})
+    said = {"heat_map": Image.fromarray(heat), "boxes": [box], "defective": True}
+    predict._draw(tmp_path / "deep" / "overlay.jpg", grey, said)
     drawn = np.asarray(Image.open(tmp_path / "deep" / "overlay.jpg")).astype(int)
     assert np.abs(drawn[2:6, 2:10] - 100).max() <= 3  # the picture where nothing is hot
     assert np.abs(drawn[18:22, 30:40] - (0.25 * 100 + 0.75 * np.array([252, 255, 164]))).max() <= 8
     green = drawn[:, :, 1] - drawn[:, :, 0]  # the frame: pixels 20..49 by 10..29
     assert green[10, 25:45].min() > 60 and green[29, 25:45].min() > 60
     assert green[15:25, 20].min() > 60 and green[15:25, 49].min() > 60
+    for defective, boxed in ((None, True), (False, False)):  # what is passed as good has no box
+        predict._draw(tmp_path / "overlay.jpg", grey, said | {"defective": defective})
+        again = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
+        assert ((again[:, :, 1] - again[:, :, 0])[10, 25:45].min() > 60) == boxed
 
 
 def test_files_of_the_same_name_stay_apart_and_inside(tmp_path, saved, pictures):
@@ -189,7 +194,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, saved, pictures, mo
         (["line", "empty"], "empty: there is no picture in it"),
         (["line", "--batch_size", "0"], "--batch_size 0: it must be at least 1"),
         (["line", "--box_threshold", "1.5"], "--box_threshold 1.5: it must lie in 0..1"),
-        (["line", "--model", "nonesuch"], "--model nonesuch: it is no saved classifier"),
+        (["line", "--model", "nonesuch"], "--model nonesuch: there is no such folder, and the Hub"),
         (["line", "--output", "line/good/0.png"], "--output line/good/0.png: it cannot be used as a folder"),
     ):
         with pytest.raises(SystemExit, match="2"):
