@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from .errors import InputError
 
@@ -40,6 +41,7 @@ def parse_settings(command: str, dataclasses: tuple[type, ...], arguments: list[
 
 def run_command(command: str, job: Callable[[], object]) -> None:
     """Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2."""
+    logging.disable_progress_bar()  # transformers', of weights read and written in a moment
     try:
         job()
     except InputError as error:
