@@ -46,12 +46,21 @@ def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: flo
 
 
 def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
-    """A curve an arm over pictures a class."""
+    """A curve an arm over pictures a class, of the seeds that all arms have."""
+    shared = {
+        budget: set.intersection(*(set(seeds) for arm, seeds in runs.items() if arm in STYLES))
+        for budget, runs in by_budget.items()
+    }
     for at, arm in enumerate(STYLES):
-        points = {budget: values(runs[arm], figure) for budget, runs in by_budget.items() if arm in runs}
+        points = {
+            budget: values({seed: runs[arm][seed] for seed in shared[budget]}, figure)
+            for budget, runs in by_budget.items()
+            if arm in runs and shared[budget]
+        }
         if points:
             draw_curve(axes, points, arm, 1.02 ** (at - 2))
     axes.set_xscale("log", base=2)
+    axes.set_xlim(min(by_budget) / 1.4, max(by_budget) * 1.4)
     axes.set_xticks(sorted(by_budget), [str(budget) for budget in sorted(by_budget)])
     axes.set_xlabel("pictures of each defect class")
 
@@ -98,6 +107,9 @@ def main() -> None:
         lengths = [searched["magnetic_tile", 16], searched["magnetic_tile_long", 16]]
         over_steps(row[-1], lengths, figure)
         for axes in row:
+            low, high = axes.get_ylim()
+            wider = max(0, 0.1 - (high - low)) / 2  # differences of a thousandth look like nothing, as they should
+            axes.set_ylim(max(0, low - wider), min(1.02, high + wider))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
     for axes, dataset in zip(rows[0], datasets, strict=False):
