@@ -229,7 +229,7 @@ def _note(event: str, arguments: tuple) -> None:
         paths.append(Path(os.path.abspath(arguments[0])))
 
 
-def test_a_published_model_needs_few_packages(saved, image_folder):
+def test_a_published_model_needs_few_packages(saved, image_folder, auto_image_processor):
     """torch, transformers, safetensors and pillow, with what these require themselves; and no kgl."""
     allowed = _with_requirements({"torch", "transformers", "safetensors", "pillow"})
     owners = packages_distributions()
