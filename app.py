@@ -524,6 +524,8 @@ def load(model: str, trusted: bool) -> Callable[[Image.Image], dict[str, Any]]:
             "--trust_remote_code: a classifier's folder holds the code that reads it, and that code runs here; pass "
             "the flag (on a Space KGL_TRUST_REMOTE_CODE=1) if you trust whoever made it."
         )
+    if (Path(model) / "final").is_dir():
+        raise Refused(f"--model {model}: this is a run's folder; take {Path(model) / 'final'}.")
     from transformers import pipeline
 
     try:

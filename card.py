@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .configuration_kgl import KGLConfig
 from .errors import InputError
-from .report import headline_rows
+from .report import data_name, headline_rows
 
 
 _BEGIN = (
@@ -88,7 +88,7 @@ def card_metadata(report: dict[str, Any], config: KGLConfig, licenses: LicenseAr
         EvalResult(
             task_type="image-classification",
             dataset_type=data["hub_dataset"] or data["dataset"],
-            dataset_name=_data_name(data),
+            dataset_name=data_name(data),
             dataset_split="test",
             metric_type=kind,
             metric_name=name,
@@ -195,7 +195,7 @@ def card_text(
         point=config.operating_point,
         temperature=config.temperature,
         data=report["settings"]["data"],
-        data_name=_data_name(report["settings"]["data"]),
+        data_name=data_name(report["settings"]["data"]),
         settings={name: _told(settings[name]) for name in _SETTINGS if settings.get(name) is not None},
         licenses={
             "This classifier": metadata.get("license"),
@@ -208,10 +208,6 @@ def card_text(
     yaml_block = CardData(**metadata).to_yaml()
     body = "\n\n".join(part for part in (edits.before, f"{_BEGIN}\n{filled}\n{_END}", edits.after) if part)
     return f"---\n{yaml_block}\n---\n\n{body}\n"
-
-
-def _data_name(data: dict[str, Any]) -> str:
-    return data["hub_dataset"] or data["data_dir"] or data["data_file"] or data["dataset"]
 
 
 def _told(value: Any) -> str:

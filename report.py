@@ -129,6 +129,7 @@ def write_report(
     )
     html = templates.get_template("report.html.jinja").render(
         report=report,
+        data_name=data_name(report["settings"]["data"]),
         rows=headline_rows(report),
         charts=charts,
         names=names,
@@ -145,6 +146,11 @@ def write_report(
         oddities=_by_kind(report["oddities"]),
     )
     write_text(path, html)
+
+
+def data_name(data: dict[str, Any]) -> str:
+    """What the pictures of a run's settings are called."""
+    return data["hub_dataset"] or data["data_dir"] or data["data_file"] or data["dataset"]
 
 
 def _told(value: float | None, interval: list[float] | None, name: str, sign: str = "") -> str:
@@ -301,4 +307,4 @@ def _by_kind(oddities: list[dict[str, Any]]) -> dict[str, list[str]]:
     return kinds
 
 
-__all__ = ["comparison_table", "headline_rows", "write_report"]
+__all__ = ["comparison_table", "data_name", "headline_rows", "write_report"]

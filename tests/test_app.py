@@ -319,6 +319,7 @@ def test_what_it_is_started_with_is_checked(tmp_path, auto_image_processor):
     weights.write_bytes(weights.read_bytes()[:500])
     code = save_model(tmp_path / "raises") / "modeling_kgl.py"
     code.write_text(f"{code.read_text()}\nraise RuntimeError(7)\n")
+    (tmp_path / "run" / "final").mkdir(parents=True)
     for args, why in (
         (given(None), "--model: say which"),
         (given(tmp_path / "cut"), "--model .*cut: it cannot be loaded .* deserializing header"),
@@ -326,6 +327,7 @@ def test_what_it_is_started_with_is_checked(tmp_path, auto_image_processor):
         (given(folder, trust_remote_code=False), "--trust_remote_code: a classifier's folder holds the code"),
         (given(str(tmp_path / "none")), "--model .*none: it cannot be loaded"),
         (given("owner/none"), "--model owner/none: it cannot be loaded"),
+        (given(tmp_path / "run"), "--model .*run: this is a run's folder; take .*run/final"),
         (given(folder, labelled=tmp_path / "none.csv"), "--labelled .*none.csv: there is no such file"),
         (given(folder, examples=tmp_path / "none"), "--examples .*none: there is no such folder"),
         (given(folder, labelled=table), "--labelled .*table.csv: it has none of the columns"),

@@ -61,7 +61,7 @@ def page(tmp_path_factory):
         "validation": {"plain": settled, "guided": settled},
         "pictures": {"train": 100, "validation": 20, "test": 60},
         "oddities": [{"kind": "near-duplicates", "files": ["a.png", EVIL], "note": "looks alike"}],
-        "settings": {"data": {"dataset": "surfaces"}},
+        "settings": {"data": {"dataset": "imagefolder", "data_dir": "tiles", "data_file": None, "hub_dataset": None}},
         "versions": {"python": "3"},
         "seconds": {"primary": 1.0},
     }
@@ -90,6 +90,7 @@ def test_the_headline_has_intervals_and_differences(page):
 
 def test_nothing_is_fetched_and_names_stay_text(page):
     text = page[0].read_text()
+    assert "<h1>Defect classifier of tiles: report of a run</h1>" in text
     assert "http" not in text.replace("http-equiv", "")
     assert EVIL not in text and "&lt;img src=x onerror" in text
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
