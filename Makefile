@@ -9,11 +9,11 @@ demo: .venv/installed
 		train.py recipes/demo.yaml
 
 test: lint .venv-space/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The lower end of every range in pyproject.toml, in an environment of its own.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
