@@ -161,18 +161,19 @@ def _check_own_files(dataset: Dataset, hub_dataset: str, where: str) -> None:
                 raise InputError(f"{where}, row {row + 1}: {column} is empty.")
             file = Path(path.rpartition("::")[2] if path.startswith("zip://") else path)  # a member of an archive
             # A relative one would be opened from wherever this runs, an address from anywhere.
-            if not file.is_absolute() or not any(_leads_into(root, file) for root in roots):
+            leads_to = _resolved(file) if file.is_absolute() else None
+            if leads_to is None or not any(leads_to.is_relative_to(root) for root in roots):
                 raise InputError(
                     f"{where}, row {row + 1}: {column} {path} is no file of this data set; a table of your own that "
                     "names files is read with --dataset table."
                 )
 
 
-def _leads_into(root: Path, file: Path) -> bool:
+def _resolved(file: Path) -> Path | None:
     try:
-        return file.resolve().is_relative_to(root)
+        return file.resolve()
     except (OSError, RuntimeError):  # a name longer than any file's, or links in a circle
-        return False
+        return None
 
 
 def _groups(table: Dataset, columns: Columns, file_names: list[str]) -> list[str]:
