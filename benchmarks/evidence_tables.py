@@ -1,12 +1,13 @@
 """
 Tables of the evidence bench, in Markdown: means over seeds with 95 % intervals, and paired differences.
 
-    python benchmarks/evidence_tables.py [benchmarks/results/evidence.jsonl] [--against plain "plain, twice as long"]
+    python benchmarks/evidence_tables.py [benchmarks/results/evidence.jsonl] [--into docs/evidence.md]
 
 A difference is an arm's figure less the other's of the same data set, budget and seed, in bold where its interval
 leaves out zero. Intervals are Student's t over seeds: the percentile bootstrap of five values, asked for at 95 %,
 holds the truth about 82 % of the time. None is given below three seeds. Nothing is corrected for the number of
-comparisons: of twenty that mean nothing, one is in bold.
+comparisons: of twenty that mean nothing, one is in bold. `wall` is the time of an arm's training over plain's,
+primaries included: the median over seeds of runs made two at a time on two cores, some of them paused on the way.
 """
 
 from __future__ import annotations
@@ -20,18 +21,23 @@ import numpy as np
 from scipy import stats
 
 
-FIGURES = {
+CLASSIFICATION = {
     "ap": "AP",
     "auroc": "AUROC",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced",
     "defect_ap": "defect AP",
+}
+MAPS = {
     "map_ap": "class map px AP",
+    "map_cell_ap": "cell AP",
     "map_pointing": "pointing",
+    "map_entropy": "entropy",
     "map_area90": "area 90 %",
     "saliency_ap": "H px AP",
     "saliency_cell_ap": "H cell AP",
     "saliency_pointing": "H pointing",
+    "saliency_entropy": "H entropy",
     "saliency_area90": "H area 90 %",
 }
 COMPARED = ("ap", "accuracy", "balanced_accuracy", "map_ap", "saliency_ap")
@@ -40,11 +46,21 @@ Runs = dict[str, dict[int, dict[str, float]]]  # arm -> seed -> figures
 
 
 def read(path: Path) -> dict[tuple[str, int], Runs]:
-    """Data set and budget to their runs."""
+    """Data set and budget to their runs; `wall` is all phases' seconds, a primary's being those of plain training."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    plain = {
+        (line["dataset"], line["budget"], line["seed"]): line["figures"]["seconds"]
+        for line in lines
+        if line["arm"] == "plain"
+    }
     runs: dict[tuple[str, int], Runs] = defaultdict(lambda: defaultdict(dict))
-    for text in path.read_text().splitlines():
-        line = json.loads(text)
-        runs[line["dataset"], line["budget"]][line["arm"]][line["seed"]] = line["figures"]
+    for line in lines:
+        figures, settings = dict(line["figures"]), line["settings"]
+        primaries = figures["phases"] - settings["length"] * settings["rounds"]
+        of_plain = plain.get((line["dataset"], line["budget"], line["seed"]))
+        if of_plain is not None:
+            figures["wall"] = settings["rounds"] * figures["seconds"] / of_plain + primaries
+        runs[line["dataset"], line["budget"]][line["arm"]][line["seed"]] = figures
     return runs
 
 
@@ -65,19 +81,20 @@ def told(values: np.ndarray, sign: str = "") -> str:
     return f"**{text}**" if sign and (around[0] > 0 or around[1] < 0) else text
 
 
-def means_table(runs: Runs) -> str:
-    """A row an arm, a column a figure that any arm has."""
-    columns = [name for name in FIGURES if any(name in one for arm in runs.values() for one in arm.values())]
+def means_table(runs: Runs, figures: dict[str, str]) -> str:
+    """A row an arm, a column a figure that any arm has; behind those of classification what the arm costs."""
+    columns = [name for name in figures if any(name in one for arm in runs.values() for one in arm.values())]
+    costs = ["phases", "wall"] if figures is CLASSIFICATION else []
     lines = [
-        "| arm | seeds | phases | " + " | ".join(FIGURES[name] for name in columns) + " |",
-        "| --- |" + " ---: |" * (len(columns) + 2),
+        "| arm | seeds | " + " | ".join([*(figures[name] for name in columns), *costs]) + " |",
+        "| --- |" + " ---: |" * (1 + len(columns) + len(costs)),
     ]
     for arm, seeds in runs.items():
-        cells = []
-        for name in columns:
-            cells.append(told(np.array([one[name] for one in seeds.values()])))
-        phases = next(iter(seeds.values()))["phases"]
-        lines.append(f"| {arm} | {len(seeds)} | {phases} | " + " | ".join(cells) + " |")
+        cells = [told(np.array([one[name] for one in seeds.values()])) for name in columns]
+        if costs:
+            walls = [one["wall"] for one in seeds.values() if "wall" in one]
+            cells += [f"{next(iter(seeds.values()))['phases']:.1f}", f"{np.median(walls):.2f}" if walls else ""]
+        lines.append(f"| {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -85,7 +102,7 @@ def differences_table(runs: Runs, against: str) -> str:
     """Each arm less `against`, over the seeds both have."""
     columns = [name for name in COMPARED if any(name in one for one in runs[against].values())]
     lines = [
-        f"| less {against} | seeds | " + " | ".join(FIGURES[name] for name in columns) + " |",
+        f"| less {against} | seeds | " + " | ".join((CLASSIFICATION | MAPS)[name] for name in columns) + " |",
         "| --- |" + " ---: |" * (len(columns) + 1),
     ]
     for arm, seeds in runs.items():
@@ -100,18 +117,64 @@ def differences_table(runs: Runs, against: str) -> str:
     return "\n".join(lines)
 
 
+def goal_table(by_task: dict[tuple[str, int], Runs]) -> str:
+    """The default against its two controls, and its heat map against the class map that plain training has anyway."""
+    lines = [
+        "| data set | a class | seeds | guided AP | less plain, twice as long | less blank mask "
+        "| accuracy, less plain, twice as long | less blank mask | H px AP | less plain's class map | ratio |",
+        "| --- |" + " ---: |" * 10,
+    ]
+    for (dataset, budget), runs in sorted(by_task.items()):
+        arms = [runs.get(arm, {}) for arm in ("guided", "plain, twice as long", "blank mask", "plain")]
+        shared = sorted(set.intersection(*(set(arm) for arm in arms)))
+        if not shared:
+            continue
+
+        def of(arm: dict[int, dict[str, float]], figure: str, seeds: list[int] = shared) -> np.ndarray:
+            return np.array([arm[seed][figure] for seed in seeds])
+
+        guided, longer, blank, plain = arms
+        cells = [told(of(guided, "ap"))]
+        for figure in ("ap", "accuracy"):
+            cells += [told(of(guided, figure) - of(other, figure), "+") for other in (longer, blank)]
+        taught, free = of(guided, "saliency_ap"), of(plain, "map_ap")
+        cells += [told(taught), told(taught - free, "+"), f"{taught.mean() / free.mean():.2f}"]
+        lines.append(f"| {dataset} | {budget} | {len(shared)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def put_between(text: str, name: str, tables: str) -> str:
+    """`text` with the lines between `<!-- name -->` and `<!-- /name -->` replaced; ValueError where they are not."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, found, rest = text.partition(opening)
+    _, closed, after = rest.partition(closing)
+    if not found or not closed:
+        raise ValueError(f"there is no {opening.strip()} ... {closing} to put tables between.")
+    return before + found + "\n" + tables + "\n\n" + closed + after
+
+
 def main() -> None:
-    """Print all tables."""
+    """Print all tables, or put them where a page wants them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).parent / "results" / "evidence.jsonl"
     parser.add_argument("runs", type=Path, nargs="?", default=default)
     parser.add_argument("--against", nargs="+", default=["plain", "plain, twice as long", "blank mask"])
+    parser.add_argument("--into", type=Path, help="a page with marks named after the runs' file, goal and all")
     options = parser.parse_args()
-    for (dataset, budget), runs in sorted(read(options.runs).items()):
-        print(f"### {dataset}, {budget} a class\n\n{means_table(runs)}\n")
-        for against in options.against:
-            if against in runs:
-                print(f"{differences_table(runs, against)}\n")
+    by_task = read(options.runs)
+    parts = []
+    for (dataset, budget), runs in sorted(by_task.items()):
+        parts.append(f"### {dataset}, {budget} a class")
+        parts += [means_table(runs, figures) for figures in (CLASSIFICATION, MAPS)]
+        parts += [differences_table(runs, against) for against in options.against if against in runs]
+    goal, tables = goal_table(by_task), "\n\n".join(parts)
+    if options.into is None:
+        print(goal, tables, sep="\n\n")
+        return
+    text = options.into.read_text()
+    if f"<!-- {options.runs.name} goal -->" in text:
+        text = put_between(text, f"{options.runs.name} goal", goal)
+    options.into.write_text(put_between(text, options.runs.name, tables))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import evidence_curves
 import numpy as np
 import pytest
 from evidence import ARMS, SEARCHED, Bench, _identity, main
-from evidence_tables import interval, told
+from evidence_tables import goal_table, interval, put_between, read, told
 from PIL import Image
 from scipy import stats
 
@@ -45,6 +45,8 @@ def test_two_arms_once_and_not_again(tmp_path):
     assert "### smoke, 4 a class" in tables and "| less plain | seeds |" in tables
     difference = both[1]["figures"]["ap"] - both[0]["figures"]["ap"]
     assert f"| guided | 1 | {difference:+.3f} | " in tables  # one seed: no interval
+    wall = 1 + both[1]["figures"]["seconds"] / both[0]["figures"]["seconds"]
+    assert f" | 2.0 | {wall:.2f} |" in tables and " | 1.0 | 1.00 |" in tables
 
 
 def test_intervals_are_student_s():
@@ -54,6 +56,31 @@ def test_intervals_are_student_s():
     assert told(values, "+") == f"**+0.220 ({low:+.3f} .. {high:+.3f})**"
     assert told(-values - 0.3) == f"-0.520 ({-high - 0.3:.3f} .. {-low - 0.3:.3f})"
     assert interval(values[:2]) is None
+
+
+def test_the_goal_compares_the_default_with_its_controls(tmp_path):
+    def line(arm, seed, ap):
+        length = 2 if "twice" in arm else 1
+        figures = {"ap": ap, "accuracy": 0.5, "map_ap": 0.2, "saliency_ap": 0.3, "seconds": length, "phases": 2}
+        named = {"arm": arm, "dataset": "tiles", "budget": 8, "seed": seed}
+        return json.dumps(named | {"figures": figures, "settings": {"length": length, "rounds": 1}})
+
+    lines = [
+        line(arm, seed, ap + seed / 10)
+        for seed in (0, 1)
+        for arm, ap in [("plain", 0.2), ("blank mask", 0.25), ("plain, twice as long", 0.3), ("guided", 0.4)]
+    ]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join([*lines, line("guided", 2, 0.9)]))  # the third seed has no control
+    cells = "| tiles | 8 | 2 | 0.450 | +0.100 | +0.150 | +0.000 | +0.000 | 0.300 | +0.100 | 1.50 |"
+    assert goal_table(read(path)).splitlines()[2:] == [cells]
+
+
+def test_tables_take_the_place_of_the_old_ones():
+    page = "text\n<!-- runs -->\n| old |\n<!-- /runs -->\nmore\n"
+    assert put_between(page, "runs", "| new |") == "text\n<!-- runs -->\n\n| new |\n\n<!-- /runs -->\nmore\n"
+    with pytest.raises(ValueError, match="no <!-- others -->"):
+        put_between(page, "others", "| new |")
 
 
 def test_every_kind_of_arm(tmp_path):
@@ -111,8 +138,9 @@ def test_a_file_of_other_settings_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_curves_of_what_there_is(tmp_path, monkeypatch):
     def runs(dataset, budget, arms, steps):
-        figures = {"ap": 0.5, "saliency_ap": 0.1, "steps": steps}
-        line = {"dataset": dataset, "budget": budget, "figures": figures}
+        figures = {"ap": 0.5, "saliency_ap": 0.1, "steps": steps, "phases": 1, "seconds": 1.0}
+        settings = {"length": 1, "rounds": 1}
+        line = {"dataset": dataset, "budget": budget, "figures": figures, "settings": settings}
         return [json.dumps(line | {"arm": arm, "seed": seed}) for arm in arms for seed in range(3)]
 
     arms = list(evidence_curves.STYLES)
