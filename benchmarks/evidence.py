@@ -154,7 +154,7 @@ def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassificati
     if task.backbone is not None:
         return KGLForImageClassification(KGLConfig(backbone_config=task.backbone, **config))
     backbone = str(SHARED / "models/resnet-18")
-    return KGLForImageClassification.from_backbone(backbone, out_features=["stage3"], **config)
+    return KGLForImageClassification.from_backbone(backbone, **({"out_features": ["stage3"]} | config))
 
 
 class Bench:
@@ -282,7 +282,7 @@ class Bench:
             return self._unmarked(concatenate_datasets(parts).select(np.argsort(np.concatenate(order))))
         if primary is None:
             set_seed(self.seed)
-            primary = new_model(self.name, {})  # for blank maps and masks any will do
+            primary = new_model(self.name, arm.model)  # for blank maps and masks any of that grid will do
         guided = add_saliency_priors(rows, primary.eval(), processor, args=making)
         if arm.prior == "masks":  # a picture with a defect and no mask says nothing of where
             said = [

@@ -52,7 +52,7 @@ class Arm:
 
     prior: str | None = None  # own, blank, shuffled, masks, cross_fitted, or nothing: the schedule with no prior
     training: dict[str, Any] = field(default_factory=dict)  # of KGLTrainingArguments
-    model: dict[str, Any] = field(default_factory=dict)  # of KGLConfig
+    model: dict[str, Any] = field(default_factory=dict)  # of KGLConfig, and out_features
     making: dict[str, Any] = field(default_factory=dict)  # of PriorArguments
     length: float = 1  # in phases
     masks: int = 0  # defective pictures whose true mask is known
@@ -67,6 +67,7 @@ class Arm:
 _CONVEX = {"kg_form": "convex", "kg_lambda": 1.0}  # the paper's schedule
 _ADDED = {"kg_form": "additive", "kg_lambda": 1.0}
 _LAYERCAM = {"prior_method": "layercam"}
+_FINER = {"out_features": ["stage2", "stage3"]}  # fused at the second one's resolution, which is frozen
 ARMS = {
     "plain": Arm(),
     "plain, twice as long": Arm(length=2),
@@ -130,4 +131,8 @@ SEARCHED = {
     "guided, 1 mask": Arm("own", _CONVEX, masks=1),
     "guided, 5 masks": Arm("own", _CONVEX, masks=5),
     "guided, 10 masks": Arm("own", _CONVEX, masks=10),
+    "plain, finer": Arm(model=_FINER),
+    "guided, finer": Arm("own", model=_FINER),
+    "guided, finer head alone": Arm("own", _ADDED, _FINER, detached=True),
+    "true masks, finer": Arm("masks", model=_FINER),
 }
