@@ -74,24 +74,40 @@ def evaluate_predictions(
     """
     Metrics of [`DefectClassification`], and where pictures have masks, how right the maps are.
 
-    `map_...` is the class map's, `saliency_...` the saliency head's, both over the pictures with a defect in their
-    mask: `ap` of the pixels at `size = (H, W)`, maps enlarged bilinearly, all pictures pooled; `cell_ap` and
-    `pointing` (the share of peaks that lie on the defect) on the map's own grid, where a cell is defect if any of its
-    pixels is; `entropy` and `area90` of [`concentration`].
+    `map_...` is the class map's, `saliency_...` the saliency head's; see [`evaluate_maps`].
     """
     results = DefectClassification(keep_in_memory=True).compute(
         predictions=predictions.probabilities, references=dataset["label"], defect_free_id=defect_free_id
     )
+    maps = {"map": predictions.class_map, "saliency": predictions.saliency}
+    return results | evaluate_maps(maps, dataset, size)
+
+
+def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int, int]) -> dict[str, float]:
+    """
+    How right maps are over the pictures with a defect in their mask; nothing where there is none.
+
+    `NAME_ap` is that of the pixels at `size = (H, W)`, maps enlarged bilinearly, all pictures pooled; `NAME_cell_ap`
+    and `NAME_pointing` (the share of peaks that lie on the defect) are on the maps' own grid, where a cell is defect
+    if any of its pixels is; `NAME_entropy` and `NAME_area90` those of [`concentration`].
+
+    Args:
+        maps: by name, `(N, h, w)`, one map for every picture.
+        dataset: column `mask`.
+        size: of the pixels.
+    """
     masks = [mask_array(mask, size) for mask in dataset["mask"]]
     marked = [index for index, mask in enumerate(masks) if mask is not None and mask.any()]
+    results: dict[str, float] = {}
     if marked:
         truth = [masks[index] for index in marked]
-        cells = list(mask_on_grid(np.stack(truth), predictions.saliency.shape[1:]))
-        for name, maps in (("map", predictions.class_map[marked]), ("saliency", predictions.saliency[marked])):
-            results[f"{name}_ap"] = pixel_average_precision(list(enlarge(maps, size)), truth)
-            results[f"{name}_cell_ap"] = pixel_average_precision(list(maps), cells)
-            results[f"{name}_pointing"] = pointing_game(list(maps), cells)
-            results |= {f"{name}_{measure}": value for measure, value in concentration(maps).items()}
+        for name, of_all in maps.items():
+            of_marked = of_all[marked]
+            cells = list(mask_on_grid(np.stack(truth), of_marked.shape[1:]))
+            results[f"{name}_ap"] = pixel_average_precision(list(enlarge(of_marked, size)), truth)
+            results[f"{name}_cell_ap"] = pixel_average_precision(list(of_marked), cells)
+            results[f"{name}_pointing"] = pointing_game(list(of_marked), cells)
+            results |= {f"{name}_{measure}": value for measure, value in concentration(of_marked).items()}
     return results
 
 
@@ -125,4 +141,12 @@ def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return F.interpolate(tensor[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-__all__ = ["Predictions", "enlarge", "evaluate_predictions", "predict", "predict_batches", "write_predictions"]
+__all__ = [
+    "Predictions",
+    "enlarge",
+    "evaluate_maps",
+    "evaluate_predictions",
+    "predict",
+    "predict_batches",
+    "write_predictions",
+]

@@ -23,6 +23,7 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import cache
@@ -45,17 +46,20 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.augmentation import PairedAugmentation
 from kgl.configuration_kgl import KGLConfig
 from kgl.data import DataArguments, defect_free_label, read_pictures
-from kgl.evaluation import Predictions, evaluate_predictions, predict_batches
+from kgl.evaluation import Predictions, evaluate_maps, evaluate_predictions, predict_batches
 from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import PriorArguments, add_saliency_priors
+from kgl.saliency import compute_saliency, to_peak_one
 from kgl.schema import undecoded
 from kgl.splits import few_labels, group_folds
 from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
 
 
+RECIPE = {"learning_rate": 1e-3, "weight_decay": 0.01, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
 VIEWS = 8
-_SHOWN = ("ap", "accuracy", "map_ap", "saliency_ap", "seconds")
+_BATCH = 32  # in judging
+_SHOWN = ("ap", "accuracy", "map_ap", "gradcam_ap", "saliency_ap", "seconds")
 
 
 class _Distilled(ClassificationTrainer):
@@ -109,10 +113,14 @@ class _Average(TrainerCallback):
 
 @cache
 def pictures_of(task_name: str) -> Dataset:
-    """All pictures of a task with masks, numbered by `index`."""
+    """All pictures of a task with masks, numbered by `index`, and which `fold` each is in."""
     task = TASKS[task_name]
     pictures = read_pictures(DataArguments(**task.data))[0]["train"]
-    if task.defect_or_not:
+    fold_of = np.empty(len(pictures), dtype=int)
+    for fold, (_, held_out) in enumerate(group_folds(pictures, task.folds, 0, "folds")):
+        fold_of[held_out] = fold
+    pictures = pictures.add_column("fold", fold_of.tolist())
+    if task.defect_or_not:  # only now: the folds are those of all classes, so that what was searched on stays apart
         names, good = pictures.features["label"].names, _good(task)
         labels = [int(names[label] != good) for label in pictures["label"]]
         pictures = pictures.remove_columns("label").add_column("label", labels)
@@ -164,12 +172,12 @@ class Bench:
         self.name, self.task, self.budget, self.seed, self.bf16 = task_name, TASKS[task_name], budget, seed, bf16
         self.features = features_of(task_name, cache_dir)
         pictures = pictures_of(task_name)
-        held_out = [held for _, held in group_folds(pictures, self.task.folds, 0, "folds")]
-        test = held_out[0 if self.task.searched else seed % self.task.folds]
-        validation = held_out[1] if search else np.array([], dtype=int)
-        pool = np.setdiff1d(np.arange(len(pictures)), np.concatenate([test, validation]))
-        self.judged = pictures.select(validation if search else test)
-        self.train = few_labels(pictures.select(pool), budget, 4 * budget, _good(self.task), seed)
+        fold = np.asarray(pictures["fold"][:])
+        test = fold == (0 if self.task.searched else seed % self.task.folds)
+        validation = (fold == 1) & search
+        self.judged = pictures.select(np.flatnonzero(validation if search else test))
+        pool = pictures.select(np.flatnonzero(~test & ~validation))
+        self.train = few_labels(pool, budget, 4 * budget, _good(self.task), seed)
         self._primaries: dict[str, tuple[KGLForImageClassification, float]] = {}
 
     def run(self, arm: Arm) -> dict[str, float]:
@@ -181,7 +189,10 @@ class Bench:
                 primary = self._primary("all", self.train, arm)
             model = self._fit(arm, primary)
         predictions = self._predict(model, self.judged)
-        results = evaluate_predictions(predictions, self.judged, self._defect_free, self.task.size)
+        good = _good(self.task)
+        defect_free = None if good is None else self.judged.features["label"].names.index(good)
+        results = evaluate_predictions(predictions, self.judged, defect_free, self.task.size)
+        results |= evaluate_maps({"gradcam": self._weighed_maps(model, predictions)}, self.judged, self.task.size)
         primaries = {"own": 1, "shuffled": 1, "cross_fitted": 2}.get(arm.prior, int(arm.distilled))
         phases = arm.length * arm.rounds + arm.primary_length * primaries
         return results | {"phases": phases, "steps": round(phases * self.task.steps), "seconds": self._seconds}
@@ -235,9 +246,8 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             args = KGLTrainingArguments(
                 output_dir=folder, max_steps=round(self.task.steps * arm.length), report_to="none", seed=self.seed,
-                per_device_train_batch_size=self.task.batch_size, learning_rate=1e-3, weight_decay=0.01,
-                lr_scheduler_type="cosine", warmup_steps=0.1, save_strategy="no", logging_strategy="no",
-                disable_tqdm=True, bf16=self.bf16, use_cpu=not torch.cuda.is_available(), **arm.training,
+                per_device_train_batch_size=self.task.batch_size, save_strategy="no", logging_strategy="no",
+                disable_tqdm=True, bf16=self.bf16, use_cpu=not torch.cuda.is_available(), **RECIPE, **arm.training,
             )  # fmt: skip
             collator = FrozenFeatureCollator(self.features, self.task.size, PairedAugmentation())
             trainer = kind(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
@@ -260,9 +270,9 @@ class Bench:
         making = PriorArguments(**arm.making)
         processor = processor_of(self.task)
         names, good = self.train.features["label"].names, _good(self.task)
-        by_class = [[] for _ in names]
+        by_class, labels = [[] for _ in names], self.train["label"][:]
         for at in np.random.default_rng(self.seed).permutation(len(self.train)).tolist():
-            by_class[self.train[at]["label"]].append(at)
+            by_class[labels[at]].append(at)
         turns = [
             at
             for turn in zip_longest(*(rows for name, rows in zip(names, by_class, strict=True) if name != good))
@@ -294,39 +304,56 @@ class Bench:
             empty = np.zeros_like(np.asarray(guided["saliency_prior"], dtype=np.uint8))
             guided = _replaced(guided, empty, [float(arm.prior == "blank")] * len(guided))
         elif arm.prior == "shuffled":
-            stored, labels = np.asarray(guided["saliency_prior"], dtype=np.uint8), np.asarray(guided["label"])
-            groups = np.asarray(self.train["group"])
-            for label in np.unique(labels):
-                of_class = np.flatnonzero(labels == label)
-                of_class = of_class[np.argsort(groups[of_class], kind="stable")]
-                largest = np.unique(groups[of_class], return_counts=True)[1].max()
-                stored[of_class] = stored[np.roll(of_class, largest)]  # past the end of any picture's own group
-            guided = _replaced(guided, stored)
+            stored, weights = np.asarray(guided["saliency_prior"], dtype=np.uint8), np.asarray(guided["prior_weight"])
+            other = _pictures_of_other_groups(np.asarray(labels), np.asarray(self.train["group"][:]))
+            guided = _replaced(guided, stored[other], weights[other].tolist())
         return self._unmarked(guided)
 
     def _unmarked(self, rows: Dataset) -> Dataset:
         wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
         return rows.select_columns([name for name in wanted if name in rows.column_names])
 
-    def _predict(self, model: KGLForImageClassification, rows: Dataset, bypassed: bool = False) -> Predictions:
-        indices = np.asarray(rows["index"])
-        batches = (
-            torch.from_numpy(self.features[indices[start : start + 32], 0]) for start in range(0, len(indices), 32)
-        )
-        if bypassed:
-            return predict_batches(model, batches)
+    def _weighed_maps(self, model: KGLForImageClassification, predictions: Predictions) -> np.ndarray:
+        """The maps that priors are made of by default, of the likeliest defect class; `(N, h, w)` of peak 1."""
+        defects = predictions.probabilities.copy()
+        if model.config.defect_free_id is not None:
+            defects[:, model.config.defect_free_id] = 0
+        likeliest = torch.from_numpy(defects.argmax(axis=1)).split(_BATCH)
         with stages_bypassed(model, self.task.freeze_stages):
-            return predict_batches(model, batches)
+            maps = [
+                compute_saliency(model, features, targets, PriorArguments().prior_method)
+                for features, targets in zip(self._batches(self.judged), likeliest, strict=True)
+            ]
+        return to_peak_one(torch.cat(maps)).numpy()
 
-    @property
-    def _defect_free(self) -> int | None:
-        good = _good(self.task)
-        return None if good is None else self.judged.features["label"].names.index(good)
+    def _batches(self, rows: Dataset) -> Iterator[torch.Tensor]:
+        indices = np.asarray(rows["index"][:])
+        for start in range(0, len(indices), _BATCH):
+            yield torch.from_numpy(self.features[indices[start : start + _BATCH], 0])
+
+    def _predict(self, model: KGLForImageClassification, rows: Dataset, bypassed: bool = False) -> Predictions:
+        if bypassed:
+            return predict_batches(model, self._batches(rows))
+        with stages_bypassed(model, self.task.freeze_stages):
+            return predict_batches(model, self._batches(rows))
 
 
-def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float] | None = None) -> Dataset:
+def _pictures_of_other_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """For each picture another one of its class that does not show the same, every one of them once."""
+    other = np.empty(len(labels), dtype=int)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        of_class = of_class[np.argsort(groups[of_class], kind="stable")]
+        largest = np.unique(groups[of_class], return_counts=True)[1].max()
+        other[of_class] = np.roll(of_class, largest)  # past the end of any picture's own group
+    if (groups[other] == groups).any():
+        raise ValueError("More than half of a class shows the same: its priors cannot be shuffled.")
+    return other
+
+
+def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float]) -> Dataset:
     features = Features({name: rows.features[name] for name in ("saliency_prior", "prior_weight")})
-    columns = {"saliency_prior": list(priors), "prior_weight": weights or [1.0] * len(rows)}
+    columns = {"saliency_prior": list(priors), "prior_weight": weights}
     others = rows.remove_columns(["saliency_prior", "prior_weight"])
     return concatenate_datasets([others, Dataset.from_dict(columns, features=features)], axis=1)
 
@@ -343,15 +370,15 @@ def _identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16: b
     settings["settings"]["training"] = {name: vars(training)[name] for name in sorted(own)}
     settings["task"]["data"].pop("data_dir", None)  # where this machine has it
     names = {"arm": arm, "dataset": task, "budget": budget, "seed": seed, "split": "validation" if search else "test"}
-    precision = {"precision": "bf16" if bf16 else "float32"}
-    return json.loads(json.dumps(names | settings | precision))
+    recipe = {"precision": "bf16" if bf16 else "float32", "recipe": RECIPE | {"views": VIEWS}}
+    return json.loads(json.dumps(names | settings | recipe))
 
 
 def _done(output: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
     """What is there of each run: arm, data set, budget and seed to its identity."""
     if not output.exists():
         return {}
-    parts = ("arm", "dataset", "budget", "seed", "split", "task", "settings", "precision")
+    parts = ("arm", "dataset", "budget", "seed", "split", "task", "settings", "precision", "recipe")
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     return {tuple(line[part] for part in parts[:4]): {part: line[part] for part in parts} for line in lines}
 

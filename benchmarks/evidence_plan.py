@@ -28,7 +28,6 @@ class Task:
 _TILES = Task({"dataset": "magnetic_tile", "data_dir": str(SHARED / "data/magnetic-tile")}, (160, 160), searched=True)
 TASKS = {
     "magnetic_tile": _TILES,
-    "magnetic_tile_256": replace(_TILES, size=(256, 256)),
     # `long`: until plain training gains nothing from twice as many steps.
     "magnetic_tile_long": replace(_TILES, steps=500),
     "magnetic_tile_defect_long": replace(_TILES, steps=500, defect_or_not=True),
@@ -119,6 +118,7 @@ SEARCHED = {
     "guided, confidence": Arm("cross_fitted", _CONVEX, making={"prior_weighting": "confidence"}),
     "guided, two rounds": Arm("own", _CONVEX, rounds=2),
     "guided, averaged primary": Arm("own", _CONVEX, averaged=True),
+    "guided, cosine schedule": Arm("own", _CONVEX | {"kg_schedule": "cosine"}),
     "guided, half": Arm("own", _CONVEX | {"kg_lambda": 0.5}),
     "guided, early": Arm("own", _CONVEX | {"kg_schedule": "early"}),
     "guided, early true masks": Arm("masks", _CONVEX | {"kg_schedule": "early"}),
