@@ -5,7 +5,7 @@ Learning curves of the evidence bench: AP, and the heat map's pixel AP, over pic
 
 Lines are means over seeds, bars Student's 95 % intervals. A column a data set's test folds (`results/evidence.jsonl`),
 over the budget; the last one magnetic tiles' validation fold (`results/search.jsonl`), 16 a class, over all steps of
-training, primaries' included.
+training, primaries' included. Nothing is drawn of fewer than three seeds.
 """
 
 from __future__ import annotations
@@ -46,22 +46,25 @@ def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: flo
 
 
 def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
-    """A curve an arm over pictures a class, of the seeds that all arms have."""
-    shared = {
-        budget: set.intersection(*(set(seeds) for arm, seeds in runs.items() if arm in STYLES))
+    """A curve an arm over pictures a class, of the seeds that all arms with three and more have."""
+    drawn = {
+        budget: {arm: seeds for arm, seeds in runs.items() if arm in STYLES and len(seeds) >= 3}
         for budget, runs in by_budget.items()
     }
+    shared = {budget: set.intersection(*map(set, runs.values())) for budget, runs in drawn.items() if runs}
     for at, arm in enumerate(STYLES):
         points = {
-            budget: values({seed: runs[arm][seed] for seed in shared[budget]}, figure)
-            for budget, runs in by_budget.items()
-            if arm in runs and shared[budget]
+            budget: values({seed: drawn[budget][arm][seed] for seed in seeds}, figure)
+            for budget, seeds in shared.items()
+            if arm in drawn[budget]
         }
         if points:
             draw_curve(axes, points, arm, 1.02 ** (at - 2))
+    if not shared:
+        return
     axes.set_xscale("log", base=2)
-    axes.set_xlim(min(by_budget) / 1.4, max(by_budget) * 1.4)
-    axes.set_xticks(sorted(by_budget), [str(budget) for budget in sorted(by_budget)])
+    axes.set_xlim(min(shared) / 1.4, max(shared) * 1.4)
+    axes.set_xticks(sorted(shared), [f"{budget}\n{len(shared[budget])} seeds" for budget in sorted(shared)])
     axes.set_xlabel("pictures of each defect class")
 
 
@@ -95,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     searched = read(RESULTS / "search.jsonl")
     tested = read(RESULTS / "evidence.jsonl")
-    datasets = sorted({dataset for dataset, _ in tested})
+    datasets = sorted({name for (name, _), runs in tested.items() if any(len(seeds) >= 3 for seeds in runs.values())})
     figures = {"ap": "AP", "saliency_ap": "pixel AP of H"}
     grid, rows = plt.subplots(
         len(figures), len(datasets) + 1, figsize=(3.3 * (len(datasets) + 1), 5.6), squeeze=False, layout="constrained"
