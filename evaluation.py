@@ -87,9 +87,10 @@ def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int
     """
     How right maps are over the pictures with a defect in their mask; nothing where there is none.
 
-    `NAME_ap` is that of the pixels at `size = (H, W)`, maps enlarged bilinearly, all pictures pooled; `NAME_cell_ap`
-    and `NAME_pointing` (the share of peaks that lie on the defect) are on the maps' own grid, where a cell is defect
-    if any of its pixels is; `NAME_entropy` and `NAME_area90` those of [`concentration`].
+    `NAME_ap` is that of the pixels at `size = (H, W)`, maps enlarged bilinearly, all pictures pooled, so that large
+    defects count most; `NAME_picture_ap` the mean of each picture's own, so that all count alike. `NAME_cell_ap`
+    (pooled) and `NAME_pointing` (the share of peaks that lie on the defect) are on the maps' own grid, where a cell is
+    defect if any of its pixels is; `NAME_entropy` and `NAME_area90` those of [`concentration`].
 
     Args:
         maps: by name, `(N, h, w)`, one map for every picture.
@@ -104,7 +105,10 @@ def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int
         for name, of_all in maps.items():
             of_marked = of_all[marked]
             cells = list(mask_on_grid(np.stack(truth), of_marked.shape[1:]))
-            results[f"{name}_ap"] = pixel_average_precision(list(enlarge(of_marked, size)), truth)
+            enlarged = list(enlarge(of_marked, size))
+            results[f"{name}_ap"] = pixel_average_precision(enlarged, truth)
+            each = [pixel_average_precision([one], [mask]) for one, mask in zip(enlarged, truth, strict=True)]
+            results[f"{name}_picture_ap"] = float(np.mean(each))
             results[f"{name}_cell_ap"] = pixel_average_precision(list(of_marked), cells)
             results[f"{name}_pointing"] = pointing_game(list(of_marked), cells)
             results |= {f"{name}_{measure}": value for measure, value in concentration(of_marked).items()}

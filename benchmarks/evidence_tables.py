@@ -30,13 +30,17 @@ CLASSIFICATION = {
 }
 MAPS = {
     "map_ap": "class map px AP",
+    "map_picture_ap": "a picture",
     "map_cell_ap": "cell AP",
     "map_pointing": "pointing",
     "map_entropy": "entropy",
     "map_area90": "area 90 %",
     "gradcam_ap": "Grad-CAM++ px AP",
+    "gradcam_picture_ap": "Grad-CAM++ a picture",
     "gradcam_cell_ap": "Grad-CAM++ cell AP",
+    "gradcam_pointing": "Grad-CAM++ pointing",
     "saliency_ap": "H px AP",
+    "saliency_picture_ap": "H a picture",
     "saliency_cell_ap": "H cell AP",
     "saliency_pointing": "H pointing",
     "saliency_entropy": "H entropy",

@@ -1,7 +1,10 @@
 """Metrics against scikit-learn and by hand."""
 
+import datasets
 import numpy as np
 import pytest
+from datasets import Dataset
+from PIL import Image
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -10,6 +13,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from kgl.evaluation import evaluate_maps
 from kgl.metrics import (
     DefectClassification,
     concentration,
@@ -112,6 +116,19 @@ def test_pixel_average_precision_by_hand():
     maps = [np.array([[0.9, 0.1]]), np.array([[0.8], [0.7]])]
     masks = [np.array([[True, False]]), np.array([[False], [True]])]
     assert pixel_average_precision(maps, masks) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_maps_are_judged_pooled_and_picture_by_picture():
+    """The first defect covers half of its picture and is found, the second one pixel, ranked last of four."""
+    masks = [[[1, 0], [1, 0]], [[0, 0], [0, 1]], [[0, 0], [0, 0]]]
+    maps = np.array([[[0.9, 0.1], [0.8, 0.2]], [[0.7, 0.6], [0.5, 0.3]], [[1.0, 1.0], [1.0, 1.0]]])
+    masks = [Image.fromarray(np.array(mask, dtype=np.uint8) * 255) for mask in masks]
+    dataset = Dataset.from_dict({"mask": [*masks, None]}, features=datasets.Features(mask=datasets.Image()))
+    results = evaluate_maps({"map": np.concatenate([maps, maps[:1]])}, dataset, (2, 2))
+    assert results["map_picture_ap"] == pytest.approx((1 + 1 / 4) / 2)
+    assert results["map_ap"] == results["map_cell_ap"] == pytest.approx((1 + 1 + 3 / 6) / 3)
+    assert results["map_pointing"] == 0.5
+    assert evaluate_maps({"map": maps[:1]}, Dataset.from_dict({"mask": [None]}), (2, 2)) == {}
 
 
 def test_pointing_game_by_hand():

@@ -31,7 +31,7 @@ from kgl.runs import claim, last_whole_checkpoint, lock, write_json
 from kgl.train import parse, run
 
 
-MAP_MEASURES = ("ap", "cell_ap", "pointing", "entropy", "area90")
+MAP_MEASURES = ("ap", "picture_ap", "cell_ap", "pointing", "entropy", "area90")
 SETTINGS = {
     "defect_free_label": "good", "image_height": 32, "image_width": 48, "num_folds": 2, "out_features": ["stage2"],
     "validation_share": 0,
