@@ -1,5 +1,5 @@
 """
-Learning curves of the evidence bench: AP, and the heat map's pixel AP, over pictures a class and over steps.
+Learning curves of the evidence bench: AP, and maps' pixel AP, over pictures a class and over steps.
 
     python benchmarks/evidence_curves.py --output docs/evidence_curves.png
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from evidence_tables import Runs, interval, read
+from evidence_tables import Runs, all_have, interval, read, values_of
 from matplotlib.axes import Axes
 
 
@@ -32,11 +32,13 @@ STYLES = {
     "guided, convex": ("#D55E00", "D", "--"),
     "true masks, convex": ("#009E73", "^", "--"),
 }
+FREE = "plain's Grad-CAM++"  # what guidance has to beat
+FREE_STYLE = ("#000000", "x", ":")
 
 
 def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: float) -> None:
     """Means of the seeds' figures over `points`' keys, moved aside by a factor so that bars stay apart."""
-    colour, marker, line = STYLES[arm]
+    colour, marker, line = FREE_STYLE if arm == FREE else STYLES[arm]
     style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.2, "capsize": 2}
     at = sorted(points)
     means = [points[one].mean() for one in at]
@@ -47,20 +49,27 @@ def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: flo
 
 def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
     """A curve an arm over pictures a class, of the seeds that all arms with three and more have."""
-    drawn = {
-        budget: {arm: seeds for arm, seeds in runs.items() if arm in STYLES and len(seeds) >= 3}
-        for budget, runs in by_budget.items()
-    }
-    shared = {budget: set.intersection(*map(set, runs.values())) for budget, runs in drawn.items() if runs}
-    for at, arm in enumerate(STYLES):
-        points = {
-            budget: values({seed: drawn[budget][arm][seed] for seed in seeds}, figure)
-            for budget, seeds in shared.items()
-            if arm in drawn[budget]
+    sources = {arm: (arm, figure) for arm in STYLES}
+    if figure.startswith("saliency_"):
+        sources[FREE] = ("plain", figure.replace("saliency_", "gradcam_"))
+    drawn: dict[int, dict[str, dict[int, float]]] = {}
+    for budget, runs in by_budget.items():
+        found = {
+            name: {seed: figures[wanted] for seed, figures in runs.get(arm, {}).items() if wanted in figures}
+            for name, (arm, wanted) in sources.items()
         }
-        if points:
-            draw_curve(axes, points, arm, 1.02 ** (at - 2))
+        drawn[budget] = {name: seeds for name, seeds in found.items() if len(seeds) >= 3}
+    shared = {budget: set.intersection(*map(set, runs.values())) for budget, runs in drawn.items() if runs}
+    there = [name for name in sources if any(name in drawn[budget] for budget in shared)]
+    for at, name in enumerate(there):
+        points = {
+            budget: np.array([drawn[budget][name][seed] for seed in sorted(seeds)])
+            for budget, seeds in shared.items()
+            if name in drawn[budget]
+        }
+        draw_curve(axes, points, name, 1.02 ** (at - len(there) / 2))
     if not shared:
+        axes.set_visible(False)
         return
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(shared) / 1.4, max(shared) * 1.4)
@@ -70,13 +79,17 @@ def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
 
 def over_steps(axes: Axes, lengths: list[Runs], figure: str) -> None:
     """A curve an arm over all steps of training, its primary's included; plain's is also that of twice as long."""
+    lengths = [{arm: seeds for arm, seeds in runs.items() if all_have(seeds, figure)} for runs in lengths]
+    if not any(lengths):
+        axes.set_visible(False)
+        return
     ticks = set()
     for at, arm in enumerate(STYLES):
         points = {}
         for runs in lengths:
             for name in (arm, "plain, twice as long") if arm == "plain" else (arm,):
                 if name in runs:
-                    points[next(iter(runs[name].values()))["steps"]] = values(runs[name], figure)
+                    points[next(iter(runs[name].values()))["steps"]] = values_of(runs[name], figure)
         if points and arm != "plain, twice as long":
             draw_curve(axes, points, arm, 1.02 ** (at - 2))
             ticks |= points.keys()
@@ -84,11 +97,6 @@ def over_steps(axes: Axes, lengths: list[Runs], figure: str) -> None:
     axes.set_xticks(sorted(ticks), [str(int(tick)) for tick in sorted(ticks)])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("steps, all phases")
-
-
-def values(seeds: dict[int, dict[str, float]], figure: str) -> np.ndarray:
-    """A figure of all seeds."""
-    return np.array([one[figure] for one in seeds.values()])
 
 
 def main() -> None:
@@ -99,9 +107,11 @@ def main() -> None:
     searched = read(RESULTS / "search.jsonl")
     tested = read(RESULTS / "evidence.jsonl")
     datasets = sorted({name for (name, _), runs in tested.items() if any(len(seeds) >= 3 for seeds in runs.values())})
-    figures = {"ap": "AP", "saliency_ap": "pixel AP of H"}
+    figures = {
+        "ap": "AP", "saliency_ap": "pixel AP of H, pooled", "saliency_picture_ap": "pixel AP of H, a picture",
+    }  # fmt: skip
     grid, rows = plt.subplots(
-        len(figures), len(datasets) + 1, figsize=(3.3 * (len(datasets) + 1), 5.6), squeeze=False, layout="constrained"
+        len(figures), len(datasets) + 1, figsize=(3.3 * (len(datasets) + 1), 8.4), squeeze=False, layout="constrained"
     )
     for row, (figure, called) in zip(rows, figures.items(), strict=True):
         row[0].set_ylabel(called)
@@ -118,9 +128,9 @@ def main() -> None:
     for axes, dataset in zip(rows[0], datasets, strict=False):
         axes.set_title(f"{dataset.removesuffix('_long')}, test", fontsize=10)
     rows[0][-1].set_title("magnetic_tile, validation", fontsize=10)
-    drawn = [axes.get_legend_handles_labels() for axes in rows[0]]
+    drawn = [axes.get_legend_handles_labels() for row in rows for axes in row]
     legend = {name: handle for handles, names in drawn for handle, name in zip(handles, names, strict=True)}
-    ordered = [name for name in STYLES if name in legend]
+    ordered = [name for name in [*STYLES, FREE] if name in legend]
     grid.legend([legend[name] for name in ordered], ordered, loc="outside lower center", ncols=5, frameon=False)
     grid.savefig(options.output, dpi=110)
 

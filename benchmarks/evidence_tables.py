@@ -79,24 +79,24 @@ def told(values: np.ndarray, sign: str = "") -> str:
 
 def means_table(runs: Runs, figures: dict[str, str]) -> str:
     """A row an arm, a column a figure that any arm has in all its runs; behind those of classification its cost."""
-    columns = [name for name in figures if any(_all_have(seeds, name) for seeds in runs.values())]
+    columns = [name for name in figures if any(all_have(seeds, name) for seeds in runs.values())]
     costs = ["phases", "steps"] if figures is CLASSIFICATION else []
     lines = [
         "| arm | seeds | " + " | ".join([*(figures[name] for name in columns), *costs]) + " |",
         "| --- |" + " ---: |" * (1 + len(columns) + len(costs)),
     ]
     for arm, seeds in runs.items():
-        cells = [told(_values(seeds, name)) if _all_have(seeds, name) else "" for name in columns]
+        cells = [told(values_of(seeds, name)) if all_have(seeds, name) else "" for name in columns]
         cells += [f"{next(iter(seeds.values()))[cost]:g}" for cost in costs]
         lines.append(f"| {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _all_have(seeds: dict[int, dict[str, float]], figure: str) -> bool:
+def all_have(seeds: dict[int, dict[str, float]], figure: str) -> bool:
     return all(figure in one for one in seeds.values())
 
 
-def _values(seeds: dict[int, dict[str, float]], figure: str) -> np.ndarray:
+def values_of(seeds: dict[int, dict[str, float]], figure: str) -> np.ndarray:
     return np.array([one[figure] for one in seeds.values()])
 
 
@@ -140,8 +140,8 @@ def goal_tables(by_task: dict[tuple[str, int], Runs]) -> str:
         row = f"| {dataset} | {budget} | {len(shared)} | "
         cells = []
         for figure in ("ap", "accuracy"):
-            ours = _values(guided, figure)
-            cells += [told(ours), *(told(ours - _values(other, figure), "+") for other in (longer, blank))]
+            ours = values_of(guided, figure)
+            cells += [told(ours), *(told(ours - values_of(other, figure), "+") for other in (longer, blank))]
         ranking.append(row + " | ".join(cells) + " |")
         cells = []
         for figure in ("ap", "picture_ap"):
@@ -154,10 +154,10 @@ def _against_better_map(
     guided: dict[int, dict[str, float]], plain: dict[int, dict[str, float]], figure: str
 ) -> list[str]:
     """H's figure, its lead over plain's class map or its map by the priors' method, if it was taken, and the ratio."""
-    free = [_values(plain, f"{one}_{figure}") for one in ("map", "gradcam") if _all_have(plain, f"{one}_{figure}")]
-    if not free or not _all_have(guided, f"saliency_{figure}"):
+    free = [values_of(plain, f"{one}_{figure}") for one in ("map", "gradcam") if all_have(plain, f"{one}_{figure}")]
+    if not free or not all_have(guided, f"saliency_{figure}"):
         return ["", "", ""]
-    taught, better = _values(guided, f"saliency_{figure}"), max(free, key=np.mean)
+    taught, better = values_of(guided, f"saliency_{figure}"), max(free, key=np.mean)
     return [told(taught), told(taught - better, "+"), f"{taught.mean() / better.mean():.2f}"]
 
 
