@@ -57,15 +57,21 @@ def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Te
         for pixel_values in batches:
             output = model(pixel_values.to(model.device))
             logits = output.logits.float()
-            defects = logits.clone()
-            if model.config.defect_free_id is not None:
-                defects[:, model.config.defect_free_id] = -torch.inf
-            maps = layer_cam(model, output.feature_map, output.saliency, defects.argmax(dim=1))
+            defects = likeliest_defects(logits, model.config.defect_free_id)
+            maps = layer_cam(model, output.feature_map, output.saliency, defects)
             certain = torch.finfo(torch.double).eps  # no exact 0 and 1, which would be hard labels
             parts["probabilities"].append(logits.double().softmax(dim=1).clamp(certain, 1 - certain).cpu())
             parts["class_map"].append(to_peak_one(maps).cpu())
             parts["saliency"].append(output.saliency[:, 0].float().sigmoid().cpu())
     return Predictions(**{name: torch.cat(tensors).numpy() for name, tensors in parts.items()})
+
+
+def likeliest_defects(scores: torch.Tensor, defect_free_id: int | None) -> torch.Tensor:
+    """The class of the highest score among those that are a defect, `(B,)` for logits or probabilities `(B, K)`."""
+    if defect_free_id is None:
+        return scores.argmax(dim=1)
+    good = torch.arange(scores.shape[1], device=scores.device) == defect_free_id
+    return scores.masked_fill(good, -torch.inf).argmax(dim=1)
 
 
 def evaluate_predictions(
@@ -101,10 +107,10 @@ def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int
     marked = [index for index, mask in enumerate(masks) if mask is not None and mask.any()]
     results: dict[str, float] = {}
     if marked:
-        truth = [masks[index] for index in marked]
+        truth = np.stack([masks[index] for index in marked])
         for name, of_all in maps.items():
             of_marked = of_all[marked]
-            cells = list(mask_on_grid(np.stack(truth), of_marked.shape[1:]))
+            cells = list(mask_on_grid(truth, of_marked.shape[1:]))
             enlarged = list(enlarge(of_marked, size))
             results[f"{name}_ap"] = pixel_average_precision(enlarged, truth)
             each = [pixel_average_precision([one], [mask]) for one, mask in zip(enlarged, truth, strict=True)]
@@ -150,6 +156,7 @@ __all__ = [
     "enlarge",
     "evaluate_maps",
     "evaluate_predictions",
+    "likeliest_defects",
     "predict",
     "predict_batches",
     "write_predictions",

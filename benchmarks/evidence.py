@@ -46,7 +46,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.augmentation import PairedAugmentation
 from kgl.configuration_kgl import KGLConfig
 from kgl.data import DataArguments, defect_free_label, read_pictures
-from kgl.evaluation import Predictions, evaluate_maps, evaluate_predictions, predict_batches
+from kgl.evaluation import Predictions, evaluate_maps, evaluate_predictions, likeliest_defects, predict_batches
 from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import PriorArguments, add_saliency_priors
@@ -189,9 +189,7 @@ class Bench:
                 primary = self._primary("all", self.train, arm)
             model = self._fit(arm, primary)
         predictions = self._predict(model, self.judged)
-        good = _good(self.task)
-        defect_free = None if good is None else self.judged.features["label"].names.index(good)
-        results = evaluate_predictions(predictions, self.judged, defect_free, self.task.size)
+        results = evaluate_predictions(predictions, self.judged, model.config.defect_free_id, self.task.size)
         results |= evaluate_maps({"gradcam": self._weighed_maps(model, predictions)}, self.judged, self.task.size)
         primaries = {"own": 1, "shuffled": 1, "cross_fitted": 2}.get(arm.prior, int(arm.distilled))
         phases = arm.length * arm.rounds + arm.primary_length * primaries
@@ -315,14 +313,11 @@ class Bench:
 
     def _weighed_maps(self, model: KGLForImageClassification, predictions: Predictions) -> np.ndarray:
         """The maps that priors are made of by default, of the likeliest defect class; `(N, h, w)` of peak 1."""
-        defects = predictions.probabilities.copy()
-        if model.config.defect_free_id is not None:
-            defects[:, model.config.defect_free_id] = 0
-        likeliest = torch.from_numpy(defects.argmax(axis=1)).split(_BATCH)
+        defects = likeliest_defects(torch.from_numpy(predictions.probabilities), model.config.defect_free_id)
         with stages_bypassed(model, self.task.freeze_stages):
             maps = [
                 compute_saliency(model, features, targets, PriorArguments().prior_method)
-                for features, targets in zip(self._batches(self.judged), likeliest, strict=True)
+                for features, targets in zip(self._batches(self.judged), defects.split(_BATCH), strict=True)
             ]
         return to_peak_one(torch.cat(maps)).numpy()
 

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 
 
 RESULTS = Path(__file__).parent / "results"
+FREE = "plain's Grad-CAM++"  # the map that guidance has to beat, no arm of its own
 # Colours that the colour-blind tell apart (Okabe and Ito).
 STYLES = {
     "plain": ("#000000", "o", "-"),
@@ -31,14 +32,13 @@ STYLES = {
     "blank mask, convex": ("#56B4E9", "v", "--"),
     "guided, convex": ("#D55E00", "D", "--"),
     "true masks, convex": ("#009E73", "^", "--"),
+    FREE: ("#000000", "x", ":"),
 }
-FREE = "plain's Grad-CAM++"  # what guidance has to beat
-FREE_STYLE = ("#000000", "x", ":")
 
 
 def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: float) -> None:
     """Means of the seeds' figures over `points`' keys, moved aside by a factor so that bars stay apart."""
-    colour, marker, line = FREE_STYLE if arm == FREE else STYLES[arm]
+    colour, marker, line = STYLES[arm]
     style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.2, "capsize": 2}
     at = sorted(points)
     means = [points[one].mean() for one in at]
@@ -49,7 +49,7 @@ def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: flo
 
 def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
     """A curve an arm over pictures a class, of the seeds that all arms with three and more have."""
-    sources = {arm: (arm, figure) for arm in STYLES}
+    sources = {arm: (arm, figure) for arm in STYLES if arm != FREE}
     if figure.startswith("saliency_"):
         sources[FREE] = ("plain", figure.replace("saliency_", "gradcam_"))
     drawn: dict[int, dict[str, dict[int, float]]] = {}
@@ -60,6 +60,9 @@ def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
         }
         drawn[budget] = {name: seeds for name, seeds in found.items() if len(seeds) >= 3}
     shared = {budget: set.intersection(*map(set, runs.values())) for budget, runs in drawn.items() if runs}
+    if not shared:
+        axes.set_visible(False)
+        return
     there = [name for name in sources if any(name in drawn[budget] for budget in shared)]
     for at, name in enumerate(there):
         points = {
@@ -68,9 +71,6 @@ def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
             if name in drawn[budget]
         }
         draw_curve(axes, points, name, 1.02 ** (at - len(there) / 2))
-    if not shared:
-        axes.set_visible(False)
-        return
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(shared) / 1.4, max(shared) * 1.4)
     axes.set_xticks(sorted(shared), [f"{budget}\n{len(shared[budget])} seeds" for budget in sorted(shared)])
@@ -130,7 +130,7 @@ def main() -> None:
     rows[0][-1].set_title("magnetic_tile, validation", fontsize=10)
     drawn = [axes.get_legend_handles_labels() for row in rows for axes in row]
     legend = {name: handle for handles, names in drawn for handle, name in zip(handles, names, strict=True)}
-    ordered = [name for name in [*STYLES, FREE] if name in legend]
+    ordered = [name for name in STYLES if name in legend]
     grid.legend([legend[name] for name in ordered], ordered, loc="outside lower center", ncols=5, frameon=False)
     grid.savefig(options.output, dpi=110)
 

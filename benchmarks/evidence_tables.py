@@ -77,10 +77,9 @@ def told(values: np.ndarray, sign: str = "") -> str:
     return f"**{text}**" if sign and (around[0] > 0 or around[1] < 0) else text
 
 
-def means_table(runs: Runs, figures: dict[str, str]) -> str:
-    """A row an arm, a column a figure that any arm has in all its runs; behind those of classification its cost."""
+def means_table(runs: Runs, figures: dict[str, str], costs: tuple[str, ...] = ()) -> str:
+    """A row an arm, a column a figure that any arm has in all its runs; behind them its costs, the same in all."""
     columns = [name for name in figures if any(all_have(seeds, name) for seeds in runs.values())]
-    costs = ["phases", "steps"] if figures is CLASSIFICATION else []
     lines = [
         "| arm | seeds | " + " | ".join([*(figures[name] for name in columns), *costs]) + " |",
         "| --- |" + " ---: |" * (1 + len(columns) + len(costs)),
@@ -143,9 +142,7 @@ def goal_tables(by_task: dict[tuple[str, int], Runs]) -> str:
             ours = values_of(guided, figure)
             cells += [told(ours), *(told(ours - values_of(other, figure), "+") for other in (longer, blank))]
         ranking.append(row + " | ".join(cells) + " |")
-        cells = []
-        for figure in ("ap", "picture_ap"):
-            cells += _against_better_map(guided, plain, figure)
+        cells = _against_better_map(guided, plain, "ap") + _against_better_map(guided, plain, "picture_ap")
         maps.append(row + " | ".join(cells) + " |")
     return "\n".join([*ranking, "", *maps])
 
@@ -183,7 +180,7 @@ def main() -> None:
     parts = []
     for (dataset, budget), runs in sorted(by_task.items()):
         parts.append(f"### {dataset}, {budget} a class")
-        parts += [means_table(runs, figures) for figures in (CLASSIFICATION, MAPS)]
+        parts += [means_table(runs, CLASSIFICATION, ("phases", "steps")), means_table(runs, MAPS)]
         parts += [differences_table(runs, against) for against in options.against if against in runs]
     goal, tables = goal_tables(by_task), "\n\n".join(parts)
     if options.into is None:
