@@ -1,7 +1,7 @@
 """
 Tables of the evidence bench, in Markdown: means over seeds with 95 % intervals, and paired differences.
 
-    python benchmarks/evidence_tables.py [benchmarks/results/evidence.jsonl] [--into docs/evidence.md]
+    python benchmarks/evidence_tables.py [benchmarks/results/evidence.jsonl] [--into docs/evidence.md ...]
 
 A difference is an arm's figure less the other's of the same data set, budget and seed, in bold where its interval
 leaves out zero. Intervals are Student's t over seeds: the percentile bootstrap of five values, asked for at 95 %,
@@ -47,6 +47,15 @@ MAPS = {
     "saliency_area90": "H area 90 %",
 }
 COMPARED = ("ap", "auroc", "accuracy", "balanced_accuracy", "defect_ap", "map_ap", "saliency_ap")
+CONTROLS = (
+    "plain",
+    "plain, early-stopped",
+    "self-distillation",
+    "shuffled prior",
+    "guided, paper",
+    "guided, head alone",
+    "guided, true masks",
+)
 
 Runs = dict[str, dict[int, dict[str, float]]]  # arm -> seed -> figures
 
@@ -147,6 +156,28 @@ def goal_tables(by_task: dict[tuple[str, int], Runs]) -> str:
     return "\n".join([*ranking, "", *maps])
 
 
+def controls_table(by_task: dict[tuple[str, int], Runs], figure: str) -> str:
+    """The default's figure less that of each control, over the seeds both have; nothing where they have none."""
+    lines = [
+        "| data set | a class | guided | " + " | ".join(f"less {arm}" for arm in CONTROLS) + " |",
+        "| --- |" + " ---: |" * (2 + len(CONTROLS)),
+    ]
+    for (dataset, budget), runs in sorted(by_task.items()):
+        taken = {
+            arm: {seed: figures[figure] for seed, figures in runs.get(arm, {}).items() if figure in figures}
+            for arm in ("guided", *CONTROLS)
+        }
+        if len(taken["guided"]) < 3:
+            continue
+        cells = [told(np.array(list(taken["guided"].values())))]
+        for arm in CONTROLS:
+            shared = sorted(taken["guided"].keys() & taken[arm].keys())
+            values = np.array([taken["guided"][seed] - taken[arm][seed] for seed in shared])
+            cells.append(told(values, "+") if len(shared) >= 3 else "")
+        lines.append(f"| {dataset} | {budget} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _against_better_map(
     guided: dict[int, dict[str, float]], plain: dict[int, dict[str, float]], figure: str
 ) -> list[str]:
@@ -174,7 +205,7 @@ def main() -> None:
     default = Path(__file__).parent / "results" / "evidence.jsonl"
     parser.add_argument("runs", type=Path, nargs="?", default=default)
     parser.add_argument("--against", nargs="+", default=["plain", "plain, twice as long", "blank mask"])
-    parser.add_argument("--into", type=Path, help="a page with marks named after the runs' file, goal and all")
+    parser.add_argument("--into", type=Path, nargs="+", help="pages; a block goes where marks of its name are")
     options = parser.parse_args()
     by_task = read(options.runs)
     parts = []
@@ -182,14 +213,24 @@ def main() -> None:
         parts.append(f"### {dataset}, {budget} a class")
         parts += [means_table(runs, CLASSIFICATION, ("phases", "steps")), means_table(runs, MAPS)]
         parts += [differences_table(runs, against) for against in options.against if against in runs]
-    goal, tables = goal_tables(by_task), "\n\n".join(parts)
+    name = options.runs.name
+    blocks = {
+        f"{name} goal": goal_tables(by_task),
+        f"{name} controls ap": controls_table(by_task, "ap"),
+        f"{name} controls saliency_picture_ap": controls_table(by_task, "saliency_picture_ap"),
+        name: "\n\n".join(parts),
+    }
     if options.into is None:
-        print(goal, tables, sep="\n\n")
+        print(*blocks.values(), sep="\n\n")
         return
-    text = options.into.read_text()
-    if f"<!-- {options.runs.name} goal -->" in text:
-        text = put_between(text, f"{options.runs.name} goal", goal)
-    options.into.write_text(put_between(text, options.runs.name, tables))
+    for page in options.into:
+        text = page.read_text()
+        wanted = [block for block in blocks if f"<!-- {block} -->" in text]
+        if not wanted:
+            parser.error(f"{page} has no marks named after {name}: <!-- {name} --> and <!-- /{name} -->.")
+        for block in wanted:
+            text = put_between(text, block, blocks[block])
+        page.write_text(text)
 
 
 if __name__ == "__main__":

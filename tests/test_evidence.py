@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import evidence
 import evidence_curves
+import evidence_tables
 import numpy as np
 import pytest
 import torch
 from evidence import ARMS, SEARCHED, Arm, Bench, _identity, main
-from evidence_tables import goal_tables, interval, put_between, read, told
+from evidence_tables import controls_table, goal_tables, interval, put_between, read, told
 from PIL import Image
 from scipy import stats
 
@@ -82,6 +83,41 @@ def test_the_goal_compares_the_default_with_its_controls(tmp_path):
     assert goal([*lines, *plain]) == [ranking, f"{maps} +0.100 | 1.50 |  |  |  |"]
     plain = [line("plain", seed, 0.2, gradcam_ap=0.24, map_picture_ap=0.6) for seed in (0, 1)]
     assert goal([*lines, *plain]) == [ranking, f"{maps} +0.060 | 1.25 | 0.900 | +0.300 | 1.50 |"]
+
+
+def test_controls_are_compared_over_the_seeds_both_have():
+    figures = [{"ap": value} for value in (0.5, 0.6, 0.7, 0.9)]
+    shifted = {seed: {"ap": figures[seed]["ap"] - 0.1 * (seed + 1)} for seed in (0, 1, 2)}
+    runs = {"guided": dict(enumerate(figures)), "plain": shifted, "shuffled prior": {3: {"ap": 0.1}}}
+    runs["guided, true masks"] = {seed: {"saliency_ap": 0.9} for seed in range(4)}  # its AP was never taken
+    table = controls_table({("tiles", 8): runs, ("tiles", 4): {"guided": {0: {"ap": 0.5}}}}, "ap").splitlines()
+    assert table[0].startswith("| data set | a class | guided | less plain |") and len(table) == 3
+    own, less_plain = told(np.array([0.5, 0.6, 0.7, 0.9])), told(np.array([0.1, 0.2, 0.3]), "+")
+    assert table[2] == f"| tiles | 8 | {own} | {less_plain} |" + "  |" * 6
+
+
+def test_pages_get_the_blocks_they_have_marks_for(tmp_path, monkeypatch):
+    line = {
+        "arm": "plain",
+        "dataset": "tiles",
+        "budget": 8,
+        "seed": 0,
+        "figures": {"ap": 0.5, "phases": 1, "steps": 4},
+    }
+    (tmp_path / "runs").write_text(json.dumps(line))
+    all_runs, short, neither = tmp_path / "all.md", tmp_path / "short.md", tmp_path / "neither.md"
+    all_runs.write_text("<!-- runs -->\n<!-- /runs -->\n")
+    short.write_text("<!-- runs goal -->\n<!-- /runs goal -->\nabove\n")
+    neither.write_text("text\n")
+    arguments = ["evidence_tables.py", str(tmp_path / "runs"), "--against", "plain", "--into"]
+    monkeypatch.setattr(sys, "argv", [*arguments, str(all_runs), str(short)])
+    evidence_tables.main()
+    assert "| plain | 1 | 0.500 | 1 | 4 |" in all_runs.read_text() and "goal" not in all_runs.read_text()
+    assert "| guided AP |" in short.read_text() and short.read_text().endswith("above\n")
+    monkeypatch.setattr(sys, "argv", [*arguments, str(neither)])
+    with pytest.raises(SystemExit):
+        evidence_tables.main()
+    assert neither.read_text() == "text\n"
 
 
 def test_tables_take_the_place_of_the_old_ones():
