@@ -108,6 +108,15 @@ def values_of(seeds: dict[int, dict[str, float]], figure: str) -> np.ndarray:
     return np.array([one[figure] for one in seeds.values()])
 
 
+def paired(
+    ours: dict[int, dict[str, float]], others: dict[int, dict[str, float]], figure: str, theirs: str | None = None
+) -> np.ndarray:
+    """`figure` of ours less `theirs` (the same by default) of the others, over the seeds that have both."""
+    theirs = theirs or figure
+    shared = sorted(seed for seed in ours.keys() & others.keys() if figure in ours[seed] and theirs in others[seed])
+    return np.array([ours[seed][figure] - others[seed][theirs] for seed in shared])
+
+
 def differences_table(runs: Runs, against: str) -> str:
     """Each arm less `against`, over the seeds both have."""
     columns = [name for name in COMPARED if any(name in one for one in runs[against].values())]
@@ -121,8 +130,7 @@ def differences_table(runs: Runs, against: str) -> str:
             continue
         cells = []
         for name in columns:
-            values = np.array([seeds[seed][name] - runs[against][seed][name] for seed in shared])
-            cells.append(told(values, "+"))
+            cells.append(told(paired(seeds, runs[against], name), "+"))
         lines.append(f"| {arm} | {len(shared)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -163,17 +171,14 @@ def controls_table(by_task: dict[tuple[str, int], Runs], figure: str) -> str:
         "| --- |" + " ---: |" * (2 + len(CONTROLS)),
     ]
     for (dataset, budget), runs in sorted(by_task.items()):
-        taken = {
-            arm: {seed: figures[figure] for seed, figures in runs.get(arm, {}).items() if figure in figures}
-            for arm in ("guided", *CONTROLS)
-        }
-        if len(taken["guided"]) < 3:
+        guided = runs.get("guided", {})
+        own = np.array([figures[figure] for figures in guided.values() if figure in figures])
+        if len(own) < 3:
             continue
-        cells = [told(np.array(list(taken["guided"].values())))]
+        cells = [told(own)]
         for arm in CONTROLS:
-            shared = sorted(taken["guided"].keys() & taken[arm].keys())
-            values = np.array([taken["guided"][seed] - taken[arm][seed] for seed in shared])
-            cells.append(told(values, "+") if len(shared) >= 3 else "")
+            values = paired(guided, runs.get(arm, {}), figure)
+            cells.append(told(values, "+") if len(values) >= 3 else "")
         lines.append(f"| {dataset} | {budget} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

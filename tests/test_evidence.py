@@ -10,12 +10,16 @@ from types import SimpleNamespace
 
 import evidence
 import evidence_curves
+import evidence_differences
 import evidence_tables
 import numpy as np
 import pytest
 import torch
 from evidence import ARMS, SEARCHED, Arm, Bench, _identity, main
+from evidence_curves import FREE
+from evidence_differences import differences
 from evidence_tables import controls_table, goal_tables, interval, put_between, read, told
+from matplotlib.axes import Axes
 from PIL import Image
 from scipy import stats
 
@@ -94,6 +98,35 @@ def test_controls_are_compared_over_the_seeds_both_have():
     assert table[0].startswith("| data set | a class | guided | less plain |") and len(table) == 3
     own, less_plain = told(np.array([0.5, 0.6, 0.7, 0.9])), told(np.array([0.1, 0.2, 0.3]), "+")
     assert table[2] == f"| tiles | 8 | {own} | {less_plain} |" + "  |" * 6
+
+
+def test_differences_are_drawn_over_the_seeds_both_have(tmp_path, monkeypatch):
+    guided = {seed: {"ap": 0.1 * seed, "accuracy": 0.5, "saliency_picture_ap": 0.4} for seed in range(4)}
+    plain = {seed: {"ap": 0.0, "gradcam_picture_ap": 0.1 * seed} for seed in range(3)} | {3: {"ap": 0.0}}
+    blank = {seed: {"ap": 0.05 * seed, "accuracy": 0.5} for seed in range(1, 4)}
+    runs = {"guided": guided, "plain": plain, "blank mask": blank, "shuffled prior": {0: {"ap": 0.3}}}
+    assert differences(runs, "ap", "blank mask") == pytest.approx([0.05, 0.1, 0.15])
+    assert differences(runs, "saliency_picture_ap", FREE) == pytest.approx([0.4, 0.3, 0.2])
+    assert not len(differences(runs, "saliency_picture_ap", "guided, true masks"))
+
+    lines = [
+        json.dumps({"arm": arm, "dataset": "tiles", "budget": 8, "seed": seed, "figures": figures})
+        for arm, seeds in runs.items()
+        for seed, figures in seeds.items()
+    ]
+    (tmp_path / "evidence.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(evidence_differences, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evidence_differences.py", "--output", str(tmp_path / "differences.png")])
+    drawn = []
+    errorbar = Axes.errorbar
+    monkeypatch.setattr(
+        Axes,
+        "errorbar",
+        lambda axes, x, y, **how: (drawn.append((how["label"], round(float(x), 3))), errorbar(axes, x, y, **how)),
+    )
+    evidence_differences.main()
+    assert drawn == [("blank mask", 0.1), ("blank mask", 0), (FREE, 0.3)]  # one seed of the shuffled prior is none
+    assert Image.open(tmp_path / "differences.png").width > 300
 
 
 def test_pages_get_the_blocks_they_have_marks_for(tmp_path, monkeypatch):
