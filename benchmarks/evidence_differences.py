@@ -1,11 +1,11 @@
 """
-What guidance is worth, in one picture: the default less its controls, paired by seed.
+What guidance is worth, in one picture: guided arms less their controls, paired by seed.
 
     python benchmarks/evidence_differences.py --output docs/evidence_differences.png
 
-A row a data set and budget of `results/evidence.jsonl`, a dot the mean over the seeds that both have, bars Student's
-95 % intervals. Left AP and accuracy, right the pixel AP of H, each picture counting alike. A control with fewer than
-three seeds is not drawn.
+A row a data set and budget of `results/evidence.jsonl`, of the default or, where it says so, of the paper's convex
+schedule; a dot is the mean over the seeds that both have, a bar Student's 95 % interval. Left AP and accuracy, right
+the pixel AP of H, each picture counting alike. A control with fewer than three seeds is not drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from evidence_curves import FREE, RESULTS, STYLES
-from evidence_tables import Runs, interval, paired, read
+from evidence_tables import GUIDED, Runs, interval, paired, read, under_schedule_of
 from matplotlib.axes import Axes
 
 
@@ -32,19 +32,21 @@ PANELS = {
 }
 
 
-def differences(runs: Runs, figure: str, control: str) -> np.ndarray:
-    """The default's figure less the control's, of the seeds that have both."""
-    arm, theirs = ("plain", figure.replace("saliency_", "gradcam_")) if control == FREE else (control, figure)
-    return paired(runs.get("guided", {}), runs.get(arm, {}), figure, theirs)
+def differences(runs: Runs, guided: str, figure: str, control: str) -> np.ndarray:
+    """A guided arm's figure less the control's under its schedule, of the seeds that have both."""
+    arm, theirs = under_schedule_of(guided, control), figure
+    if control == FREE:
+        arm, theirs = "plain", figure.replace("saliency_", "gradcam_")
+    return paired(runs.get(guided, {}), runs.get(arm, {}), figure, theirs)
 
 
-def draw_panel(axes: Axes, by_task: list[Runs], figure: str, controls: tuple[str, ...]) -> None:
-    """A row a task, from the top; a control's dots at its own height in it."""
+def draw_panel(axes: Axes, rows: list[tuple[Runs, str]], figure: str, controls: tuple[str, ...]) -> None:
+    """A row a task and guided arm, from the top; a control's dots at its own height in it."""
     for at, control in enumerate(controls):
         colour, marker = COLOURS[control]
         height = (at - (len(controls) - 1) / 2) * 0.15
-        for row, runs in enumerate(by_task):
-            values = differences(runs, figure, control)
+        for row, (runs, guided) in enumerate(rows):
+            values = differences(runs, guided, figure, control)
             around = interval(values)
             if around is None:
                 continue
@@ -64,19 +66,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    by_task = {
-        name: runs
-        for name, runs in sorted(read(RESULTS / "evidence.jsonl").items())
-        if any(interval(differences(runs, "ap", control)) for control in OF_LABELS)
+    rows = {
+        f"{dataset.removesuffix('_long')}, {budget} a class{guided.removeprefix('guided')}": (runs, guided)
+        for (dataset, budget), runs in sorted(read(RESULTS / "evidence.jsonl").items())
+        for guided in GUIDED
+        if any(interval(differences(runs, guided, "ap", control)) for control in OF_LABELS)
     }
     grid, panels = plt.subplots(
-        1, len(PANELS), sharey=True, figsize=(12, 1.6 + 0.62 * len(by_task)), layout="constrained"
+        1, len(PANELS), sharey=True, figsize=(12, 1.6 + 0.62 * len(rows)), layout="constrained"
     )
     for axes, (called, (figure, controls)) in zip(panels, PANELS.items(), strict=True):
-        draw_panel(axes, list(by_task.values()), figure, controls)
+        draw_panel(axes, list(rows.values()), figure, controls)
         axes.set_title(f"guided less control: {called}", fontsize=10)
-    names = [f"{dataset.removesuffix('_long')}, {budget} a class" for dataset, budget in by_task]
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(rows)), list(rows))
     panels[0].invert_yaxis()
     drawn = [axes.get_legend_handles_labels() for axes in panels]
     legend = {name: handle for handles, labels in drawn for handle, name in zip(handles, labels, strict=True)}

@@ -47,15 +47,16 @@ MAPS = {
     "saliency_area90": "H area 90 %",
 }
 COMPARED = ("ap", "auroc", "accuracy", "balanced_accuracy", "defect_ap", "map_ap", "saliency_ap")
-CONTROLS = (
-    "plain",
-    "plain, early-stopped",
-    "self-distillation",
-    "shuffled prior",
-    "guided, paper",
-    "guided, head alone",
-    "guided, true masks",
-)
+GUIDED = ("guided", "guided, convex")
+LADDER = ("plain", "plain, twice as long", "blank mask", "shuffled prior", "guided, true masks")
+# The same controls under the paper's schedule.
+CONVEX = {
+    "blank mask": "blank mask, convex",
+    "shuffled prior": "shuffled prior, convex",
+    "guided, true masks": "true masks, convex",
+}
+OTHERS = ("plain, early-stopped", "self-distillation", "guided, paper", "guided, head alone")
+OF_MAPS = ("plain", "shuffled prior", "guided, paper", "guided, head alone", "guided, true masks")
 
 Runs = dict[str, dict[int, dict[str, float]]]  # arm -> seed -> figures
 
@@ -135,51 +136,73 @@ def differences_table(runs: Runs, against: str) -> str:
     return "\n".join(lines)
 
 
-def goal_tables(by_task: dict[tuple[str, int], Runs]) -> str:
-    """The default against its two controls, and its heat map against the better map that plain training has anyway."""
-    ranking = [
-        "| data set | a class | seeds | guided AP | less plain, twice as long | less blank mask "
-        "| accuracy | less plain, twice as long | less blank mask |",
-        "| --- |" + " ---: |" * 8,
+def compared_table(
+    by_task: dict[tuple[str, int], Runs], figure: str, controls: tuple[str, ...], arms: tuple[str, ...] = ("guided",)
+) -> str:
+    """An arm's figure less that of each control, over the seeds both have: not fewer than three."""
+    lines = [
+        "| data set | a class | arm | seeds | figure | " + " | ".join(f"less {arm}" for arm in controls) + " |",
+        "| --- | ---: | --- |" + " ---: |" * (2 + len(controls)),
     ]
-    maps = [
+    for (dataset, budget), runs in sorted(by_task.items()):
+        for arm in arms:
+            own = np.array([one[figure] for one in runs.get(arm, {}).values() if figure in one])
+            if len(own) < 3:
+                continue
+            cells = [arm, str(len(own)), told(own)]
+            for control in controls:
+                values = paired(runs[arm], runs.get(under_schedule_of(arm, control), {}), figure)
+                cells.append(told(values, "+") if len(values) >= 3 else "")
+            lines.append(f"| {dataset} | {budget} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def under_schedule_of(arm: str, control: str) -> str:
+    """The control's name under the schedule of one of `GUIDED`."""
+    return CONVEX.get(control, control) if arm == "guided, convex" else control
+
+
+def overall_table(by_task: dict[tuple[str, int], Runs], controls: tuple[str, ...]) -> str:
+    """
+    The default less each control, each seed's mean over data sets and budgets: seeds are independent, these are not.
+
+    Taken are those (column *of*) in which both have at least five seeds.
+    """
+    figures = ("ap", "auroc", "accuracy", "balanced_accuracy")
+    lines = [
+        "| less | of | seeds | " + " | ".join(CLASSIFICATION[figure] for figure in figures) + " |",
+        "| --- |" + " ---: |" * (2 + len(figures)),
+    ]
+    for control in controls:
+        pairs = [(runs["guided"], runs[control]) for runs in by_task.values() if "guided" in runs and control in runs]
+        pairs = [pair for pair in pairs if len(pair[0].keys() & pair[1].keys()) >= 5]
+        if not pairs:
+            continue
+        seeds = set.intersection(*(set(one) for pair in pairs for one in pair))
+        cells = []
+        for figure in figures:
+            of_seeds = (
+                [ours[seed][figure] - others[seed][figure] for ours, others in pairs] for seed in sorted(seeds)
+            )
+            cells.append(told(np.array([np.mean(one) for one in of_seeds]), "+"))
+        lines.append(f"| {control} | {len(pairs)} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def maps_table(by_task: dict[tuple[str, int], Runs]) -> str:
+    """The default's heat map against the better map that plain training has anyway."""
+    lines = [
         "| data set | a class | seeds | H px AP | less plain's better map | ratio "
         "| H px AP a picture | less plain's better map | ratio |",
         "| --- |" + " ---: |" * 8,
     ]
     for (dataset, budget), runs in sorted(by_task.items()):
-        arms = [runs.get(arm, {}) for arm in ("guided", "plain, twice as long", "blank mask", "plain")]
-        shared = sorted(set.intersection(*(set(arm) for arm in arms)))
+        shared = sorted(runs.get("guided", {}).keys() & runs.get("plain", {}).keys())
         if not shared:
             continue
-        guided, longer, blank, plain = ({seed: arm[seed] for seed in shared} for arm in arms)
-        row = f"| {dataset} | {budget} | {len(shared)} | "
-        cells = []
-        for figure in ("ap", "accuracy"):
-            ours = values_of(guided, figure)
-            cells += [told(ours), *(told(ours - values_of(other, figure), "+") for other in (longer, blank))]
-        ranking.append(row + " | ".join(cells) + " |")
+        guided, plain = ({seed: runs[arm][seed] for seed in shared} for arm in ("guided", "plain"))
         cells = _against_better_map(guided, plain, "ap") + _against_better_map(guided, plain, "picture_ap")
-        maps.append(row + " | ".join(cells) + " |")
-    return "\n".join([*ranking, "", *maps])
-
-
-def controls_table(by_task: dict[tuple[str, int], Runs], figure: str) -> str:
-    """The default's figure less that of each control, over the seeds both have; nothing where they have none."""
-    lines = [
-        "| data set | a class | guided | " + " | ".join(f"less {arm}" for arm in CONTROLS) + " |",
-        "| --- |" + " ---: |" * (2 + len(CONTROLS)),
-    ]
-    for (dataset, budget), runs in sorted(by_task.items()):
-        guided = runs.get("guided", {})
-        own = np.array([figures[figure] for figures in guided.values() if figure in figures])
-        if len(own) < 3:
-            continue
-        cells = [told(own)]
-        for arm in CONTROLS:
-            values = paired(guided, runs.get(arm, {}), figure)
-            cells.append(told(values, "+") if len(values) >= 3 else "")
-        lines.append(f"| {dataset} | {budget} | " + " | ".join(cells) + " |")
+        lines.append(f"| {dataset} | {budget} | {len(shared)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -220,9 +243,12 @@ def main() -> None:
         parts += [differences_table(runs, against) for against in options.against if against in runs]
     name = options.runs.name
     blocks = {
-        f"{name} goal": goal_tables(by_task),
-        f"{name} controls ap": controls_table(by_task, "ap"),
-        f"{name} controls saliency_picture_ap": controls_table(by_task, "saliency_picture_ap"),
+        f"{name} overall": overall_table(by_task, (*LADDER, *OTHERS)),
+        f"{name} ap": compared_table(by_task, "ap", LADDER, GUIDED),
+        f"{name} accuracy": compared_table(by_task, "accuracy", LADDER, GUIDED),
+        f"{name} others": compared_table(by_task, "ap", OTHERS),
+        f"{name} maps": maps_table(by_task),
+        f"{name} H": compared_table(by_task, "saliency_picture_ap", OF_MAPS),
         name: "\n\n".join(parts),
     }
     if options.into is None:

@@ -18,7 +18,7 @@ import torch
 from evidence import ARMS, SEARCHED, Arm, Bench, _identity, main
 from evidence_curves import FREE
 from evidence_differences import differences
-from evidence_tables import controls_table, goal_tables, interval, put_between, read, told
+from evidence_tables import LADDER, compared_table, interval, maps_table, overall_table, put_between, read, told
 from matplotlib.axes import Axes
 from PIL import Image
 from scipy import stats
@@ -69,24 +69,21 @@ def test_intervals_are_student_s():
     assert interval(values[:2]) is None
 
 
-def test_the_goal_compares_the_default_with_its_controls(tmp_path):
-    def line(arm, seed, ap, **more):
-        figures = {"ap": ap, "accuracy": 0.5, "map_ap": 0.2, "saliency_ap": 0.3} | more
-        figures |= {"saliency_picture_ap": 0.9} if arm == "guided" else {}
+def test_maps_are_compared_with_the_better_one_that_plain_training_has(tmp_path):
+    def line(arm, seed, **more):
+        figures = {"map_ap": 0.2, "saliency_ap": 0.3} | more
         return json.dumps({"arm": arm, "dataset": "tiles", "budget": 8, "seed": seed, "figures": figures})
 
-    def goal(lines):
-        (tmp_path / "runs.jsonl").write_text("\n".join([*lines, line("guided", 2, 0.9)]))  # no control of this seed
-        return [row for row in goal_tables(read(tmp_path / "runs.jsonl")).splitlines() if "tiles" in row]
+    def rows(lines):
+        guided = [line("guided", seed, saliency_picture_ap=0.9) for seed in (0, 1, 2)]  # no plain one of seed 2
+        (tmp_path / "runs.jsonl").write_text("\n".join([*lines, *guided]))
+        return [row for row in maps_table(read(tmp_path / "runs.jsonl")).splitlines() if "tiles" in row]
 
-    others = {"blank mask": 0.25, "plain, twice as long": 0.3, "guided": 0.4}
-    lines = [line(arm, seed, ap + seed / 10) for seed in (0, 1) for arm, ap in others.items()]
-    ranking = "| tiles | 8 | 2 | 0.450 | +0.100 | +0.150 | 0.500 | +0.000 | +0.000 |"
+    assert rows([]) == []
     maps = "| tiles | 8 | 2 | 0.300 |"
-    plain = [line("plain", seed, 0.2) for seed in (0, 1)]
-    assert goal([*lines, *plain]) == [ranking, f"{maps} +0.100 | 1.50 |  |  |  |"]
-    plain = [line("plain", seed, 0.2, gradcam_ap=0.24, map_picture_ap=0.6) for seed in (0, 1)]
-    assert goal([*lines, *plain]) == [ranking, f"{maps} +0.060 | 1.25 | 0.900 | +0.300 | 1.50 |"]
+    assert rows([line("plain", seed) for seed in (0, 1)]) == [f"{maps} +0.100 | 1.50 |  |  |  |"]
+    plain = [line("plain", seed, gradcam_ap=0.24, map_picture_ap=0.6) for seed in (0, 1)]
+    assert rows(plain) == [f"{maps} +0.060 | 1.25 | 0.900 | +0.300 | 1.50 |"]
 
 
 def test_controls_are_compared_over_the_seeds_both_have():
@@ -94,10 +91,29 @@ def test_controls_are_compared_over_the_seeds_both_have():
     shifted = {seed: {"ap": figures[seed]["ap"] - 0.1 * (seed + 1)} for seed in (0, 1, 2)}
     runs = {"guided": dict(enumerate(figures)), "plain": shifted, "shuffled prior": {3: {"ap": 0.1}}}
     runs["guided, true masks"] = {seed: {"saliency_ap": 0.9} for seed in range(4)}  # its AP was never taken
-    table = controls_table({("tiles", 8): runs, ("tiles", 4): {"guided": {0: {"ap": 0.5}}}}, "ap").splitlines()
-    assert table[0].startswith("| data set | a class | guided | less plain |") and len(table) == 3
-    own, less_plain = told(np.array([0.5, 0.6, 0.7, 0.9])), told(np.array([0.1, 0.2, 0.3]), "+")
-    assert table[2] == f"| tiles | 8 | {own} | {less_plain} |" + "  |" * 6
+    runs |= {"guided, convex": dict(enumerate(figures)), "blank mask": shifted, "blank mask, convex": runs["guided"]}
+    arms = ("guided", "guided, convex")
+    table = compared_table({("tiles", 8): runs, ("tiles", 4): {"guided": {0: {"ap": 0.5}}}}, "ap", LADDER, arms)
+    table = table.splitlines()
+    assert table[0].startswith("| data set | a class | arm | seeds | figure | less plain |") and len(table) == 4
+    own, lead = told(np.array([0.5, 0.6, 0.7, 0.9])), told(np.array([0.1, 0.2, 0.3]), "+")
+    assert table[2] == f"| tiles | 8 | guided | 4 | {own} | {lead} |  | {lead} |  |  |"
+    none = told(np.zeros(4), "+")  # the blank mask under the same schedule
+    assert table[3] == f"| tiles | 8 | guided, convex | 4 | {own} | {lead} |  | {none} |  |  |"
+
+
+def test_overall_a_seed_is_one_value():
+    def runs(*aps):
+        figures = ("ap", "auroc", "accuracy", "balanced_accuracy")
+        return {seed: dict.fromkeys(figures, ap) for seed, ap in enumerate(aps)}
+
+    tiles = {"guided": runs(0.5, 0.6, 0.7, 0.8, 0.9, 0.0), "plain": runs(0.4, 0.4, 0.4, 0.4, 0.4)}
+    steel = {"guided": runs(0.5, 0.5, 0.5, 0.5, 0.5), "plain": runs(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)}
+    few = {"guided": runs(0.9, 0.9), "plain": runs(0.1, 0.1), "blank mask": runs(0.1, 0.1)}
+    table = overall_table({("tiles", 4): tiles, ("tiles", 8): {"plain": runs(0.1)}, ("steel", 4): steel,
+                           ("few", 4): few}, ("plain", "blank mask")).splitlines()  # fmt: skip
+    lead = told(np.array([0.05, 0.1, 0.15, 0.2, 0.25]), "+")
+    assert table[2:] == [f"| plain | 2 | 5 | {lead} | {lead} | {lead} | {lead} |"]
 
 
 def test_differences_are_drawn_over_the_seeds_both_have(tmp_path, monkeypatch):
@@ -105,9 +121,9 @@ def test_differences_are_drawn_over_the_seeds_both_have(tmp_path, monkeypatch):
     plain = {seed: {"ap": 0.0, "gradcam_picture_ap": 0.1 * seed} for seed in range(3)} | {3: {"ap": 0.0}}
     blank = {seed: {"ap": 0.05 * seed, "accuracy": 0.5} for seed in range(1, 4)}
     runs = {"guided": guided, "plain": plain, "blank mask": blank, "shuffled prior": {0: {"ap": 0.3}}}
-    assert differences(runs, "ap", "blank mask") == pytest.approx([0.05, 0.1, 0.15])
-    assert differences(runs, "saliency_picture_ap", FREE) == pytest.approx([0.4, 0.3, 0.2])
-    assert not len(differences(runs, "saliency_picture_ap", "guided, true masks"))
+    assert differences(runs, "guided", "ap", "blank mask") == pytest.approx([0.05, 0.1, 0.15])
+    assert differences(runs, "guided", "saliency_picture_ap", FREE) == pytest.approx([0.4, 0.3, 0.2])
+    assert not len(differences(runs, "guided", "saliency_picture_ap", "guided, true masks"))
 
     lines = [
         json.dumps({"arm": arm, "dataset": "tiles", "budget": 8, "seed": seed, "figures": figures})
@@ -140,13 +156,13 @@ def test_pages_get_the_blocks_they_have_marks_for(tmp_path, monkeypatch):
     (tmp_path / "runs").write_text(json.dumps(line))
     all_runs, short, neither = tmp_path / "all.md", tmp_path / "short.md", tmp_path / "neither.md"
     all_runs.write_text("<!-- runs -->\n<!-- /runs -->\n")
-    short.write_text("<!-- runs goal -->\n<!-- /runs goal -->\nabove\n")
+    short.write_text("<!-- runs maps -->\n<!-- /runs maps -->\nabove\n")
     neither.write_text("text\n")
     arguments = ["evidence_tables.py", str(tmp_path / "runs"), "--against", "plain", "--into"]
     monkeypatch.setattr(sys, "argv", [*arguments, str(all_runs), str(short)])
     evidence_tables.main()
-    assert "| plain | 1 | 0.500 | 1 | 4 |" in all_runs.read_text() and "goal" not in all_runs.read_text()
-    assert "| guided AP |" in short.read_text() and short.read_text().endswith("above\n")
+    assert "| plain | 1 | 0.500 | 1 | 4 |" in all_runs.read_text() and "ratio" not in all_runs.read_text()
+    assert "| H px AP |" in short.read_text() and short.read_text().endswith("above\n")
     monkeypatch.setattr(sys, "argv", [*arguments, str(neither)])
     with pytest.raises(SystemExit):
         evidence_tables.main()
