@@ -259,7 +259,7 @@ def test_controls_compute_what_they_are_named_after():
     assert other.weight.item() == 10  # the first of equals
 
     labels, groups = np.array([0, 0, 0, 1, 1]), np.array(["a", "a", "b", "c", "d"])
-    with pytest.raises(ValueError, match="More than half"):
+    with pytest.raises(evidence.CannotShuffle, match="More than half"):
         evidence._pictures_of_other_groups(labels, groups)
     labels, groups = np.array([0, 0, 0, 0, 1, 1]), np.array(["a", "b", "a", "b", "c", "d"])
     picked = evidence._pictures_of_other_groups(labels, groups)
@@ -295,6 +295,21 @@ def test_the_search_never_sees_what_is_tested(tmp_path):
     searched, tested = Bench("smoke", 4, 3, True, False, tmp_path), Bench("smoke", 4, 5, False, False, tmp_path)
     assert not set(searched.judged["digest"]) & set(tested.judged["digest"])
     assert not set(searched.train["digest"]) & set(tested.judged["digest"])
+
+
+def test_what_cannot_be_shuffled_is_left_out(tmp_path, monkeypatch, capsys):
+    def run(bench, arm):
+        if arm.prior == "shuffled":
+            raise evidence.CannotShuffle("too few.")
+        return {"ap": 0.5}
+
+    monkeypatch.setattr(Bench, "run", run)
+    arguments = ["--tasks", "smoke", "--budgets", "4", "--seeds", "0", "--arms", "shuffled prior", "plain"]
+    places = ["--output", str(tmp_path / "runs.jsonl"), "--cache_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments, *places])
+    main()
+    assert "smoke  4  0  shuffled prior  left out: too few.\n" in capsys.readouterr().out
+    assert [json.loads(line)["arm"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == ["plain"]
 
 
 def test_a_file_of_other_settings_is_refused(tmp_path, monkeypatch, capsys):
