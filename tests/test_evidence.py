@@ -110,10 +110,12 @@ def test_overall_a_seed_is_one_value():
     tiles = {"guided": runs(0.5, 0.6, 0.7, 0.8, 0.9, 0.0), "plain": runs(0.4, 0.4, 0.4, 0.4, 0.4)}
     steel = {"guided": runs(0.5, 0.5, 0.5, 0.5, 0.5), "plain": runs(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)}
     few = {"guided": runs(0.9, 0.9), "plain": runs(0.1, 0.1), "blank mask": runs(0.1, 0.1)}
-    table = overall_table({("tiles", 4): tiles, ("tiles", 8): {"plain": runs(0.1)}, ("steel", 4): steel,
+    table = overall_table({("tiles", 4): tiles, ("tiles", 8): {"plain": runs(0.1)}, ("steel", 8): steel,
                            ("few", 4): few}, ("plain", "blank mask")).splitlines()  # fmt: skip
     lead = told(np.array([0.05, 0.1, 0.15, 0.2, 0.25]), "+")
-    assert table[2:] == [f"| plain | 2 | 5 | {lead} | {lead} | {lead} | {lead} |"]
+    none = told(np.zeros(5), "+")
+    places = {"everywhere | 2": lead, "8 and 16 | 1": none, "not tiles | 1": none}
+    assert table[2:] == [f"| plain | {where} | 5 |" + f" {value} |" * 4 for where, value in places.items()]
 
 
 def test_differences_are_drawn_over_the_seeds_both_have(tmp_path, monkeypatch):
