@@ -47,11 +47,14 @@ def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: flo
     axes.errorbar(places, means, halves, label=arm, **style)
 
 
+def source_of(name: str, figure: str) -> tuple[str, str]:
+    """The arm, and the figure of its runs, that is compared under this name."""
+    return ("plain", figure.replace("saliency_", "gradcam_")) if name == FREE else (name, figure)
+
+
 def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
     """A curve an arm over pictures a class, of the seeds that all arms with three and more have."""
-    sources = {arm: (arm, figure) for arm in STYLES if arm != FREE}
-    if figure.startswith("saliency_"):
-        sources[FREE] = ("plain", figure.replace("saliency_", "gradcam_"))
+    sources = {name: source_of(name, figure) for name in STYLES if name != FREE or figure.startswith("saliency_")}
     drawn: dict[int, dict[str, dict[int, float]]] = {}
     for budget, runs in by_budget.items():
         found = {

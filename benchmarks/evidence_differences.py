@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from evidence_curves import FREE, RESULTS, STYLES
+from evidence_curves import FREE, RESULTS, STYLES, source_of
 from evidence_tables import GUIDED, Runs, interval, paired, read, under_schedule_of
 from matplotlib.axes import Axes
 
@@ -34,9 +34,7 @@ PANELS = {
 
 def differences(runs: Runs, guided: str, figure: str, control: str) -> np.ndarray:
     """A guided arm's figure less the control's under its schedule, of the seeds that have both."""
-    arm, theirs = under_schedule_of(guided, control), figure
-    if control == FREE:
-        arm, theirs = "plain", figure.replace("saliency_", "gradcam_")
+    arm, theirs = source_of(under_schedule_of(guided, control), figure)
     return paired(runs.get(guided, {}), runs.get(arm, {}), figure, theirs)
 
 

@@ -191,10 +191,8 @@ def overall_table(by_task: dict[tuple[str, int], Runs], controls: tuple[str, ...
             seeds = sorted(set.intersection(*(set(one) for pair in of_scope for one in pair)))
             cells = []
             for figure in figures:
-                means = [
-                    np.mean([ours[seed][figure] - theirs[seed][figure] for ours, theirs in of_scope]) for seed in seeds
-                ]
-                cells.append(told(np.array(means), "+"))
+                leads = [[ours[seed][figure] - theirs[seed][figure] for seed in seeds] for ours, theirs in of_scope]
+                cells.append(told(np.mean(leads, axis=0), "+"))
             lines.append(f"| {control} | {where} | {len(of_scope)} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
