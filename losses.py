@@ -70,7 +70,8 @@ def pseudo_mask(prior: np.ndarray, ignore_band: float = 0.0) -> tuple[np.ndarray
     A stored prior `(h, w)` uint8 as a mask (above Otsu's threshold) and the cells to learn it from, both bool.
 
     Left out are cells at most `ignore_band` (in 0..1, as a share of the peak) from the middle of the gap between the
-    two kinds. A blank prior and one of two values only, such as a mask, have no doubtful cells below half their range.
+    two kinds, as Ahn and Kwak (2018) leave out what a class activation map is not sure of. A blank prior and one of
+    two values only, such as a mask, have no doubtful cells below half their range.
     """
     mask = prior > otsu_threshold(prior)
     if ignore_band == 0 or mask.all() or not mask.any():
@@ -81,7 +82,11 @@ def pseudo_mask(prior: np.ndarray, ignore_band: float = 0.0) -> tuple[np.ndarray
 
 @dataclass(frozen=True)
 class CellBalance:
-    """Weights that give the cells of each kind, over a whole training set, half of the loss."""
+    """
+    Weights that give the cells of each kind, over a whole training set, half of the loss.
+
+    As in holistically-nested edge detection (Xie and Tu 2015), which balances every image by itself.
+    """
 
     negative: float
     positive: float
@@ -90,14 +95,21 @@ class CellBalance:
     def of(
         cls, targets: Iterable[np.ndarray], cell_weights: Iterable[np.ndarray], image_weights: Iterable[float]
     ) -> CellBalance:
-        """Balance for targets `(h, w)` in 0..1, cells counted by their own weight `(h, w)` and their image's."""
-        positive = total = 0.0
+        """
+        Balance for targets `(h, w)` in 0..1, cells counted by their own weight `(h, w)` and their image's.
+
+        The loss is a mean over all cells, so those that are left out are made up for by the others.
+        """
+        positive = known = total = 0.0
         for target, cells, weight in zip(targets, cell_weights, image_weights, strict=True):
             positive += weight * float((target * cells).sum())
-            total += weight * float(cells.sum())
-        if positive == 0 or positive == total:  # one kind only, or nothing at all: nothing to balance
+            known += weight * float(cells.sum())
+            total += weight * cells.size
+        if known == 0:
             return cls(1.0, 1.0)
-        return cls(negative=0.5 * total / (total - positive), positive=0.5 * total / positive)
+        if positive in (0, known):  # one kind only: nothing to balance
+            return cls(total / known, total / known)
+        return cls(negative=0.5 * total / (known - positive), positive=0.5 * total / positive)
 
 
 def saliency_loss(
@@ -110,8 +122,9 @@ def saliency_loss(
     """
     Binary cross-entropy of the saliency logits against a prior, as a mask (arXiv 2605.17780) or as it is.
 
-    Defects are small: unweighted, the few positive cells leave the logits untrained. The balance is the training set's
-    rather than the batch's, so that the loss is a mean over images and adds up the same however they are batched.
+    As it is, it is a soft target, as in distillation (Hinton et al. 2015). Defects are small: unweighted, the few
+    positive cells leave the logits untrained. The balance is the training set's rather than the batch's, so that the
+    loss is a mean over images and adds up the same however they are batched.
 
     Args:
         saliency: logits, `(B, 1, h, w)`.
@@ -137,10 +150,10 @@ def consistency_loss(
     """
     How far the final model's own class map is from the prior (the paper's abstract): a mean over the batch's images.
 
-    `cosine` is 1 less the cosine of the two as vectors (the activation-map distance of Zhou et al. 2021, Rethinking
-    soft labels, among others), `l2` the mean squared difference of maps of peak 1 (attention transfer, Zagoruyko and
-    Komodakis 2017, takes unit length instead, which is the cosine again), `kl` the Kullback-Leibler divergence of the
-    class map from the prior, each as a distribution over cells. Images with a blank prior say nothing and count 0.
+    `cosine` is 1 less the cosine of the two as vectors, half of attention transfer's squared distance of maps of unit
+    length (Zagoruyko and Komodakis 2017); `l2` the mean squared difference of maps of peak 1; `kl` the
+    Kullback-Leibler divergence of the prior from the class map, each as a distribution over cells, as in channel-wise
+    distillation (Shu et al. 2021). Images with a blank prior say nothing and count 0.
 
     Args:
         objective: one of `MAP_OBJECTIVES`.

@@ -1,12 +1,13 @@
 """
 Does guidance help, and by what? Arms x label budgets x seeds x data sets, one JSON line a run.
 
-    python benchmarks/evidence.py --tasks magnetic_tile neu_det --budgets 8 16 --seeds 0 1 2 3 4 [--arms plain paper]
-    python benchmarks/evidence.py --tasks magnetic_tile --arms ... --search     # judged on validation pictures instead
+    python benchmarks/evidence.py --tasks magnetic_tile_long neu_det_long --budgets 8 16 --bf16 [--arms plain guided]
+    python benchmarks/evidence.py --tasks magnetic_tile --arms ... --search --bf16    # judged on validation pictures
 
-Runs that `benchmarks/results/evidence.jsonl` has already are not done again; `--part 0/2` does every other one, for a
-second process. A *budget* is so many pictures a defect class and four times as many defect-free ones. A seed decides
-choice, weights and batches, and on tasks that nothing is searched on the test fold too, so arms of one seed are pairs.
+Runs that the file of results has already (in `benchmarks/results`: `evidence.jsonl`, with `--search` `search.jsonl`)
+are not done again; `--part 0/2` does every other one, for a second process. A *budget* is so many pictures a defect
+class and four times as many defect-free ones. A seed decides choice, weights and batches, and on tasks that nothing is
+searched on the test fold too, so arms of one seed are pairs.
 All of them start from the same backbone, whose stem and first two stages are frozen and computed once (the cache
 folder); see `TASKS` for sizes and steps.
 
@@ -36,7 +37,7 @@ import torch
 import transformers
 from datasets import ClassLabel, Dataset, Features, concatenate_datasets, disable_progress_bars
 from evidence_plan import ARMS, SEARCHED, SHARED, TASKS, Arm, Task
-from measure import hardware
+from measure import hardware, lines_of
 from sklearn.model_selection import StratifiedGroupKFold
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
@@ -139,13 +140,13 @@ def features_of(task_name: str, cache_dir: Path) -> np.ndarray:
     cache_dir.mkdir(parents=True, exist_ok=True)
     set_seed(0)
     model, pictures = new_model(task_name, {}), pictures_of(task_name)
-    known_by = hashlib.sha1(repr((pictures["digest"], task.size, task.freeze_stages, VIEWS)).encode())
+    processor, augmentation = processor_of(task), PairedAugmentation()
+    settings = (pictures["digest"][:], processor.to_dict(), augmentation, task.freeze_stages, VIEWS)
+    known_by = hashlib.sha1(repr(settings).encode())
     for name, tensor in model.backbone.state_dict().items():
         known_by.update(name.encode() + tensor.numpy().tobytes())
     path = cache_dir / f"{task.data['dataset']}_{known_by.hexdigest()[:16]}.npy"
-    return write_frozen_features(
-        path, pictures, model, processor_of(task), task.freeze_stages, VIEWS, PairedAugmentation()
-    )
+    return write_frozen_features(path, pictures, model, processor, task.freeze_stages, VIEWS, augmentation)
 
 
 def processor_of(task: Task) -> BaseImageProcessor:
@@ -186,16 +187,18 @@ class Bench:
 
     def run(self, arm: Arm) -> dict[str, float]:
         """Train and judge one arm; `phases` of training it takes with its primaries', `seconds` of its last one."""
+        if arm.prior == "shuffled":
+            self._other_pictures()  # some choices have none: known before anything is trained
         model = None
         for _ in range(arm.rounds):
             primary = model
-            if primary is None and (arm.prior in ("own", "shuffled") or arm.distilled):
+            if primary is None and arm.needs_primary:
                 primary = self._primary("all", self.train, arm)
             model = self._fit(arm, primary)
         predictions = self._predict(model, self.judged)
         results = evaluate_predictions(predictions, self.judged, model.config.defect_free_id, self.task.size)
-        results |= evaluate_maps({"gradcam": self._weighed_maps(model, predictions)}, self.judged, self.task.size)
-        primaries = {"own": 1, "shuffled": 1, "cross_fitted": 2}.get(arm.prior, int(arm.distilled))
+        results |= evaluate_maps({"gradcam": self._grad_cam_maps(model, predictions)}, self.judged, self.task.size)
+        primaries = 2 if arm.prior == "cross_fitted" else int(arm.needs_primary)
         phases = arm.length * arm.rounds + arm.primary_length * primaries
         return results | {"phases": phases, "steps": round(phases * self.task.steps), "seconds": self._seconds}
 
@@ -209,6 +212,7 @@ class Bench:
         elif arm.distilled:
             self._optimise(_Distilled, model, self._unmarked(self.train), arm, teacher=primary)
         elif arm.early_stopped:
+            # A quarter of each class as far as it goes: with 4 a class some may have none to stop by.
             splitter = StratifiedGroupKFold(4, shuffle=True, random_state=self.seed)
             labels = np.asarray(self.train["label"])
             kept, held_out = next(splitter.split(labels, labels, self.train["group"]))
@@ -270,7 +274,25 @@ class Bench:
     def _with_priors(self, arm: Arm, primary: KGLForImageClassification | None) -> Dataset:
         """The training pictures with the arm's priors."""
         making = PriorArguments(**arm.making)
-        processor = processor_of(self.task)
+        rows, said = self._with_known_masks(arm)
+        if arm.prior == "cross_fitted":
+            return self._unmarked(self._cross_fitted(rows, arm, making))
+        if primary is None:
+            set_seed(self.seed)
+            primary = new_model(self.name, arm.model)  # for blank maps and masks any of that grid will do
+        guided = add_saliency_priors(rows, primary.eval(), processor_of(self.task), args=making)
+        stored, weights = np.asarray(guided["saliency_prior"], dtype=np.uint8), np.asarray(guided["prior_weight"])
+        if arm.prior == "masks":
+            weights = said
+        elif arm.prior in ("blank", "nothing"):
+            stored, weights = np.zeros_like(stored), np.full(len(weights), float(arm.prior == "blank"))
+        elif arm.prior == "shuffled":
+            other = self._other_pictures()
+            stored, weights = stored[other], weights[other]
+        return self._unmarked(_replaced(guided, stored, weights.tolist()))
+
+    def _with_known_masks(self, arm: Arm) -> tuple[Dataset, np.ndarray]:
+        """The training pictures with the masks the arm knows, and whether they then say where, `(N,)` of 0 and 1."""
         names, good = self.train.features["label"].names, _good(self.task)
         by_class, labels = [[] for _ in names], self.train["label"][:]
         for at in np.random.default_rng(self.seed).permutation(len(self.train)).tolist():
@@ -282,48 +304,38 @@ class Bench:
             if at is not None
         ]  # the classes take turns
         known = set(turns if arm.prior == "masks" else turns[: arm.masks])
-        encoded = undecoded(self.train)["mask"]
-        masks = [mask if at in known else None for at, mask in enumerate(encoded)]
+        masks = [mask if at in known else None for at, mask in enumerate(undecoded(self.train)["mask"])]
         rows = self.train.remove_columns("mask").add_column("mask", masks, feature=self.train.features["mask"])
-        if arm.prior == "cross_fitted":
-            parts, order = [], []
-            for fold, (rest, held) in enumerate(group_folds(self.train, 2, self.seed, "cross-fitting")):
-                model = self._primary(f"fold {fold}", self.train.select(rest), arm)
-                parts.append(add_saliency_priors(rows.select(held), model, processor, args=making))
-                order.append(held)
-            return self._unmarked(concatenate_datasets(parts).select(np.argsort(np.concatenate(order))))
-        if primary is None:
-            set_seed(self.seed)
-            primary = new_model(self.name, arm.model)  # for blank maps and masks any of that grid will do
-        guided = add_saliency_priors(rows, primary.eval(), processor, args=making)
-        if arm.prior == "masks":  # a picture with a defect and no mask says nothing of where
-            said = [
-                float(names[label] == good or mask is not None)
-                for label, mask in zip(rows["label"], masks, strict=True)
-            ]
-            guided = _replaced(guided, np.asarray(guided["saliency_prior"], dtype=np.uint8), said)
-        if arm.prior in ("blank", "nothing"):
-            empty = np.zeros_like(np.asarray(guided["saliency_prior"], dtype=np.uint8))
-            guided = _replaced(guided, empty, [float(arm.prior == "blank")] * len(guided))
-        elif arm.prior == "shuffled":
-            stored, weights = np.asarray(guided["saliency_prior"], dtype=np.uint8), np.asarray(guided["prior_weight"])
-            other = _pictures_of_other_groups(np.asarray(labels), np.asarray(self.train["group"][:]))
-            guided = _replaced(guided, stored[other], weights[other].tolist())
-        return self._unmarked(guided)
+        # A picture with a defect and no mask says nothing of where.
+        said = [names[label] == good or mask is not None for label, mask in zip(labels, masks, strict=True)]
+        return rows, np.array(said, dtype=float)
+
+    def _cross_fitted(self, rows: Dataset, arm: Arm, making: PriorArguments) -> Dataset:
+        """Each half's priors by a primary that has learned from the other half."""
+        parts, order = [], []
+        for fold, (rest, held) in enumerate(group_folds(self.train, 2, self.seed, "cross-fitting")):
+            model = self._primary(f"fold {fold}", self.train.select(rest), arm)
+            parts.append(add_saliency_priors(rows.select(held), model, processor_of(self.task), args=making))
+            order.append(held)
+        return concatenate_datasets(parts).select(np.argsort(np.concatenate(order)))
+
+    def _other_pictures(self) -> np.ndarray:
+        """For each training picture another one of its class that does not show the same."""
+        return pictures_of_other_groups(np.asarray(self.train["label"][:]), np.asarray(self.train["group"][:]))
 
     def _unmarked(self, rows: Dataset) -> Dataset:
         wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
         return rows.select_columns([name for name in wanted if name in rows.column_names])
 
-    def _weighed_maps(self, model: KGLForImageClassification, predictions: Predictions) -> np.ndarray:
-        """The maps that priors are made of by default, of the likeliest defect class; `(N, h, w)` of peak 1."""
+    def _grad_cam_maps(self, model: KGLForImageClassification, predictions: Predictions) -> np.ndarray:
+        """Grad-CAM++, which priors are made by, of the likeliest defect class; `(N, h, w)` of peak 1."""
         defects = likeliest_defects(torch.from_numpy(predictions.probabilities), model.config.defect_free_id)
         with stages_bypassed(model, self.task.freeze_stages):
             maps = [
-                compute_saliency(model, features, targets, PriorArguments().prior_method)
+                compute_saliency(model, features.to(model.device), targets.to(model.device), "gradcam++")
                 for features, targets in zip(self._batches(self.judged), defects.split(_BATCH), strict=True)
             ]
-        return to_peak_one(torch.cat(maps)).numpy()
+        return to_peak_one(torch.cat(maps)).cpu().numpy()
 
     def _batches(self, rows: Dataset) -> Iterator[torch.Tensor]:
         indices = np.asarray(rows["index"][:])
@@ -337,8 +349,8 @@ class Bench:
             return predict_batches(model, self._batches(rows))
 
 
-def _pictures_of_other_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """For each picture another one of its class that does not show the same, every one of them once."""
+def pictures_of_other_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """For each picture another one of its class and not of its group, every one of them once; or [`CannotShuffle`]."""
     other = np.empty(len(labels), dtype=int)
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
@@ -357,6 +369,14 @@ def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float]) -> Datase
     return concatenate_datasets([others, Dataset.from_dict(columns, features=features)], axis=1)
 
 
+@cache
+def data_of(task_name: str) -> str:
+    """By what a task's pictures, their classes and folds are known: a line of other data is no run of this task."""
+    pictures = pictures_of(task_name)
+    columns = [pictures[name][:] for name in ("digest", "label", "fold")]
+    return hashlib.sha1(repr(columns).encode()).hexdigest()[:16]
+
+
 def _identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16: bool) -> dict[str, Any]:
     """What decides the figures of a run."""
     settings = {"task": asdict(TASKS[task]), "settings": asdict((ARMS | SEARCHED)[arm])}
@@ -368,6 +388,7 @@ def _identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16: b
         own = {name for name in own if not name.startswith("kg_")}  # the default may change, and guides nothing here
     settings["settings"]["training"] = {name: vars(training)[name] for name in sorted(own)}
     settings["task"]["data"].pop("data_dir", None)  # where this machine has it
+    settings["task"]["known_by"] = data_of(task)
     names = {"arm": arm, "dataset": task, "budget": budget, "seed": seed, "split": "validation" if search else "test"}
     recipe = {"precision": "bf16" if bf16 else "float32", "recipe": RECIPE | {"views": VIEWS}}
     return json.loads(json.dumps(names | settings | recipe))
@@ -378,7 +399,7 @@ def _done(output: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
     if not output.exists():
         return {}
     parts = ("arm", "dataset", "budget", "seed", "split", "task", "settings", "precision", "recipe")
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    lines = lines_of(output) if output.exists() else []
     return {tuple(line[part] for part in parts[:4]): {part: line[part] for part in parts} for line in lines}
 
 
@@ -405,6 +426,9 @@ def main() -> None:
     name = "search.jsonl" if options.search else "evidence.jsonl"
     output = options.output or Path(__file__).parent / "results" / name
     part, parts = map(int, options.part.split("/"))
+    if options.search and not all(TASKS[task].searched for task in options.tasks):
+        able = ", ".join(name for name, task in TASKS.items() if task.searched)
+        parser.error(f"--search: only on {able}; the other tasks have no fold that no seed is tested on.")
 
     groups = [(seed, task, budget) for seed in options.seeds for task in options.tasks for budget in options.budgets]
     for seed, task, budget in groups[part::parts]:

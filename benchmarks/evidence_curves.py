@@ -53,7 +53,7 @@ def source_of(name: str, figure: str) -> tuple[str, str]:
 
 
 def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
-    """A curve an arm over pictures a class, of the seeds that all arms with three and more have."""
+    """A curve an arm over pictures a class, of the seeds (three or more) that all arms with as many have."""
     sources = {name: source_of(name, figure) for name in STYLES if name != FREE or figure.startswith("saliency_")}
     drawn: dict[int, dict[str, dict[int, float]]] = {}
     for budget, runs in by_budget.items():
@@ -63,6 +63,7 @@ def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
         }
         drawn[budget] = {name: seeds for name, seeds in found.items() if len(seeds) >= 3}
     shared = {budget: set.intersection(*map(set, runs.values())) for budget, runs in drawn.items() if runs}
+    shared = {budget: seeds for budget, seeds in shared.items() if len(seeds) >= 3}
     if not shared:
         axes.set_visible(False)
         return
@@ -82,7 +83,9 @@ def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
 
 def over_steps(axes: Axes, lengths: list[Runs], figure: str) -> None:
     """A curve an arm over all steps of training, its primary's included; plain's is also that of twice as long."""
-    lengths = [{arm: seeds for arm, seeds in runs.items() if all_have(seeds, figure)} for runs in lengths]
+    lengths = [
+        {arm: seeds for arm, seeds in runs.items() if len(seeds) >= 3 and all_have(seeds, figure)} for runs in lengths
+    ]
     if not any(lengths):
         axes.set_visible(False)
         return

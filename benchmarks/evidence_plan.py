@@ -45,11 +45,14 @@ TASKS = {
 }  # fmt: skip
 
 
+PRIORS = (None, "own", "blank", "shuffled", "masks", "cross_fitted", "nothing")  # nothing: the schedule with no prior
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to train. Without a prior it is a classifier on labels alone."""
 
-    prior: str | None = None  # own, blank, shuffled, masks, cross_fitted, or nothing: the schedule with no prior
+    prior: str | None = None
     training: dict[str, Any] = field(default_factory=dict)  # of KGLTrainingArguments
     model: dict[str, Any] = field(default_factory=dict)  # of KGLConfig, and out_features
     making: dict[str, Any] = field(default_factory=dict)  # of PriorArguments
@@ -61,6 +64,15 @@ class Arm:
     averaged: bool = False  # the primary's weights are averaged over its training
     primary_length: float = 1.0  # in phases
     detached: bool = False  # the saliency head learns on features that it cannot change
+
+    def __post_init__(self) -> None:
+        if self.prior not in PRIORS:
+            raise ValueError(f"prior={self.prior!r}: choose one of {PRIORS}.")
+
+    @property
+    def needs_primary(self) -> bool:
+        """Whether it learns from a classifier trained before it on the same pictures."""
+        return self.distilled or self.prior in ("own", "shuffled")
 
 
 _CONVEX = {"kg_form": "convex", "kg_lambda": 1.0}  # the paper's schedule

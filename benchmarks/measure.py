@@ -104,6 +104,22 @@ def store(name: str, settings: dict[str, Any], results: Any) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """
+    The runs in a `.jsonl` file.
+
+    Raises:
+        ValueError: a line is not whole, as when a run was killed while it wrote.
+    """
+    runs = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            runs.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not a whole run: delete that line ({error}).") from error
+    return runs
+
+
 def _resident(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):

@@ -15,10 +15,21 @@ import evidence_tables
 import numpy as np
 import pytest
 import torch
+from datasets import Array2D, Dataset, Features, Value, concatenate_datasets
 from evidence import ARMS, SEARCHED, Arm, Bench, _identity, main
 from evidence_curves import FREE
 from evidence_differences import differences
-from evidence_tables import LADDER, compared_table, interval, maps_table, overall_table, put_between, read, told
+from evidence_tables import (
+    LADDER,
+    compared_table,
+    goal_table,
+    interval,
+    maps_table,
+    overall_table,
+    put_between,
+    read,
+    told,
+)
 from matplotlib.axes import Axes
 from PIL import Image
 from scipy import stats
@@ -81,9 +92,28 @@ def test_maps_are_compared_with_the_better_one_that_plain_training_has(tmp_path)
 
     assert rows([]) == []
     maps = "| tiles | 8 | 2 | 0.300 |"
-    assert rows([line("plain", seed) for seed in (0, 1)]) == [f"{maps} +0.100 | 1.50 |  |  |  |"]
-    plain = [line("plain", seed, gradcam_ap=0.24, map_picture_ap=0.6) for seed in (0, 1)]
+    taken = {"gradcam_ap": 0.24, "map_picture_ap": 0.6, "gradcam_picture_ap": 0.5}
+    plain = [line("plain", seed, **taken) for seed in (0, 1)]
     assert rows(plain) == [f"{maps} +0.060 | 1.25 | 0.900 | +0.300 | 1.50 |"]
+    weaker = [line("plain", seed, gradcam_ap=0.1) for seed in (0, 1)]
+    assert rows(weaker) == [f"{maps} +0.100 | 1.50 |  |  |  |"]
+    assert rows([*weaker[:1], line("plain", 1)]) == ["| tiles | 8 | 2 |  |  |  |  |  |  |"]  # one may have been better
+
+
+def test_the_goal_is_reached_where_all_of_it_is():
+    def runs(lead, accuracy, heat):
+        base = {"map_ap": 0.1, "gradcam_ap": 0.2}
+        plain = {seed: base | {"ap": 0.5, "accuracy": 0.9} for seed in range(5)}
+        blank = {seed: base | {"ap": 0.5 + 0.1 * (seed - 2), "accuracy": 0.9} for seed in range(5)}
+        ours = {"accuracy": 0.9 + accuracy, "saliency_ap": heat}
+        guided = {seed: ours | {"ap": 0.5 + lead + 0.001 * seed} for seed in range(5)}
+        return {"guided": guided, "plain": plain, "plain, twice as long": plain, "blank mask": blank}
+
+    places = {("all", 8): runs(0.4, 0.1, 0.31), ("twice", 16): runs(0.01, 0, 0.29), ("little", 4): runs(0.4, 0.1, 0.4)}
+    table = goal_table(places).splitlines()
+    assert [row.split(" | ")[0] for row in table[2:4]] == ["| all", "| twice"]
+    assert [row.split(" | ")[-1] for row in table[2:4]] == ["1.55 |", "1.45 |"]
+    assert table[-1].endswith("of 2 places: AP at 1, accuracy at 1, the map at 1.")
 
 
 def test_controls_are_compared_over_the_seeds_both_have():
@@ -96,7 +126,7 @@ def test_controls_are_compared_over_the_seeds_both_have():
     table = compared_table({("tiles", 8): runs, ("tiles", 4): {"guided": {0: {"ap": 0.5}}}}, "ap", LADDER, arms)
     table = table.splitlines()
     assert table[0].startswith("| data set | a class | arm | seeds | figure | less plain |") and len(table) == 4
-    own, lead = told(np.array([0.5, 0.6, 0.7, 0.9])), told(np.array([0.1, 0.2, 0.3]), "+")
+    own, lead = told(np.array([0.5, 0.6, 0.7, 0.9])), told(np.array([0.1, 0.2, 0.3]), "+") + ", 3 seeds"
     assert table[2] == f"| tiles | 8 | guided | 4 | {own} | {lead} |  | {lead} |  |  |"
     none = told(np.zeros(4), "+")  # the blank mask under the same schedule
     assert table[3] == f"| tiles | 8 | guided, convex | 4 | {own} | {lead} |  | {none} |  |  |"
@@ -110,12 +140,13 @@ def test_overall_a_seed_is_one_value():
     tiles = {"guided": runs(0.5, 0.6, 0.7, 0.8, 0.9, 0.0), "plain": runs(0.4, 0.4, 0.4, 0.4, 0.4)}
     steel = {"guided": runs(0.5, 0.5, 0.5, 0.5, 0.5), "plain": runs(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)}
     few = {"guided": runs(0.9, 0.9), "plain": runs(0.1, 0.1), "blank mask": runs(0.1, 0.1)}
-    table = overall_table({("tiles", 4): tiles, ("tiles", 8): {"plain": runs(0.1)}, ("steel", 8): steel,
-                           ("few", 4): few}, ("plain", "blank mask")).splitlines()  # fmt: skip
+    places = {("magnetic_tile", 4): tiles, ("magnetic_tile", 8): {"plain": runs(0.1)}, ("steel", 8): steel,
+              ("few", 4): few}  # fmt: skip
+    table = overall_table(places, ("everywhere", "8 and 16", "not tiles")).splitlines()
     lead = told(np.array([0.05, 0.1, 0.15, 0.2, 0.25]), "+")
     none = told(np.zeros(5), "+")
-    places = {"everywhere | 2": lead, "8 and 16 | 1": none, "not tiles | 1": none}
-    assert table[2:] == [f"| plain | {where} | 5 |" + f" {value} |" * 4 for where, value in places.items()]
+    wanted = {"everywhere | 2": lead, "8 and 16 | 1": none, "not tiles | 1": none}
+    assert table[2:] == [f"| plain | {where} | 5 |" + f" {value} |" * 4 for where, value in wanted.items()]
 
 
 def test_differences_are_drawn_over_the_seeds_both_have(tmp_path, monkeypatch):
@@ -153,7 +184,7 @@ def test_pages_get_the_blocks_they_have_marks_for(tmp_path, monkeypatch):
         "dataset": "tiles",
         "budget": 8,
         "seed": 0,
-        "figures": {"ap": 0.5, "phases": 1, "steps": 4},
+        "figures": {"ap": 0.5, "phases": 1, "steps": 4, "seconds": 3.0},
     }
     (tmp_path / "runs").write_text(json.dumps(line))
     all_runs, short, neither = tmp_path / "all.md", tmp_path / "short.md", tmp_path / "neither.md"
@@ -163,7 +194,7 @@ def test_pages_get_the_blocks_they_have_marks_for(tmp_path, monkeypatch):
     arguments = ["evidence_tables.py", str(tmp_path / "runs"), "--against", "plain", "--into"]
     monkeypatch.setattr(sys, "argv", [*arguments, str(all_runs), str(short)])
     evidence_tables.main()
-    assert "| plain | 1 | 0.500 | 1 | 4 |" in all_runs.read_text() and "ratio" not in all_runs.read_text()
+    assert "| plain | 1 | 0.500 | 1 | 4 | 1.00 |" in all_runs.read_text() and "ratio" not in all_runs.read_text()
     assert "| H px AP |" in short.read_text() and short.read_text().endswith("above\n")
     monkeypatch.setattr(sys, "argv", [*arguments, str(neither)])
     with pytest.raises(SystemExit):
@@ -262,9 +293,9 @@ def test_controls_compute_what_they_are_named_after():
 
     labels, groups = np.array([0, 0, 0, 1, 1]), np.array(["a", "a", "b", "c", "d"])
     with pytest.raises(evidence.CannotShuffle, match="More than half"):
-        evidence._pictures_of_other_groups(labels, groups)
+        evidence.pictures_of_other_groups(labels, groups)
     labels, groups = np.array([0, 0, 0, 0, 1, 1]), np.array(["a", "b", "a", "b", "c", "d"])
-    picked = evidence._pictures_of_other_groups(labels, groups)
+    picked = evidence.pictures_of_other_groups(labels, groups)
     assert sorted(picked) == list(range(6)) and (labels[picked] == labels).all() and (groups[picked] != groups).all()
 
 
@@ -297,6 +328,69 @@ def test_the_search_never_sees_what_is_tested(tmp_path):
     searched, tested = Bench("smoke", 4, 3, True, False, tmp_path), Bench("smoke", 4, 5, False, False, tmp_path)
     assert not set(searched.judged["digest"]) & set(tested.judged["digest"])
     assert not set(searched.train["digest"]) & set(tested.judged["digest"])
+
+
+def test_there_is_no_search_where_every_fold_is_tested(tmp_path, monkeypatch, capsys):
+    arguments = ["--tasks", "neu_det_long", "--search", "--output", str(tmp_path / "runs.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no fold that no seed is tested on" in capsys.readouterr().err
+
+
+def test_features_are_of_all_pictures(tmp_path, monkeypatch):
+    """A change in any of them makes other features, and other runs."""
+    written = []
+    monkeypatch.setattr(evidence, "write_frozen_features", lambda path, *_: written.append(path))
+    pictures = evidence.pictures_of("smoke")
+    identities = []
+    for changed in (pictures, pictures.select([*range(len(pictures) - 1), 0])):
+        monkeypatch.setattr(evidence, "pictures_of", lambda _, changed=changed: changed)
+        evidence.features_of.__wrapped__("smoke", tmp_path)
+        identities.append(evidence.data_of.__wrapped__("smoke"))
+    assert written[0] != written[1] and identities[0] != identities[1]
+
+
+def test_unknown_priors_and_half_lines_are_told(tmp_path):
+    with pytest.raises(ValueError, match="prior='shufled': choose one of"):
+        Arm("shufled")
+    (tmp_path / "runs.jsonl").write_text('{"arm": "plain"}\n{"arm": "pl')
+    with pytest.raises(ValueError, match=r"runs\.jsonl, line 2 is not a whole run: delete that line"):
+        read(tmp_path / "runs.jsonl")
+
+
+def test_cross_fitted_priors_are_of_the_other_half_s_classifier(tmp_path, monkeypatch):
+    bench = Bench("smoke", 4, 0, False, False, tmp_path)
+    groups = np.asarray(bench.train["group"])
+    learned, judged = [], []
+
+    def primary(which, rows, arm):
+        learned.append(set(rows["group"]))
+        return which
+
+    def priors(rows, model, processor, args):
+        judged.append(set(rows["group"]))
+        known = Features(saliency_prior=Array2D((2, 2), "uint8"), prior_weight=Value("float32"))
+        values = {"saliency_prior": [np.full((2, 2), int(model[-1]) + 1)] * len(rows), "prior_weight": [1] * len(rows)}
+        return concatenate_datasets([rows, Dataset.from_dict(values, features=known)], axis=1)
+
+    monkeypatch.setattr(bench, "_primary", primary)
+    monkeypatch.setattr(evidence, "add_saliency_priors", priors)
+    rows = bench._with_priors(SEARCHED["guided, cross-fitted"], None)
+    assert rows["index"][:] == bench.train["index"][:]
+    for fold in (0, 1):
+        assert not learned[fold] & judged[fold] and learned[fold] | judged[fold] == set(groups)
+        of_fold = np.asarray(rows["saliency_prior"])[:, 0, 0] == fold + 1
+        assert set(groups[of_fold]) == judged[fold]
+
+
+def test_what_cannot_be_shuffled_is_known_before_training(tmp_path, monkeypatch):
+    bench = Bench("smoke", 4, 0, False, False, tmp_path)
+    groups = ["same"] * len(bench.train)
+    bench.train = bench.train.remove_columns("group").add_column("group", groups)
+    monkeypatch.setattr(bench, "_optimise", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(evidence.CannotShuffle):
+        bench.run(ARMS["shuffled prior"])
 
 
 def test_what_cannot_be_shuffled_is_left_out(tmp_path, monkeypatch, capsys):

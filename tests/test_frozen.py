@@ -1,6 +1,7 @@
 """Frozen stages: stored once they are what they would be computed again."""
 
 import shutil
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import kgl.frozen
 from kgl.augmentation import PairedAugmentation
-from kgl.collator import normalised, to_pixel_values
+from kgl.collator import DefectCollator, normalised, to_pixel_values
 from kgl.errors import InputError
 from kgl.frozen import (
     FrozenFeatureCollator,
@@ -137,6 +138,33 @@ def test_training_on_stored_features_is_training_on_recomputed_ones(tmp_path):
         changed = {name for name in before if not torch.equal(before[name], after[name])}
         assert changed and all("stages.2" in name or "backbone" not in name for name in changed)
         weights.append(after)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, msg=name)
+
+
+def test_training_on_stored_features_is_training_with_the_stages_held(tmp_path):
+    """As one would do it by hand: every picture through the whole model, whose lower stages take no gradient."""
+    dataset, weights = rows(), []
+    features = write_frozen_features(tmp_path / "features.npy", dataset, tiny_model(), PROCESSOR, 2, 1, None)
+    for stored in (True, False):
+        model = tiny_model()
+        collator = FrozenFeatureCollator(features, (32, 64)) if stored else DefectCollator(PROCESSOR)
+        args = KGLTrainingArguments(
+            output_dir=str(tmp_path / str(stored)), num_train_epochs=4, per_device_train_batch_size=2, seed=0,
+            learning_rate=0.01, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = KnowledgeGuidedTrainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with ExitStack() as stack:
+            if stored:
+                stack.enter_context(stages_bypassed(model, 2))
+            else:
+                for module in kgl.frozen._frozen_modules(model, 2):
+                    module.eval().requires_grad_(False)
+                    module.train = lambda mode, module=module: module
+            trainer.train()
+        weights.append(model.state_dict())
+        assert any(not torch.equal(before[name], value) for name, value in weights[-1].items())
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, msg=name)
 

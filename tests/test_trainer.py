@@ -128,11 +128,16 @@ def test_evaluation_is_not_augmented(tmp_path):
 
 
 def test_mixed_precision(tmp_path):
-    trainer = guided_trainer(tmp_path, bf16=True, num_train_epochs=2)
-    trainer.train()
-    assert trainer.accelerator.mixed_precision == "bf16"
-    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
-    assert trainer.state.log_history[0]["loss_kg"] > 0
+    logs = []
+    for bf16 in (True, False):
+        trainer = guided_trainer(tmp_path, bf16=bf16, num_train_epochs=2)
+        trainer.train()
+        assert trainer.accelerator.mixed_precision == ("bf16" if bf16 else "no")
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+        logs.append(trainer.state.log_history[-2])
+    half, full = logs
+    for term in ("loss", "loss_kg", "loss_cls"):
+        assert half[term] != full[term] and half[term] == pytest.approx(full[term], rel=0.02)
 
 
 def test_evaluation_reports_the_classification_loss_only(tmp_path):
