@@ -149,8 +149,9 @@ def image_processor_of(model_args: ModelArguments) -> BaseImageProcessor:
             mean, std = own["image_mean"], own["image_std"]
         except (KeyError, OSError, TypeError) as error:
             raise InputError(
-                f"--backbone {model_args.backbone}: there is no such model, or no preprocessor_config.json with "
-                f"image_mean and image_std in it. {' '.join(str(error).split())}"
+                f"--backbone {model_args.backbone}: its image_mean and image_std cannot be read. Give a folder with a "
+                "preprocessor_config.json, or the id of a model of the Hub, which has to be reachable the first time. "
+                f"({' '.join(str(error).split())})"
             ) from error
     size = {"height": model_args.image_height, "width": model_args.image_width}
     return ViTImageProcessorPil(size=size, image_mean=list(mean), image_std=list(std))

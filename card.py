@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .configuration_kgl import KGLConfig
 from .errors import InputError
+from .losses import teaches_saliency
 from .report import data_name, headline_rows
 
 
@@ -194,6 +195,7 @@ def card_text(
         defect_free=config.defect_free_label,
         point=config.operating_point,
         temperature=config.temperature,
+        teaches_saliency=teaches_saliency(settings["kg_objective"]),
         data=report["settings"]["data"],
         data_name=data_name(report["settings"]["data"]),
         settings={name: _told(settings[name]) for name in _SETTINGS if settings.get(name) is not None},

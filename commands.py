@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -22,7 +23,7 @@ def parse_settings(command: str, dataclasses: tuple[type, ...], arguments: list[
     Raises:
         InputError: no such recipe or setting, or a value that a setting does not take.
     """
-    parser = HfArgumentParser(dataclasses, prog=command, allow_abbrev=False)
+    parser = _Parser(dataclasses, prog=command, allow_abbrev=False)
     recipe, flags = [], list(arguments)
     if flags and not flags[0].startswith("-"):
         recipe = _as_flags(Path(flags.pop(0)))
@@ -35,8 +36,16 @@ def parse_settings(command: str, dataclasses: tuple[type, ...], arguments: list[
     except (ImportError, TypeError, ValueError) as error:  # what transformers has to say about a setting's value
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
-        raise InputError(f"there is no setting {' '.join(unknown)}; see --help.")
+        known = [option for action in parser._actions for option in action.option_strings]
+        alike = [f"; did you mean {one}?" for one in get_close_matches(unknown[0], known, n=1)]
+        raise InputError(f"there is no setting {' '.join(unknown)}{alike[0] if alike else '; see --help.'}")
     return tuple(settings)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """In one sentence: the usage of all settings is pages long."""
+        raise InputError(message)
 
 
 def run_command(command: str, job: Callable[[], object]) -> None:

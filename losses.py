@@ -24,6 +24,11 @@ _DELAY = 1 / 3
 _EARLY = 2 / 5
 
 
+def teaches_saliency(objectives: Iterable[str]) -> bool:
+    """Whether one of them is of the saliency logits H."""
+    return not set(objectives).isdisjoint(CELL_OBJECTIVES)
+
+
 def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float:
     """
     Lambda at training progress `t` in 0..1.
@@ -229,4 +234,5 @@ __all__ = [
     "otsu_threshold",
     "pseudo_mask",
     "saliency_loss",
+    "teaches_saliency",
 ]

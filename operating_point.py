@@ -33,6 +33,8 @@ class OperatingArguments:
             raise InputError(f"--wanted_recall {self.wanted_recall}: it must lie above 0 and up to 1.")
         if self.miss_cost is not None and self.miss_cost <= 0:
             raise InputError(f"--miss_cost {self.miss_cost}: it must be above 0.")
+        if self.miss_cost is not None and self.wanted_recall < 1:
+            raise InputError("--wanted_recall and --miss_cost each choose the threshold: give one of them.")
 
 
 def choose_operating_point(scores: np.ndarray, defective: np.ndarray, args: OperatingArguments) -> dict[str, Any]:

@@ -209,12 +209,13 @@ def try_method(pixel_values: torch.Tensor, model: KGLForImageClassification, arg
     The grid of the model's features, once the method has worked on one picture.
 
     Raises:
-        InputError: it does not; the message names `--prior_method`.
+        InputError: it does not; the message names `--prior_method`, and `--prior_layers` where they are given.
     """
     try:
         compute_saliency(model, pixel_values, None, args.prior_method, args.prior_layers)
     except ValueError as error:
-        raise InputError(f"--prior_method {args.prior_method}: {error}") from error
+        layers = f" --prior_layers {' '.join(args.prior_layers)}" if args.prior_layers else ""
+        raise InputError(f"--prior_method {args.prior_method}{layers}: {error}") from error
     with undisturbed(model):
         return tuple(model(pixel_values).saliency.shape[-2:])
 

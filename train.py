@@ -26,6 +26,7 @@ from kgl.data import defect_free_label, read_defect_dataset
 from kgl.evaluation import Predictions, evaluate_predictions, predict, write_predictions
 from kgl.grids import grid_rows, save_grid
 from kgl.hub import push, write_card
+from kgl.losses import teaches_saliency
 from kgl.metrics import decision_rates, defect_scores, expected_calibration_error, paired_bootstrap, wilson_interval
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.operating_point import tempered
@@ -34,7 +35,7 @@ from kgl.prior import PriorArguments, add_saliency_priors, with_priors
 from kgl.report import comparison_table, write_report
 from kgl.resized import FOLDER as PIXELS
 from kgl.runs import claim, lock, without_paths, write_json
-from kgl.schema import without_masks
+from kgl.schema import undecoded, without_masks
 from kgl.settings import Settings, check_settings, deciding_settings, repository_of
 
 
@@ -80,6 +81,9 @@ def run(settings: Settings) -> dict[str, Any]:
     if training_args.process_index == 0:
         held = lock(output_dir)
         _say_what_is_there(splits)
+        if not teaches_saliency(training_args.kg_objective):
+            objectives = " ".join(training_args.kg_objective)
+            print(f"--kg_objective {objectives}: H is taught nothing of where defects are; see the class map.")
 
     numbered = splits["train"].add_column("index", list(range(len(splits["train"]))))
     started = time.perf_counter()
@@ -206,7 +210,8 @@ def _say_what_is_there(splits: DatasetDict) -> None:
     for split_name, split in splits.items():
         labels = split["label"]
         counts = ", ".join(f"{labels.count(index)} {name}" for index, name in enumerate(names))
-        print(f"{split_name}: {len(split)} pictures ({counts})")
+        masks = sum(mask is not None for mask in undecoded(split)["mask"])
+        print(f"{split_name}: {len(split)} pictures ({counts}{f'; {masks} with a mask' if masks else ''})")
 
 
 def _say_results(report: dict[str, Any], output_dir: Path) -> None:

@@ -29,6 +29,7 @@ from .losses import (
     guidance_weight,
     pseudo_mask,
     saliency_loss,
+    teaches_saliency,
 )
 from .modeling_kgl import KGLImageClassifierOutput
 from .saliency import layer_cam
@@ -110,6 +111,10 @@ class KGLTrainingArguments(TrainingArguments):
             raise InputError(f"--kg_ignore_band {self.kg_ignore_band}: it must lie in 0..0.5.")
         if self.kg_positive_weight is not None and self.kg_positive_weight <= 0:
             raise InputError(f"--kg_positive_weight {self.kg_positive_weight}: it must be above 0.")
+        if self.kg_ignore_band > 0 and "otsu_bce" not in self.kg_objective:
+            raise InputError("--kg_ignore_band goes with --kg_objective otsu_bce: no other has a threshold.")
+        if self.kg_positive_weight is not None and not teaches_saliency(self.kg_objective):
+            raise InputError(f"--kg_positive_weight goes with --kg_objective {' or '.join(CELL_OBJECTIVES)}.")
         if self.own_classification_loss and self.label_smoothing_factor > 0:
             raise InputError("--label_smoothing_factor goes with --cls_loss cross_entropy --class_weights none.")
 

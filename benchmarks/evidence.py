@@ -183,6 +183,10 @@ class Bench:
         self.judged = pictures.select(np.flatnonzero(validation if search else test))
         pool = pictures.select(np.flatnonzero(~test & ~validation))
         self.train = few_labels(pool, budget, 4 * budget, _good(self.task), seed)
+        labels, names = self.train["label"][:], self.train.features["label"].names
+        most = max(labels.count(label) for label, name in enumerate(names) if name != _good(self.task))
+        if most < budget:
+            raise ValueError(f"--budgets {budget}: no class of {task_name} has more than {most} to train on.")
         self._primaries: dict[str, tuple[KGLForImageClassification, float]] = {}
 
     def run(self, arm: Arm) -> dict[str, float]:
@@ -403,6 +407,14 @@ def _done(output: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
     return {tuple(line[part] for part in parts[:4]): {part: line[part] for part in parts} for line in lines}
 
 
+def _part(text: str) -> tuple[int, int]:
+    """`I/N`."""
+    part, parts = map(int, text.split("/"))
+    if not 0 <= part < parts:
+        raise ValueError(text)
+    return part, parts
+
+
 def main() -> None:
     """Do the runs that are missing, one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -411,7 +423,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, *SEARCHED], default=list(ARMS), metavar="ARM")
     parser.add_argument("--search", action="store_true", help="judge on validation pictures, into search.jsonl")
-    parser.add_argument("--part", default="0/1", help="I/N: every N-th task, budget and seed, from the I-th on")
+    parser.add_argument(
+        "--part", type=_part, default=(0, 1), metavar="I/N", help="every N-th task, budget and seed, from the I-th on"
+    )
     parser.add_argument("--cache_dir", type=Path, default=Path(tempfile.gettempdir()) / "kgl_evidence")
     parser.add_argument("--output", type=Path, help="a .jsonl file; one in benchmarks/results by default")
     parser.add_argument("--threads", type=int, default=1)
@@ -425,7 +439,10 @@ def main() -> None:
     disable_progress_bars()
     name = "search.jsonl" if options.search else "evidence.jsonl"
     output = options.output or Path(__file__).parent / "results" / name
-    part, parts = map(int, options.part.split("/"))
+    part, parts = options.part
+    if min(options.budgets) < 1:
+        parser.error(f"--budgets {min(options.budgets)}: it takes one picture a class.")
+    output.parent.mkdir(parents=True, exist_ok=True)
     if options.search and not all(TASKS[task].searched for task in options.tasks):
         able = ", ".join(name for name, task in TASKS.items() if task.searched)
         parser.error(f"--search: only on {able}; the other tasks have no fold that no seed is tested on.")

@@ -56,6 +56,7 @@ CONVEX = {
     "shuffled prior": "shuffled prior, convex",
     "guided, true masks": "true masks, convex",
 }
+AGAINST = ("plain", "plain, twice as long", "blank mask")
 OTHERS = ("plain, early-stopped", "self-distillation", "guided, paper", "guided, head alone")
 GOAL = ("plain, twice as long", "blank mask")  # to be beaten in AP and accuracy
 GOAL_BUDGETS = (8, 16)
@@ -293,15 +294,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).parent / "results" / "evidence.jsonl"
     parser.add_argument("runs", type=Path, nargs="?", default=default)
-    parser.add_argument("--against", nargs="+", default=["plain", "plain, twice as long", "blank mask"])
+    parser.add_argument("--against", nargs="+", help=f"arms; {', '.join(AGAINST)} by default")
     parser.add_argument("--into", type=Path, nargs="+", help="pages; a block goes where marks of its name are")
     options = parser.parse_args()
+    if not options.runs.exists():
+        parser.error(f"{options.runs}: there are no runs.")
     by_task = read(options.runs)
+    unknown = set(options.against or ()) - {arm for runs in by_task.values() for arm in runs}
+    if unknown:
+        parser.error(f"--against {', '.join(sorted(unknown))}: no run is of that arm.")
     parts = []
     for (dataset, budget), runs in sorted(by_task.items()):
         parts.append(f"### {dataset}, {budget} a class")
         parts += [means_table(runs, CLASSIFICATION, costs=True), means_table(runs, MAPS)]
-        parts += [differences_table(runs, against) for against in options.against if against in runs]
+        parts += [differences_table(runs, against) for against in options.against or AGAINST if against in runs]
     name = options.runs.name
     blocks = {
         f"{name} goal": goal_table(by_task),

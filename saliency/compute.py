@@ -94,7 +94,7 @@ def _class_activation_map(
         unknown = [name for name in layers if name not in known]
         if unknown:
             there = ", ".join(spatial_layers(model, pixel_values))
-            raise ValueError(f"layers: there is no {', '.join(unknown)}; the layers with maps are {there}.")
+            raise ValueError(f"there is no layer {', '.join(unknown)}; the layers with maps are {there}.")
         activations, gradients = layer_activations(model, pixel_values, targets, layers)
     with torch.no_grad():
         pairs = zip(activations, gradients, strict=True)

@@ -209,6 +209,14 @@ def test_what_is_not_known_is_not_told():
     assert "This classifier: not stated" in text and "backbone:" not in text
 
 
+def test_a_heat_map_that_was_not_taught_is_not_offered():
+    report = copy.deepcopy(REPORT)
+    report["settings"]["training"]["kg_objective"] = ["cosine"]
+    text = card(report=report)
+    assert "gives a heat map" in card() and "gives a heat map" not in text and "is the heat map" not in text
+    assert "were taught nothing (`--kg_objective cosine`)" in text
+
+
 def test_a_local_backbone_is_no_base_model():
     report = copy.deepcopy(REPORT)
     report["settings"]["model"]["backbone"] = "resnet-18"

@@ -338,6 +338,23 @@ def test_there_is_no_search_where_every_fold_is_tested(tmp_path, monkeypatch, ca
     assert "no fold that no seed is tested on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--budgets", "0"], "--budgets 0: it takes"), (["--part", "2"], "--part"), (["--part", "2/2"], "--part")],
+)
+def test_what_cannot_be_run_is_named(arguments, message, tmp_path, monkeypatch, capsys):
+    places = ["--output", str(tmp_path / "runs.jsonl"), "--cache_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "--tasks", "smoke", *places, *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_budget_that_there_are_no_pictures_for_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match="--budgets 4000: no class of smoke has more than"):
+        Bench("smoke", 4000, 0, False, False, tmp_path)
+
+
 def test_features_are_of_all_pictures(tmp_path, monkeypatch):
     """A change in any of them makes other features, and other runs."""
     written = []

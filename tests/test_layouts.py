@@ -51,6 +51,11 @@ def test_mvtec_is_one_pool_with_masks(mvtec):
             assert row["mask"] is None or mask_array(row["mask"], (24, 24)).sum() == 24
 
 
+def test_masks_to_learn_from_have_to_be_there(mvtec):
+    with pytest.raises(InputError, match="--train_on_masks: no training picture has a mask"):
+        load_defect_dataset(args("imagefolder", mvtec / "test", defect_free_label="good", train_on_masks=True))
+
+
 def test_masks_beside_class_folders_keep_the_split(mvtec):
     """train/ and test/ with the same classes stay what they are."""
     for index in range(3):

@@ -166,7 +166,7 @@ def test_the_command_s_refusals(tmp_path, image_folder, monkeypatch, capsys):
         (["--model", str(tmp_path / "run")], f"a run's folder; take {tmp_path / 'run' / 'primary'}."),
         (["--output_dir", str(tmp_path / "damaged")], "priors.json is damaged"),
         (["--prior_method", "lrp"], "invalid choice: 'lrp'"),
-        (["--prior_layers", "nowhere", "--prior_method", "gradcam"], "there is no nowhere; the layers with maps are"),
+        (["--prior_layers", "nowhere", "--prior_method", "gradcam"], "no layer nowhere; the layers with maps are"),
         (["--output_dir", str(tmp_path / "file" / "below")], "cannot be used as a folder"),
     ):
         monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "out"), *arguments])
@@ -282,7 +282,7 @@ def test_bad_priors_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"hold NaN or infinity: c\.png\."):
         write_saliency_priors(named, broken, PROCESSOR, tmp_path / "broken", args=PriorArguments("layercam"))
     assert not (tmp_path / "broken").exists()
-    with pytest.raises(InputError, match=r"--prior_method gradcam: layers: there is no nowhere; .* backbone\."):
+    with pytest.raises(InputError, match=r"--prior_layers nowhere: there is no layer nowhere; .* backbone\."):
         add_saliency_priors(rows(), tiny_model(), PROCESSOR, args=PriorArguments("gradcam", ["nowhere"]))
     with pytest.raises(InputError, match="layers are for the CAM methods"):
         add_saliency_priors(rows(), tiny_model(), PROCESSOR, args=PriorArguments("fullgrad", ["backbone"]))

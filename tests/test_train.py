@@ -323,7 +323,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, finished,
         (["--backbone", "/nowhere"], "Give either --backbone"),
         (["--kg_form", "convex", "--kg_lambda", "3"], r"--kg_lambda 3\.0: it must lie in 0\.\.1"),
         (["--warmup_steps", "-1"], "warmup_steps"),
-        (["--no_such_flag", "1"], "no setting --no_such_flag 1"),
+        (["--no_such_flag", "1"], "no setting --no_such_flag 1; see --help"),
+        (["--kg_lamda", "1"], r"no setting --kg_lamda 1; did you mean --kg_lambda\?"),
+        (["--pooling", "most"], "argument --pooling: invalid choice: 'most'"),
+        (["--kg_objective", "cosine", "--kg_ignore_band", "0.1"], "goes with --kg_objective otsu_bce: no other"),
+        (["--kg_objective", "kl", "--kg_positive_weight", "2"], "goes with --kg_objective otsu_bce or soft_bce"),
+        (["--miss_cost", "20", "--wanted_recall", "0.9"], "give one of them"),
     ],
 )
 def test_settings_that_cannot_work_are_named(arguments, message, tmp_path):
@@ -352,12 +357,18 @@ def test_recipes_that_cannot_be_read(content, message, tmp_path):
         parse([str(tmp_path / "r.yaml")])
 
 
-@pytest.mark.parametrize("content", ["dataset: foo", "num_folds: 2.5", "learning_rate: fast"])
-def test_values_of_a_recipe_are_checked_like_flags(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("dataset: foo", "argument --dataset: invalid choice: 'foo'"),
+        ("num_folds: 2.5", "argument --num_folds.*: invalid int value: '2.5'"),
+        ("learning_rate: fast", "argument --learning_rate.*: invalid float value: 'fast'"),
+    ],
+)
+def test_values_of_a_recipe_are_checked_like_flags(content, message, tmp_path):
     (tmp_path / "r.yaml").write_text(content)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(InputError, match=message):
         parse([str(tmp_path / "r.yaml")])
-    assert ended.value.code == 2
 
 
 def test_priors_of_another_image_size_are_refused(finished, tmp_path):
@@ -378,7 +389,10 @@ def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
     for wrong, message in (
         (["--pooling", "attention", "--kg_objective", "cosine"], "go with --pooling avg_max, not with attention"),
         (["--pooling", "attention", "--prior_method", "cam"], "--prior_method cam: CAM needs a layer"),
-        (["--prior_method", "gradcam", "--prior_layers", "nowhere"], "there is no nowhere; the layers with maps are"),
+        (
+            ["--prior_method", "gradcam", "--prior_layers", "nowhere"],
+            "no layer nowhere; the layers with maps are",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             run(parse([path, *wrong]))
