@@ -238,16 +238,14 @@ def goal_table(by_task: dict[tuple[str, int], Runs]) -> str:
 
 def maps_table(by_task: dict[tuple[str, int], Runs]) -> str:
     """The default's heat map against the better map that plain training has anyway."""
-    lines = [
-        "| data set | a class | seeds | H px AP | less plain's better map | ratio "
-        "| H px AP a picture | less plain's better map | ratio |",
-        "| --- |" + " ---: |" * 8,
-    ]
+    figures = {"ap": "H px AP", "picture_ap": "H px AP a picture", "pointing": "H pointing"}
+    heads = " | ".join(f"{name} | less plain's better map | ratio" for name in figures.values())
+    lines = [f"| data set | a class | seeds | {heads} |", "| --- |" + " ---: |" * (2 + 3 * len(figures))]
     for (dataset, budget), runs in sorted(by_task.items()):
         guided, plain = shared_seeds(runs.get("guided", {}), runs.get("plain", {}))
         if not guided:
             continue
-        cells = _against_better_map(guided, plain, "ap") + _against_better_map(guided, plain, "picture_ap")
+        cells = [cell for figure in figures for cell in _against_better_map(guided, plain, figure)]
         lines.append(f"| {dataset} | {budget} | {len(guided)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -92,12 +92,12 @@ def test_maps_are_compared_with_the_better_one_that_plain_training_has(tmp_path)
 
     assert rows([]) == []
     maps = "| tiles | 8 | 2 | 0.300 |"
-    taken = {"gradcam_ap": 0.24, "map_picture_ap": 0.6, "gradcam_picture_ap": 0.5}
+    taken = {"gradcam_ap": 0.24, "map_picture_ap": 0.6, "gradcam_picture_ap": 0.5, "map_pointing": 0.4}
     plain = [line("plain", seed, **taken) for seed in (0, 1)]
-    assert rows(plain) == [f"{maps} +0.060 | 1.25 | 0.900 | +0.300 | 1.50 |"]
+    assert rows(plain) == [f"{maps} +0.060 | 1.25 | 0.900 | +0.300 | 1.50 |  |  |  |"]
     weaker = [line("plain", seed, gradcam_ap=0.1) for seed in (0, 1)]
-    assert rows(weaker) == [f"{maps} +0.100 | 1.50 |  |  |  |"]
-    assert rows([*weaker[:1], line("plain", 1)]) == ["| tiles | 8 | 2 |  |  |  |  |  |  |"]  # one may have been better
+    assert rows(weaker) == [f"{maps} +0.100 | 1.50 |  |  |  |  |  |  |"]
+    assert rows([*weaker[:1], line("plain", 1)]) == ["| tiles | 8 | 2 |" + "  |" * 9]  # one may have been better
 
 
 def test_the_goal_is_reached_where_all_of_it_is():
