@@ -403,8 +403,7 @@ def _done(output: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
     if not output.exists():
         return {}
     parts = ("arm", "dataset", "budget", "seed", "split", "task", "settings", "precision", "recipe")
-    lines = lines_of(output) if output.exists() else []
-    return {tuple(line[part] for part in parts[:4]): {part: line[part] for part in parts} for line in lines}
+    return {tuple(line[part] for part in parts[:4]): {part: line[part] for part in parts} for line in lines_of(output)}
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -103,7 +103,8 @@ def means_table(runs: Runs, figures: dict[str, str], costs: bool = False) -> str
         if costs:
             one = next(iter(seeds.values()))
             ours, plain = (values_of(part, "seconds") for part in shared_seeds(seeds, runs.get("plain", {})))
-            cells += [f"{one['phases']:g}", f"{one['steps']:g}", f"{np.median(ours / plain):.2f}" if len(ours) else ""]
+            time = f"{np.median(ours / plain):.2f}" if len(ours) >= 3 else ""
+            cells += [f"{one['phases']:g}", f"{one['steps']:g}", time]
         lines.append(f"| {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

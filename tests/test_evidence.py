@@ -25,6 +25,7 @@ from evidence_tables import (
     goal_table,
     interval,
     maps_table,
+    means_table,
     overall_table,
     put_between,
     read,
@@ -116,6 +117,15 @@ def test_the_goal_is_reached_where_all_of_it_is():
     assert table[-1].endswith("of 2 places: AP at 1, accuracy at 1, the map at 1.")
 
 
+def test_time_is_over_plain_training_s_of_the_seed():
+    def runs(phases, *seconds):
+        return {seed: {"phases": phases, "steps": 4, "seconds": one} for seed, one in enumerate(seconds)}
+
+    arms = {"plain": runs(1, 1.0, 2.0, 4.0, 1.0), "guided": runs(2, 1.5, 2.2, 4.0), "few": runs(1, 1.0, 2.0)}
+    rows = means_table(arms, {}, costs=True).splitlines()[2:]
+    assert rows == ["| plain | 4 | 1 | 4 | 1.00 |", "| guided | 3 | 2 | 4 | 1.10 |", "| few | 2 | 1 | 4 |  |"]
+
+
 def test_controls_are_compared_over_the_seeds_both_have():
     figures = [{"ap": value} for value in (0.5, 0.6, 0.7, 0.9)]
     shifted = {seed: {"ap": figures[seed]["ap"] - 0.1 * (seed + 1)} for seed in (0, 1, 2)}
@@ -194,7 +204,7 @@ def test_pages_get_the_blocks_they_have_marks_for(tmp_path, monkeypatch):
     arguments = ["evidence_tables.py", str(tmp_path / "runs"), "--against", "plain", "--into"]
     monkeypatch.setattr(sys, "argv", [*arguments, str(all_runs), str(short)])
     evidence_tables.main()
-    assert "| plain | 1 | 0.500 | 1 | 4 | 1.00 |" in all_runs.read_text() and "ratio" not in all_runs.read_text()
+    assert "| plain | 1 | 0.500 | 1 | 4 |  |" in all_runs.read_text() and "ratio" not in all_runs.read_text()
     assert "| H px AP |" in short.read_text() and short.read_text().endswith("above\n")
     monkeypatch.setattr(sys, "argv", [*arguments, str(neither)])
     with pytest.raises(SystemExit):
