@@ -372,7 +372,7 @@ def test_layers_with_maps():
         ({"method": "fullgrad", "layers": ["resnet"]}, "layers are for the CAM methods"),
         ({"targets": torch.tensor([0, 1, 3])}, r"0\.\.2, got \[0, 1, 3\]"),
         ({"targets": torch.tensor([0, -1, 2])}, r"0\.\.2, got \[0, -1, 2\]"),
-        ({"layers": ["resnet.top"]}, r"no resnet\.top; the layers with maps are .*resnet\.encoder\.stages\.1"),
+        ({"layers": ["resnet.top"]}, r"no layer resnet\.top; the layers with maps are .*resnet\.encoder\.stages\.1"),
         ({"layers": ["resnet.pooler"]}, "'resnet.pooler' gives .* which is no map"),
     ],
 )
