@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,9 +37,10 @@ def parse_settings(command: str, dataclasses: tuple[type, ...], arguments: list[
     except (ImportError, TypeError, ValueError) as error:  # what transformers has to say about a setting's value
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        alike = [f"; did you mean {one}?" for one in get_close_matches(unknown[0], known, n=1)]
-        raise InputError(f"there is no setting {' '.join(unknown)}{alike[0] if alike else '; see --help.'}")
+        known = [f"--{setting.name}" for one in dataclasses for setting in fields(one)]
+        alike = get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {alike[0]}?" if alike else "see --help."
+        raise InputError(f"there is no setting {' '.join(unknown)}; {hint}")
     return tuple(settings)
 
 

@@ -21,7 +21,7 @@ from .layouts import (
     read_neu_det,
 )
 from .scan import Oddity, Scan, find_duplicates, scan_pictures
-from .schema import undecoded, without_masks
+from .schema import masks_in, without_masks
 from .splits import few_labels, group_folds, hold_out_validation
 from .tables import Columns, read_hub_dataset, read_table
 
@@ -198,7 +198,7 @@ def split_pictures(pictures: DatasetDict, args: DataArguments) -> DatasetDict:
     train = _few(train, args, 1 - share)
     if not args.train_on_masks:
         train = without_masks(train)
-    elif not any(mask is not None for mask in undecoded(train)["mask"]):
+    elif masks_in(train) == 0:
         raise InputError("--train_on_masks: no training picture has a mask; docs/data.md tells where they are found.")
     for split_name, split in (("train", train), ("test", splits["test"])):
         missing = sorted(set(names) - {names[label] for label in split["label"][:]})

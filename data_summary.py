@@ -16,7 +16,7 @@ from kgl.data import DataArguments, defect_free_label, duplicate_distance, read_
 from kgl.errors import InputError
 from kgl.runs import write_json
 from kgl.scan import Oddity, Scan
-from kgl.schema import undecoded
+from kgl.schema import masks_in
 
 
 @dataclass
@@ -65,7 +65,7 @@ def _of_split(split: Dataset) -> dict[str, Any]:
         "pictures": len(split),
         "classes": {name: counts[index] for index, name in enumerate(names)},
         "groups": len(set(split["group"][:])),
-        "masks": sum(mask is not None for mask in undecoded(split)["mask"][:]),
+        "masks": masks_in(split),
     }
 
 

@@ -116,6 +116,11 @@ def without_masks(pictures: Dataset) -> Dataset:
     return unmarked.select_columns(pictures.column_names)
 
 
+def masks_in(pictures: Dataset) -> int:
+    """How many of the pictures have a mask."""
+    return sum(mask is not None for mask in undecoded(pictures)["mask"][:])
+
+
 def mask_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndarray | None:
     """
     A mask as `(H, W)` bool at `size = (H, W)`, or None.
@@ -154,6 +159,7 @@ __all__ = [
     "fingerprint",
     "mask_array",
     "mask_on_grid",
+    "masks_in",
     "png",
     "rows_digest",
     "undecoded",

@@ -35,7 +35,7 @@ from kgl.prior import PriorArguments, add_saliency_priors, with_priors
 from kgl.report import comparison_table, write_report
 from kgl.resized import FOLDER as PIXELS
 from kgl.runs import claim, lock, without_paths, write_json
-from kgl.schema import undecoded, without_masks
+from kgl.schema import masks_in, without_masks
 from kgl.settings import Settings, check_settings, deciding_settings, repository_of
 
 
@@ -210,7 +210,7 @@ def _say_what_is_there(splits: DatasetDict) -> None:
     for split_name, split in splits.items():
         labels = split["label"]
         counts = ", ".join(f"{labels.count(index)} {name}" for index, name in enumerate(names))
-        masks = sum(mask is not None for mask in undecoded(split)["mask"])
+        masks = masks_in(split)
         print(f"{split_name}: {len(split)} pictures ({counts}{f'; {masks} with a mask' if masks else ''})")
 
 

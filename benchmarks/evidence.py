@@ -441,10 +441,10 @@ def main() -> None:
     part, parts = options.part
     if min(options.budgets) < 1:
         parser.error(f"--budgets {min(options.budgets)}: it takes one picture a class.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     if options.search and not all(TASKS[task].searched for task in options.tasks):
         able = ", ".join(name for name, task in TASKS.items() if task.searched)
         parser.error(f"--search: only on {able}; the other tasks have no fold that no seed is tested on.")
+    output.parent.mkdir(parents=True, exist_ok=True)
 
     groups = [(seed, task, budget) for seed in options.seeds for task in options.tasks for budget in options.budgets]
     for seed, task, budget in groups[part::parts]:

@@ -282,7 +282,8 @@ def test_bad_priors_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"hold NaN or infinity: c\.png\."):
         write_saliency_priors(named, broken, PROCESSOR, tmp_path / "broken", args=PriorArguments("layercam"))
     assert not (tmp_path / "broken").exists()
-    with pytest.raises(InputError, match=r"--prior_layers nowhere: there is no layer nowhere; .* backbone\."):
+    named = r"--prior_method gradcam --prior_layers nowhere: there is no layer nowhere; .* backbone\."
+    with pytest.raises(InputError, match=named):
         add_saliency_priors(rows(), tiny_model(), PROCESSOR, args=PriorArguments("gradcam", ["nowhere"]))
     with pytest.raises(InputError, match="layers are for the CAM methods"):
         add_saliency_priors(rows(), tiny_model(), PROCESSOR, args=PriorArguments("fullgrad", ["backbone"]))

@@ -391,7 +391,7 @@ def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
         (["--pooling", "attention", "--prior_method", "cam"], "--prior_method cam: CAM needs a layer"),
         (
             ["--prior_method", "gradcam", "--prior_layers", "nowhere"],
-            "no layer nowhere; the layers with maps are",
+            "there is no layer nowhere; the layers with maps",
         ),
     ):
         with pytest.raises(InputError, match=message):
