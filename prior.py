@@ -304,6 +304,7 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
     priors = write_saliency_priors(
         train, model.to(state.device), image_processor, folder, pass_args.batch_size, prior_args
     )
+    state.destroy_process_group()
     if state.is_main_process:
         print(f"Priors of {len(priors)} pictures in {folder}")
     return priors

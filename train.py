@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import BaseImageProcessor
 
@@ -71,6 +72,7 @@ def run(settings: Settings) -> dict[str, Any]:
         claim(output_dir, stored)
     finished = output_dir / "metrics.json"
     if finished.exists():
+        PartialState().destroy_process_group()
         report = json.loads(finished.read_text())
         if training_args.process_index == 0:
             print(f"{output_dir} holds this very run, finished.\n")
@@ -101,6 +103,8 @@ def run(settings: Settings) -> dict[str, Any]:
     prior_seconds = noted(output_dir / "priors_seconds.json", time.perf_counter() - started, training_args)
     train = with_priors(numbered, priors)
     final_seconds = trained("final", train)
+    # The rest is the main process's. A process that ends with its group standing may abort, and end the others' work.
+    PartialState().destroy_process_group()
     if training_args.process_index > 0:
         return {}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_from_disk
 from PIL import Image as PILImage
-from tiny import TINY_BACKBONES, tiny_model
+from tiny import TINY_BACKBONES, launched, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.augmentation import PairedAugmentation
@@ -31,7 +31,6 @@ from kgl.saliency import METHODS, compute_saliency, to_uint8
 from kgl.surfaces import CLASSES
 
 
-TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 64})
 
 
@@ -142,7 +141,7 @@ def test_the_command_with_one_process_and_with_two(tmp_path, monkeypatch):
         return load_from_disk(tmp_path / output / "priors"), done.stderr
 
     one, told = outputs([sys.executable], "one")
-    two, told_by_two = outputs(TWO_PROCESSES, "two")
+    two, told_by_two = outputs(launched(2), "two")
     assert one.column_names == ["file_name", "digest", "saliency_prior", "prior_weight"] and len(one) == 146
     assert two[:] == one[:]
     assert "pictures/s" in told and "Saliency priors, process 2: 100%" in told_by_two

@@ -16,7 +16,7 @@ import yaml
 from datasets import load_from_disk
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import TRAIN_SCRIPT, make_pictures, shared
+from tiny import TRAIN_SCRIPT, launched, make_pictures, shared
 from transformers import pipeline
 
 import kgl.train
@@ -103,6 +103,26 @@ def test_old_checkpoints_are_deleted_by_the_run_itself(finished, tmp_path):
     assert [path.parent.name for path in (tmp_path / "out" / "final").glob("checkpoint-*/whole.json")] == [
         "checkpoint-9"
     ]
+
+
+IN_EACH_PROCESS = """
+import sys
+import torch
+from kgl.train import parse, run
+run(parse(sys.argv[1:]))
+assert not torch.distributed.is_initialized(), "a group left standing can abort its process and end the job"
+"""
+
+
+def test_two_processes_end_as_one_does(tmp_path):
+    make_pictures(tmp_path / "pictures")
+    (tmp_path / "job.py").write_text(IN_EACH_PROCESS)
+    settings = [recipe(tmp_path, data_dir=str(tmp_path / "pictures")), "--num_train_epochs", "1"]
+    job = [*launched(2), str(tmp_path / "job.py"), *settings, "--output_dir", str(tmp_path / "out")]
+    for says in ("9 held-out pictures", "this very run, finished"):
+        done = subprocess.run(job, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(says) == 1
 
 
 def test_the_trained_model_is_a_pipeline(finished, auto_image_processor):

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from tiny import tiny_model
+from tiny import launched, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.augmentation import PairedAugmentation
@@ -207,6 +206,7 @@ if trainer.is_world_process_zero():
     trainer.save_model(sys.argv[2])
     logs = [entry for entry in trainer.state.log_history if "loss_kg" in entry]
     Path(sys.argv[2], "logs.json").write_text(json.dumps(logs))
+trainer.accelerator.end_training()
 """
 
 
@@ -218,13 +218,8 @@ def test_two_processes_are_one(tmp_path):
     results = {}
     for processes, batch_size in ((1, 8), (2, 4)):
         folder = tmp_path / str(processes)
-        # accelerate launch --cpu starts one process, whatever it is asked for.
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        done = subprocess.run(
-            [*command, str(script), str(Path(__file__).parent), str(folder), str(batch_size)],
-            capture_output=True,
-            text=True,
-        )
+        command = [*launched(processes), str(script), str(Path(__file__).parent), str(folder), str(batch_size)]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         results[processes] = load_file(folder / "model.safetensors"), json.loads((folder / "logs.json").read_text())
     one, two = results[1], results[2]

@@ -1,5 +1,6 @@
 """Tiny models and paths that several tests use."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,13 @@ from kgl.modeling_kgl import KGLForImageClassification
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
+
+
+def launched(processes: int) -> list[str]:
+    """The start of a command in so many processes; `accelerate launch --cpu` starts one, whatever it is asked for."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *launcher]
+
 
 TINY_BACKBONES: dict[str, PreTrainedConfig] = {
     "resnet": ResNetConfig(
