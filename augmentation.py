@@ -28,6 +28,10 @@ class PairedAugmentation:
             K.RandomBrightness((0.9, 1.1), p=0.5), K.RandomContrast((0.8, 1.2), p=0.5), data_keys=["input"]
         )
 
+    def __repr__(self) -> str:
+        """What it draws from: features made with another one are others."""
+        return f"PairedAugmentation({self._moves!r}, {self._light!r})"
+
     def __call__(
         self, images: torch.Tensor, priors: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

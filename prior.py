@@ -180,14 +180,14 @@ def _priors_of(
             maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
             weights = _weights(model, pixel_values, targets, args.prior_weighting)
         maps = to_uint8(to_grid(maps, grid), rows.get("file_name"))
-        weights[maps.max(axis=(1, 2)) == 0] = 0  # nothing spoke for the defect: that is not to say there is none
-        if model.config.defect_free_id is not None:
-            blank = (targets == model.config.defect_free_id).cpu().numpy()
-            maps[blank], weights[blank] = 0, 1
+        good = np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
+        maps[good], weights[good] = 0, 1
         for index, mask in enumerate(map(decoded, rows.get("mask", []))):
             if mask is not None:
                 whole = mask_array(mask, (mask.height, mask.width))
                 maps[index], weights[index] = mask_on_grid(whole[None], grid)[0] * np.uint8(255), 1
+        # A defect's map or mask that is empty does not say that there is none.
+        weights[~good & (maps.max(axis=(1, 2)) == 0)] = 0
         return {"saliency_prior": list(maps), "prior_weight": weights.tolist()}
 
     return priors_of, Features(saliency_prior=Array2D(grid, "uint8"), prior_weight=Value("float32"))

@@ -187,13 +187,14 @@ class Bench:
         most = max(labels.count(label) for label, name in enumerate(names) if name != _good(self.task))
         if most < budget:
             raise ValueError(f"--budgets {budget}: no class of {task_name} has more than {most} to train on.")
-        self._primaries: dict[str, tuple[KGLForImageClassification, float]] = {}
+        self._primaries: dict[str, tuple[KGLForImageClassification, tuple[int, float]]] = {}
+        self._spent: list[tuple[int, float]] = []  # steps and seconds of each training that the arm took
 
     def run(self, arm: Arm) -> dict[str, float]:
-        """Train and judge one arm; `phases` of training it takes with its primaries', `seconds` of its last one."""
+        """Train and judge one arm; `steps` (and `phases`) are all it took, its primaries' too, `seconds` its last."""
         if arm.prior == "shuffled":
             self._other_pictures()  # some choices have none: known before anything is trained
-        model = None
+        model, self._spent = None, []
         for _ in range(arm.rounds):
             primary = model
             if primary is None and arm.needs_primary:
@@ -202,9 +203,8 @@ class Bench:
         predictions = self._predict(model, self.judged)
         results = evaluate_predictions(predictions, self.judged, model.config.defect_free_id, self.task.size)
         results |= evaluate_maps({"gradcam": self._grad_cam_maps(model, predictions)}, self.judged, self.task.size)
-        primaries = 2 if arm.prior == "cross_fitted" else int(arm.needs_primary)
-        phases = arm.length * arm.rounds + arm.primary_length * primaries
-        return results | {"phases": phases, "steps": round(phases * self.task.steps), "seconds": self._seconds}
+        steps = sum(steps for steps, _ in self._spent)
+        return results | {"phases": steps / self.task.steps, "steps": steps, "seconds": self._spent[-1][1]}
 
     def _fit(self, arm: Arm, primary: KGLForImageClassification | None) -> KGLForImageClassification:
         if arm == Arm(model=arm.model):  # plain is what the primary is, from the same seed
@@ -240,9 +240,10 @@ class Bench:
             callbacks = [_Average()] if arm.averaged else []
             training = Arm(length=arm.primary_length)
             self._optimise(ClassificationTrainer, model, self._unmarked(rows), training, callbacks)
-            self._primaries[key] = model, self._seconds
-        model, self._seconds = self._primaries[key]
-        return model
+            self._primaries[key] = model, self._spent[-1]
+        else:
+            self._spent.append(self._primaries[key][1])
+        return self._primaries[key][0]
 
     def _optimise(
         self,
@@ -272,7 +273,7 @@ class Bench:
                     trainer.teacher = teacher.eval()
                     stack.enter_context(stages_bypassed(teacher, self.task.freeze_stages))
                 trainer.train()
-            self._seconds = time.perf_counter() - started
+            self._spent.append((trainer.state.global_step, time.perf_counter() - started))
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # judged in full precision
 
     def _with_priors(self, arm: Arm, primary: KGLForImageClassification | None) -> Dataset:
@@ -287,7 +288,7 @@ class Bench:
         guided = add_saliency_priors(rows, primary.eval(), processor_of(self.task), args=making)
         stored, weights = np.asarray(guided["saliency_prior"], dtype=np.uint8), np.asarray(guided["prior_weight"])
         if arm.prior == "masks":
-            weights = said
+            weights = weights * said
         elif arm.prior in ("blank", "nothing"):
             stored, weights = np.zeros_like(stored), np.full(len(weights), float(arm.prior == "blank"))
         elif arm.prior == "shuffled":

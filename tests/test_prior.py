@@ -81,6 +81,12 @@ def test_a_human_mask_takes_the_prior_s_place():
     assert stored[3] == add_saliency_priors(rows(), tiny_model(), PROCESSOR)["saliency_prior"][3]
 
 
+def test_an_empty_mask_of_a_defect_says_nothing():
+    empty = PILImage.fromarray(np.zeros((40, 70), dtype=np.uint8))
+    dataset = add_saliency_priors(rows(masks=(empty, empty, None, None)), tiny_model(), PROCESSOR)  # scratch, good
+    assert not np.any(dataset["saliency_prior"][:2]) and dataset["prior_weight"] == [0, 1, 1, 1]
+
+
 def test_the_model_is_left_as_it_was():
     model = tiny_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
