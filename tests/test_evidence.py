@@ -79,6 +79,7 @@ def test_intervals_are_student_s():
     assert told(values, "+") == f"**+0.220 ({low:+.3f} .. {high:+.3f})**"
     assert told(-values - 0.3) == f"-0.520 ({-high - 0.3:.3f} .. {-low - 0.3:.3f})"
     assert interval(values[:2]) is None
+    assert told(values / 1e4, "+") == "+0.000 (+0.000 .. +0.000)"  # clear of zero, and not worth a word
 
 
 def test_maps_are_compared_with_the_better_one_that_plain_training_has(tmp_path):
@@ -110,11 +111,21 @@ def test_the_goal_is_reached_where_all_of_it_is():
         guided = {seed: ours | {"ap": 0.5 + lead + 0.001 * seed} for seed in range(5)}
         return {"guided": guided, "plain": plain, "plain, twice as long": plain, "blank mask": blank}
 
-    places = {("all", 8): runs(0.4, 0.1, 0.31), ("twice", 16): runs(0.01, 0, 0.29), ("little", 4): runs(0.4, 0.1, 0.4)}
+    places = {("all", 8): runs(0.4, 0.1, 0.31), ("neu_det_long", 16): runs(0.01, 0, 0.29),
+              ("neu_det_long", 8): runs(0.4, 0, 0.31), ("neu_det_long", 4): runs(0.4, 0.1, 0.4)}  # fmt: skip
+    del places["neu_det_long", 16]["blank mask"][4]
     table = goal_table(places).splitlines()
-    assert [row.split(" | ")[0] for row in table[2:4]] == ["| all", "| twice"]
-    assert [row.split(" | ")[-1] for row in table[2:4]] == ["1.55 |", "1.45 |"]
-    assert table[-1].endswith("of 2 places: AP at 1, accuracy at 1, the map at 1.")
+    assert [row.split(" | ")[:2] for row in table[2:-2]] == [
+        ["| neu_det_long", "8"],
+        ["| neu_det_long", "16"],
+        ["| all", "8"],
+    ]
+    assert [row.split(" | ")[-1] for row in table[2:-2]] == ["1.55 |", "1.45 |", "1.55 |"]
+    assert table[3].count("), 4 seeds |") == 2  # of the blank mask
+    assert table[-1].endswith(
+        ": of the 2 places of the goal, AP at 1, accuracy at 0, the map at 1; "
+        "of 1 other places, AP at 1, accuracy at 1, the map at 1."
+    )
 
 
 def test_time_is_over_plain_training_s_of_the_seed():
@@ -152,7 +163,7 @@ def test_overall_a_seed_is_one_value():
     few = {"guided": runs(0.9, 0.9), "plain": runs(0.1, 0.1), "blank mask": runs(0.1, 0.1)}
     places = {("magnetic_tile", 4): tiles, ("magnetic_tile", 8): {"plain": runs(0.1)}, ("steel", 8): steel,
               ("few", 4): few}  # fmt: skip
-    table = overall_table(places, ("everywhere", "8 and 16", "not tiles")).splitlines()
+    table = overall_table(places, ("everywhere", "8 and 16", "goal", "not tiles")).splitlines()
     lead = told(np.array([0.05, 0.1, 0.15, 0.2, 0.25]), "+")
     none = told(np.zeros(5), "+")
     wanted = {"everywhere | 2": lead, "8 and 16 | 1": none, "not tiles | 1": none}
