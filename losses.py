@@ -88,7 +88,7 @@ def pseudo_mask(prior: np.ndarray, ignore_band: float = 0.0) -> tuple[np.ndarray
 @dataclass(frozen=True)
 class CellBalance:
     """
-    Weights that give the cells of each kind, over a whole training set, half of the loss.
+    What a cell of each kind weighs; by default so that each kind, over a whole training set, has half of the loss.
 
     As in holistically-nested edge detection (Xie and Tu 2015), which balances every image by itself.
     """
@@ -98,12 +98,17 @@ class CellBalance:
 
     @classmethod
     def of(
-        cls, targets: Iterable[np.ndarray], cell_weights: Iterable[np.ndarray], image_weights: Iterable[float]
+        cls,
+        targets: Iterable[np.ndarray],
+        cell_weights: Iterable[np.ndarray],
+        image_weights: Iterable[float],
+        positive_weight: float | None = None,
     ) -> CellBalance:
         """
         Balance for targets `(h, w)` in 0..1, cells counted by their own weight `(h, w)` and their image's.
 
-        The loss is a mean over all cells, so those that are left out are made up for by the others.
+        The loss is a mean over all cells, so those that are left out are made up for by the others. With
+        `positive_weight` a defect cell weighs so many times as much as another, however many there are.
         """
         positive = known = total = 0.0
         for target, cells, weight in zip(targets, cell_weights, image_weights, strict=True):
@@ -112,6 +117,8 @@ class CellBalance:
             total += weight * cells.size
         if known == 0:
             return cls(1.0, 1.0)
+        if positive_weight is not None:
+            return cls(negative=total / known, positive=positive_weight * total / known)
         if positive in (0, known):  # one kind only: nothing to balance
             return cls(total / known, total / known)
         return cls(negative=0.5 * total / (known - positive), positive=0.5 * total / positive)

@@ -70,8 +70,8 @@ def add_saliency_priors(
 
     The prior is the saliency map of the true class on the grid of the model's features. Images of the config's
     defect-free class get a blank one; where a row has a `mask`, it takes the prior's place, a cell counting as defect
-    where any of its pixels does. Both count 1. What the others count is `args.prior_weighting`'s to say, but for empty
-    maps of pictures with a defect, which count 0.
+    where any of its pixels does. Both count 1. What the others count is `args.prior_weighting`'s to say. A map or mask
+    of a picture with a defect that is empty counts 0.
 
     Args:
         dataset: columns `image`, `label` and, where there are any, `mask`.
@@ -296,7 +296,11 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
 
 
 def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: DataArguments) -> Dataset:
-    """Write the priors of a data set's training split to `output_dir/priors`, or go on with writing them."""
+    """
+    Write the priors of a data set's training split to `output_dir/priors`, or go on with writing them.
+
+    Where several processes do it, their group ends with it.
+    """
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(pass_args.output_dir) / "priors"
     model, image_processor = load_classifier(pass_args.model)

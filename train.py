@@ -52,6 +52,8 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     Train, make priors, train again, compare. Finished parts in the output folder are not done again.
 
+    Where several processes do it, their group ends with the last training; the main one goes on alone.
+
     Returns:
         What `metrics.json` holds: `results` for `plain` and `guided`, and the settings and versions behind them.
 

@@ -293,8 +293,6 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
 
 
 def _cell_balance(objective: str, train_dataset: Dataset, args: KGLTrainingArguments) -> CellBalance:
-    if args.kg_positive_weight is not None:
-        return CellBalance(negative=1.0, positive=args.kg_positive_weight)
     rows = train_dataset.select_columns(["saliency_prior", "prior_weight"])
     targets, cells = [], []
     for stored in rows["saliency_prior"]:
@@ -305,7 +303,7 @@ def _cell_balance(objective: str, train_dataset: Dataset, args: KGLTrainingArgum
             target, known = prior / 255, np.ones(prior.shape, dtype=bool)
         targets.append(target)
         cells.append(known)
-    return CellBalance.of(targets, cells, rows["prior_weight"])
+    return CellBalance.of(targets, cells, rows["prior_weight"], args.kg_positive_weight)
 
 
 __all__ = ["ClassificationTrainer", "KGLTrainingArguments", "KnowledgeGuidedTrainer"]

@@ -83,15 +83,17 @@ def test_balance_gives_both_kinds_half_of_the_loss():
     soft = CellBalance.of([np.array([[0.5, 0.0], [0.0, 0.9]])], [np.array([[1, 1], [1, 0]])], [1.0])
     assert (soft.negative, soft.positive) == pytest.approx((4 / 5, 4))
     assert CellBalance.of(targets[1:], [all_cells[1] * [[1, 0]]], [1.0]) == CellBalance(2.0, 2.0)
+    assert CellBalance.of(targets, all_cells, [1.0, 1.0], 3.0) == CellBalance(1.0, 3.0)
 
 
+@pytest.mark.parametrize("positive_weight", [None, 1.0])
 @pytest.mark.parametrize("band", [0.0, 0.15, 0.4])
-def test_a_band_leaves_guidance_its_weight(band):
+def test_a_band_leaves_guidance_its_weight(band, positive_weight):
     """Where nothing is known yet the loss is ln 2, however many cells are left out."""
     priors = np.random.default_rng(0).integers(0, 256, (5, 4, 6), dtype=np.uint8)
     targets, cells = (np.stack(one) for one in zip(*(pseudo_mask(prior, band) for prior in priors), strict=True))
     assert cells.all() == (band == 0)
-    balance = CellBalance.of(targets, cells, [1.0] * 5)
+    balance = CellBalance.of(targets, cells, [1.0] * 5, positive_weight)
     channels = (torch.from_numpy(one)[:, None].float() for one in (targets, cells))
     loss = saliency_loss(torch.zeros(5, 1, 4, 6), *channels, torch.ones(5), balance)
     assert loss.item() == pytest.approx(math.log(2))
