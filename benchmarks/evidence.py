@@ -52,7 +52,7 @@ from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_feat
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.prior import PriorArguments, add_saliency_priors
 from kgl.saliency import compute_saliency, to_peak_one
-from kgl.schema import undecoded
+from kgl.schema import fingerprint, undecoded
 from kgl.splits import few_labels, group_folds
 from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
 
@@ -376,10 +376,12 @@ def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float]) -> Datase
 
 @cache
 def data_of(task_name: str) -> str:
-    """By what a task's pictures, their classes and folds are known: a line of other data is no run of this task."""
+    """By what a task's pictures, classes, masks, groups and folds are known: a line of other data is no run of it."""
     pictures = pictures_of(task_name)
-    columns = [pictures[name][:] for name in ("digest", "label", "fold")]
-    return hashlib.sha1(repr(columns).encode()).hexdigest()[:16]
+    groups = pictures["group"][:]
+    first = {group: at for at, group in reversed(list(enumerate(groups)))}  # which are one, whatever they are called
+    identity = [fingerprint(pictures), [first[group] for group in groups], pictures["fold"][:]]
+    return hashlib.sha1(repr(identity).encode()).hexdigest()[:16]
 
 
 def _identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16: bool) -> dict[str, Any]:

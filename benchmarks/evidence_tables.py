@@ -329,7 +329,7 @@ def main() -> None:
     name = options.runs.name
     blocks = {
         f"{name} goal": goal_table(by_task),
-        f"{name} in short": overall_table(by_task, ("8 and 16",)),
+        f"{name} in short": overall_table(by_task, ("8 and 16", "goal")),
         f"{name} overall": overall_table(by_task, ("everywhere", "8 and 16", "goal", "not tiles")),
         f"{name} ap": compared_table(by_task, "ap", LADDER, GUIDED),
         f"{name} accuracy": compared_table(by_task, "accuracy", LADDER, GUIDED),
@@ -339,6 +339,7 @@ def main() -> None:
         f"{name} maps": maps_table(by_task),
         f"{name} H": compared_table(by_task, "saliency_picture_ap", OF_MAPS),
         f"{name} H pooled": compared_table(by_task, "saliency_ap", OF_MAPS),
+        f"{name} H pointing": compared_table(by_task, "saliency_pointing", OF_MAPS),
         name: "\n\n".join(parts),
     }
     if options.into is None:

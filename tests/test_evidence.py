@@ -35,7 +35,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from scipy import stats
 
-from kgl.schema import mask_array, mask_on_grid
+from kgl.schema import mask_array, mask_on_grid, undecoded
 from kgl.trainer import KGLTrainingArguments
 
 
@@ -406,17 +406,26 @@ def test_a_budget_that_there_are_no_pictures_for_is_no_run(tmp_path):
         Bench("smoke", 4000, 0, False, False, tmp_path)
 
 
-def test_features_are_of_all_pictures(tmp_path, monkeypatch):
-    """A change in any of them makes other features, and other runs."""
+def test_features_and_runs_know_their_pictures(tmp_path, monkeypatch):
+    """A change in any of them makes other features; one in what is judged or held together makes other runs."""
     written = []
     monkeypatch.setattr(evidence, "write_frozen_features", lambda path, *_: written.append(path))
     pictures = evidence.pictures_of("smoke")
+    masks = undecoded(pictures)["mask"]
+    first = next(at for at, mask in enumerate(masks) if mask is not None)
+    unmasked = pictures.remove_columns("mask").add_column(
+        "mask", [None if at == first else mask for at, mask in enumerate(masks)], feature=pictures.features["mask"]
+    )
+    groups = [f"{group} renamed" for group in pictures["group"]]
+    same = pictures.remove_columns("group").add_column("group", groups)
+    one = pictures.remove_columns("group").add_column("group", [groups[1], *groups[1:]])
     identities = []
-    for changed in (pictures, pictures, pictures.select([*range(len(pictures) - 1), 0])):
+    for changed in (pictures, same, unmasked, one, pictures.select([*range(len(pictures) - 1), 0])):
         monkeypatch.setattr(evidence, "pictures_of", lambda _, changed=changed: changed)
         evidence.features_of.__wrapped__("smoke", tmp_path)
         identities.append(evidence.data_of.__wrapped__("smoke"))
-    assert written[0] == written[1] != written[2] and identities[0] == identities[1] != identities[2]
+    assert len(set(written[:4])) == 1 and written[4] != written[0]
+    assert identities[0] == identities[1] and len(set(identities)) == 4
 
 
 def test_unknown_priors_and_half_lines_are_told(tmp_path):
