@@ -84,7 +84,8 @@ def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
 def over_steps(axes: Axes, lengths: list[Runs], figure: str) -> None:
     """A curve an arm over all steps of training, its primary's included; plain's is also that of twice as long."""
     lengths = [
-        {arm: seeds for arm, seeds in runs.items() if len(seeds) >= 3 and all_have(seeds, figure)} for runs in lengths
+        {arm: runs[arm] for arm in STYLES if len(runs.get(arm, {})) >= 3 and all_have(runs[arm], figure)}
+        for runs in lengths
     ]
     if not any(lengths):
         axes.set_visible(False)

@@ -31,6 +31,7 @@ from evidence_tables import (
     read,
     told,
 )
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
 from scipy import stats
@@ -516,5 +517,9 @@ def test_curves_of_what_there_is(tmp_path, monkeypatch):
         lambda axes, points, arm, shift: (drawn.append((arm, list(points))), draw(axes, points, arm, shift)),
     )
     evidence_curves.main()
+    axes = plt.figure().subplots()
+    taken = {"an arm without a curve": {seed: {"saliency_picture_ap": 0.5, "steps": 4} for seed in range(3)}}
+    evidence_curves.over_steps(axes, [taken], "saliency_picture_ap")
+    assert not axes.get_visible()
     assert ("plain", [8, 16]) in drawn and ("guided", [8]) in drawn and ("guided", [200, 500]) in drawn
     assert Image.open(tmp_path / "curves.png").width > 300
