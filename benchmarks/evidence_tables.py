@@ -167,6 +167,24 @@ def compared_table(
     return "\n".join(lines)
 
 
+def levels_table(by_task: dict[tuple[str, int], Runs], arms: tuple[str, str] = ("plain", "guided")) -> str:
+    """What is reached where: two arms' means over seeds, one behind the other."""
+    figures = ("ap", "accuracy", "balanced_accuracy", "recall_at_false_alarm_rate")
+    heads = " | ".join(f"{CLASSIFICATION[figure]}: {', '.join(arms)}" for figure in figures)
+    lines = [f"| data set | a class | {heads} |", "| --- |" + " ---: |" * (1 + len(figures))]
+    for (dataset, budget), runs in sorted(by_task.items()):
+        if not set(arms) <= runs.keys():
+            continue
+        cells = [
+            ", ".join(f"{values_of(runs[arm], figure).mean():.3f}" for arm in arms)
+            if all(all_have(runs[arm], figure) for arm in arms)
+            else ""
+            for figure in figures
+        ]
+        lines.append(f"| {dataset.removesuffix('_long')} | {budget} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def told_lead(values: np.ndarray, seeds: int) -> str:
     """A paired difference, and of how many seeds it is where that is less than `seeds`."""
     return told(values, "+") + (f", {len(values)} seeds" if len(values) < seeds else "")
@@ -331,6 +349,7 @@ def main() -> None:
         f"{name} goal": goal_table(by_task),
         f"{name} in short": overall_table(by_task, ("8 and 16", "goal")),
         f"{name} overall": overall_table(by_task, ("everywhere", "8 and 16", "goal", "not tiles")),
+        f"{name} levels": levels_table(by_task),
         f"{name} ap": compared_table(by_task, "ap", LADDER, GUIDED),
         f"{name} accuracy": compared_table(by_task, "accuracy", LADDER, GUIDED),
         f"{name} f1": compared_table(by_task, "f1_max", LADDER, GUIDED),

@@ -24,6 +24,7 @@ from evidence_tables import (
     compared_table,
     goal_table,
     interval,
+    levels_table,
     maps_table,
     means_table,
     overall_table,
@@ -152,6 +153,14 @@ def test_controls_are_compared_over_the_seeds_both_have():
     assert table[2] == f"| tiles | 8 | guided | 4 | {own} | {lead} |  | {lead} |  |  |"
     none = told(np.zeros(4), "+")  # the blank mask under the same schedule
     assert table[3] == f"| tiles | 8 | guided, convex | 4 | {own} | {lead} |  | {none} |  |  |"
+
+
+def test_levels_are_means_of_what_all_seeds_have():
+    figures = {"ap": 0.5, "accuracy": 0.9, "balanced_accuracy": 0.8, "recall_at_false_alarm_rate": 0.25}
+    plain = {0: figures, 1: figures | {"ap": 0.6}}
+    guided = {0: figures, 1: {name: figures[name] for name in ("ap", "accuracy", "balanced_accuracy")}}
+    table = levels_table({("tiles_long", 8): {"plain": plain, "guided": guided}, ("tiles_long", 4): {"plain": plain}})
+    assert table.splitlines()[2:] == ["| tiles | 8 | 0.550, 0.500 | 0.900, 0.900 | 0.800, 0.800 |  |"]
 
 
 def test_overall_a_seed_is_one_value():
