@@ -379,8 +379,8 @@ def data_of(task_name: str) -> str:
     """By what a task's pictures, classes, masks, groups and folds are known: a line of other data is no run of it."""
     pictures = pictures_of(task_name)
     groups = pictures["group"][:]
-    first = {group: at for at, group in reversed(list(enumerate(groups)))}  # which are one, whatever they are called
-    identity = [fingerprint(pictures), [first[group] for group in groups], pictures["fold"][:]]
+    same = [groups.index(group) for group in groups]  # which are one, whatever they are called
+    identity = [fingerprint(pictures), same, pictures["fold"][:]]
     return hashlib.sha1(repr(identity).encode()).hexdigest()[:16]
 
 

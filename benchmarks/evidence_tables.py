@@ -167,8 +167,9 @@ def compared_table(
     return "\n".join(lines)
 
 
-def levels_table(by_task: dict[tuple[str, int], Runs], arms: tuple[str, str] = ("plain", "guided")) -> str:
-    """What is reached where: two arms' means over seeds, one behind the other."""
+def levels_table(by_task: dict[tuple[str, int], Runs]) -> str:
+    """What is reached where: plain training's mean over seeds and the default's, one behind the other."""
+    arms = ("plain", "guided")
     figures = ("ap", "accuracy", "balanced_accuracy", "recall_at_false_alarm_rate")
     heads = " | ".join(f"{CLASSIFICATION[figure]}: {', '.join(arms)}" for figure in figures)
     lines = [f"| data set | a class | {heads} |", "| --- |" + " ---: |" * (1 + len(figures))]
@@ -195,7 +196,7 @@ def under_schedule_of(arm: str, control: str) -> str:
     return CONVEX.get(control, control) if arm == "guided, convex" else control
 
 
-def overall_table(by_task: dict[tuple[str, int], Runs], where: tuple[str, ...] = ("everywhere",)) -> str:
+def overall_table(by_task: dict[tuple[str, int], Runs], where: tuple[str, ...]) -> str:
     """
     The default less each control, each seed's mean over places (data set and budget), which are not independent.
 
@@ -236,6 +237,11 @@ def _lies_in(place: tuple[str, int], scope: str) -> bool:
     }[scope]
 
 
+def _ahead(values: np.ndarray) -> bool:
+    around = interval(values)
+    return around is not None and around[0] > 0
+
+
 def goal_table(by_task: dict[tuple[str, int], Runs]) -> str:
     """
     The default with the goal's budgets, each part of the goal in a column, and at how many places each is reached.
@@ -258,10 +264,7 @@ def goal_table(by_task: dict[tuple[str, int], Runs]) -> str:
         if not len(better):
             continue
         leads = {part: paired(runs["guided"], runs[part[1]], part[0]) for part in parts}
-        clear = [
-            all((around := interval(leads[figure, control])) is not None and around[0] > 0 for control in GOAL)
-            for figure in ("ap", "accuracy")
-        ]
+        clear = [all(_ahead(leads[figure, control]) for control in GOAL) for figure in ("ap", "accuracy")]
         ratio = taught.mean() / better.mean()
         scores[_lies_in(place, "goal")].append((*clear, ratio >= GOAL_RATIO))
         cells = [place[0], str(place[1]), str(len(guided)), *(told_lead(leads[part], len(guided)) for part in parts)]

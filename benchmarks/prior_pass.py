@@ -49,6 +49,7 @@ def one_pass(folder: Path) -> None:
         write_saliency_priors(pictures, model, image_processor, output)
     if state.is_main_process:
         print(f"seconds {time.perf_counter() - started}")
+    state.destroy_process_group()
 
 
 def started(folder: Path, processes: int) -> subprocess.Popen:

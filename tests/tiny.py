@@ -16,13 +16,6 @@ from kgl.modeling_kgl import KGLForImageClassification
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 
-
-def launched(processes: int) -> list[str]:
-    """The start of a command in so many processes; `accelerate launch --cpu` starts one, whatever it is asked for."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *launcher]
-
-
 TINY_BACKBONES: dict[str, PreTrainedConfig] = {
     "resnet": ResNetConfig(
         layer_type="basic", embedding_size=8, depths=[1, 1, 1], hidden_sizes=[8, 12, 16], out_features=["stage3"]
@@ -39,6 +32,12 @@ TINY_BACKBONES: dict[str, PreTrainedConfig] = {
         out_features=["stage2"],
     ),
 }  # fmt: skip
+
+
+def launched(processes: int) -> list[str]:
+    """The start of a command in so many processes; `accelerate launch --cpu` starts one, whatever it is asked for."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *launcher]
 
 
 def tiny_model(backbone: str = "resnet", *, seed: int = 0, **config_kwargs: object) -> KGLForImageClassification:
