@@ -6,20 +6,20 @@ from typing import Any
 
 # Public names and the modules that hold them, imported on first use: `import kgl` stays fast.
 _MODULE_OF = {
-    "DefectCollator": "collator",
+    "DefectCollator": "training.collator",
     "DefectDetectionPipeline": "pipeline_kgl",
     "KGLConfig": "configuration_kgl",
     "KGLForImageClassification": "modeling_kgl",
     "KGLImageClassifierOutput": "modeling_kgl",
-    "KGLTrainingArguments": "trainer",
-    "KnowledgeGuidedTrainer": "trainer",
-    "PairedAugmentation": "augmentation",
-    "PriorArguments": "prior",
-    "add_saliency_priors": "prior",
-    "compute_saliency": "saliency",
-    "load_defect_dataset": "data",
-    "with_priors": "prior",
-    "write_saliency_priors": "prior",
+    "KGLTrainingArguments": "training.training_args",
+    "KnowledgeGuidedTrainer": "training.trainer",
+    "PairedAugmentation": "training.augmentation",
+    "PriorArguments": "knowledge.arguments",
+    "add_saliency_priors": "knowledge.saliency_priors",
+    "compute_saliency": "saliency.compute",
+    "load_defect_dataset": "data.loading",
+    "with_priors": "knowledge.saliency_priors",
+    "write_saliency_priors": "knowledge.saliency_priors",
 }
 
 __all__ = sorted(_MODULE_OF)

@@ -1,5 +1,5 @@
 """
-A page in the browser: what a trained classifier says of pictures, and where it looked.
+A page in the browser: what a trained classifier says of images, and where it looked.
 
 It needs this file and `space/requirements.txt`, not kgl: the classifier's code travels with its weights. It runs on
 one's own machine (`python app.py --help`) and, unchanged, as a Space, where variables take the place of the flags.
@@ -31,10 +31,10 @@ from PIL import Image, ImageOps
 
 
 UPLOAD_BYTES = 20_000_000  # a file
-PICTURE_PIXELS = 50_000_000  # a picture, by its header, before anything is decoded
+IMAGE_PIXELS = 50_000_000  # an image, by its header, before anything is decoded
 LEAST_SIDE = 8  # pixels; there is nothing to see below
-REQUEST_PICTURES = 32
-MINUTE_PICTURES = 96  # a client
+REQUEST_IMAGES = 32
+MINUTE_IMAGES = 96  # a client
 MINUTE_UPLOADS = 60  # requests a client, of any number of files
 CLIENTS = 1_000  # of which the limits keep account, those seen last
 REQUEST_BYTES = 1_000_000  # of any other request
@@ -45,7 +45,7 @@ LABELLED_ROWS = 100_000
 EXAMPLES = 12
 KEPT_SECONDS = 600  # after which an upload is deleted
 SWEEP_SECONDS = 10
-SHOWN_SIDE = 800  # pixels of a picture as the page shows it
+SHOWN_SIDE = 800  # pixels of an image as the page shows it
 HEAT_SIDE = 256  # pixels of a heat map as the page shows it: it has far fewer cells
 STEP = 0.001  # of the operating point's slider
 
@@ -63,51 +63,51 @@ class Refused(Exception):
     """Something given cannot be used; the message is a sentence for whoever gave it."""
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------------- images
 
 
-def read_picture(raw: bytes) -> Image.Image:
+def read_image(raw: bytes) -> Image.Image:
     """
-    A file's picture, upright and in RGB.
+    A file's image, upright and in RGB.
 
     Raises:
         Refused: there is none, it is too large to be decoded at all, or it has more than 8 bits a channel.
     """
     if len(raw) > UPLOAD_BYTES:
         raise Refused(f"the file is larger than {UPLOAD_BYTES // 1_000_000} MB.")
-    too_many = f"it has more than {PICTURE_PIXELS // 1_000_000} million pixels."
+    too_many = f"it has more than {IMAGE_PIXELS // 1_000_000} million pixels."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a limit of our own is below
-            picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+            image = Image.open(io.BytesIO(raw), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise Refused(too_many) from error
     except Exception as error:  # whatever Pillow's many decoders raise for what they do not know
-        raise Refused(f"it is no picture that can be read here ({', '.join(FORMATS)}).") from error
-    with picture:
-        if picture.width * picture.height > PICTURE_PIXELS:
+        raise Refused(f"it is no image that can be read here ({', '.join(FORMATS)}).") from error
+    with image:
+        if image.width * image.height > IMAGE_PIXELS:
             raise Refused(too_many)
-        if min(picture.size) < LEAST_SIDE:
+        if min(image.size) < LEAST_SIDE:
             raise Refused(f"there is nothing to see below {LEAST_SIDE} pixels.")
-        if picture.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in picture.tile):
+        if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in image.tile):
             raise Refused("it has more than 8 bits a channel: convert it to 8.")
         try:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # likewise for what is damaged
             raise Refused("it is damaged.") from error
 
 
-def data_url(picture: Image.Image, format: str, **options: Any) -> str:
-    """The picture within its address: the page asks for no file."""
+def data_url(image: Image.Image, format: str, **options: Any) -> str:
+    """The image within its address: the page asks for no file."""
     file = io.BytesIO()
-    picture.save(file, format, **options)
+    image.save(file, format, **options)
     return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def shrunk(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with a longer side of `side` pixels at most."""
-    scale = min(1, side / max(picture.size))
-    return picture.resize([max(1, round(scale * length)) for length in picture.size])
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """The image with a longer side of `side` pixels at most."""
+    scale = min(1, side / max(image.size))
+    return image.resize([max(1, round(scale * length)) for length in image.size])
 
 
 def coloured(heat_map: Image.Image) -> Image.Image:
@@ -123,7 +123,7 @@ def coloured(heat_map: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures whose class is known: `scores`, P(defect), and `defective`, both `(N,)`, and where they are from."""
+    """Images whose class is known: `scores`, P(defect), and `defective`, both `(N,)`, and where they are from."""
 
     name: str
     scores: np.ndarray
@@ -314,7 +314,7 @@ class Gate:
         await self._app(scope, counted, send)
 
     def _most(self, path: str) -> int:
-        return REQUEST_PICTURES * UPLOAD_BYTES if path == self.UPLOAD else REQUEST_BYTES
+        return REQUEST_IMAGES * UPLOAD_BYTES if path == self.UPLOAD else REQUEST_BYTES
 
     def _judged(self, path: str, scope: dict) -> tuple[int, str]:
         if scope["method"] in ("GET", "HEAD") and (path in self.GET or path.startswith(self.GET_BELOW)):
@@ -342,16 +342,16 @@ def problem_line(name: str, why: str) -> str:
     return f'<p class="problem" role="alert"><b>{html.escape(name)}</b> {html.escape(why)}</p>'
 
 
-def picture_card(name: str, picture: Image.Image, said: dict[str, Any], threshold: float) -> str:
+def image_card(name: str, image: Image.Image, said: dict[str, Any], threshold: float) -> str:
     """
-    A picture under its heat map, with what the pipeline said of it.
+    An image under its heat map, with what the pipeline said of it.
 
     Args:
-        picture: upright, as large as the heat map.
+        image: upright, as large as the heat map.
         said: the pipeline's dictionary.
-        threshold: from which P(defect) on the picture is called defective; unused where it is `None`.
+        threshold: from which P(defect) on the image is called defective; unused where it is `None`.
     """
-    width, height = picture.size
+    width, height = image.size
     boxes = "".join(
         f'<rect x="{box["xmin"]}" y="{box["ymin"]}" width="{box["xmax"] - box["xmin"]}" '
         f'height="{box["ymax"] - box["ymin"]}"/>'
@@ -373,7 +373,7 @@ def picture_card(name: str, picture: Image.Image, said: dict[str, Any], threshol
     return f"""<article class="card"{data}>
 <h3>{html.escape(name)}</h3>
 <div class="shot" style="aspect-ratio:{width}/{height};max-width:calc(26rem*{width / height:.4f})">
-<img class="picture" alt="{html.escape(name)}" src="{data_url(shrunk(picture, SHOWN_SIDE), "JPEG", quality=88)}">
+<img class="image" alt="{html.escape(name)}" src="{data_url(shrunk(image, SHOWN_SIDE), "JPEG", quality=88)}">
 <img class="heat" alt="Heat map" src="{data_url(coloured(shrunk(said["heat_map"], HEAT_SIDE)), "PNG")}">
 <svg class="boxes" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>
 </div>{decided}
@@ -393,7 +393,7 @@ def confusion_html(labelled: Labelled | None, threshold: float, problem: str = "
     shares = "".join(
         f"<tr><th>{what}</th><td>{'none' if rate is None else f'{100 * rate:.1f} %'}</td></tr>" for what, rate in rates
     )
-    return f"""{problem}<p class="hint">{html.escape(labelled.name)}: {len(labelled.scores):,} pictures</p>
+    return f"""{problem}<p class="hint">{html.escape(labelled.name)}: {len(labelled.scores):,} images</p>
 <table class="confusion"><thead><tr><th></th><th>called<br>defective</th><th>called<br>good</th></tr></thead>
 <tbody><tr><th>is defective</th><td class="right"><b>{counts.found}</b>found</td>
 <td class="wrong"><b>{counts.missed}</b>missed</td></tr>
@@ -418,7 +418,7 @@ def point_html(point: dict[str, Any] | None) -> str:
 
 def examples_html(paths: list[Path]) -> str:
     """
-    Buttons with small pictures on them.
+    Buttons with small images on them.
 
     Raises:
         Refused: one of them cannot be used.
@@ -426,7 +426,7 @@ def examples_html(paths: list[Path]) -> str:
     buttons = ""
     for index, path in enumerate(paths):
         try:
-            small = shrunk(read_picture(path.read_bytes()), 96)
+            small = shrunk(read_image(path.read_bytes()), 96)
         except Refused as error:
             raise Refused(f"{path.name}: {error}") from error
         name = html.escape(path.stem)
@@ -499,14 +499,14 @@ PAGE_JS = """() => {
   };
   window.kglDecide();
 }"""
-RESULTS_JS = "watch('value', () => window.kglDecide())"  # pictures may arrive after the slider has moved on
+RESULTS_JS = "watch('value', () => window.kglDecide())"  # images may arrive after the slider has moved on
 POINT_JS = "(value) => window.kglDecide(value)"
 HEAT_JS = "(value) => { document.documentElement.style.setProperty('--heat', value); }"
 EXAMPLES_JS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-index]');
   if (button) trigger('click', {index: Number(button.dataset.index)});
 })"""
-EMPTY = '<p class="hint empty">What the classifier says of your pictures appears here.</p>'
+EMPTY = '<p class="hint empty">What the classifier says of your images appears here.</p>'
 
 
 # ---------------------------------------------------------------------------------------------------------- the page
@@ -553,16 +553,16 @@ def uploads_only(component: Any) -> None:
 
 
 def looked_at(paths: list[Path], inspect: Callable, threshold: float) -> str:
-    """A card a picture; those that cannot be used are named before them."""
+    """A card an image; those that cannot be used are named before them."""
     cards, problems = [], []
     for path in paths:
         try:
-            picture = read_picture(path.read_bytes())
+            image = read_image(path.read_bytes())
         except Refused as error:
             log.warning("%r: %s", path.name, error)
             problems.append(problem_line(path.name, f"was left out: {error}"))
         else:
-            cards.append(picture_card(path.name, picture, inspect(picture), threshold))
+            cards.append(image_card(path.name, image, inspect(image), threshold))
     return f'{"".join(problems)}<div class="cards">{"".join(cards)}</div>'
 
 
@@ -575,7 +575,7 @@ def build(
     Args:
         inspect: the pipeline.
         labelled: what the page starts with.
-        examples: pictures.
+        examples: images.
         store: of uploads.
 
     Raises:
@@ -599,7 +599,7 @@ def build(
 
     config = inspect.model.config
     stored, shown = config.threshold, round(config.threshold, 3)
-    pictures_a_minute = Limiter(MINUTE_PICTURES)
+    images_a_minute = Limiter(MINUTE_IMAGES)
 
     def exact(value: float) -> float:
         return stored if value == shown else value
@@ -616,10 +616,10 @@ def build(
     def shown_of(paths: list[Path], value: float, request: gr.Request) -> str:
         if not paths:
             return EMPTY
-        if len(paths) > REQUEST_PICTURES:
-            return problem_line(f"{len(paths)} pictures", f"are too many: at most {REQUEST_PICTURES} at once.")
-        if not pictures_a_minute.admits(request.client.host, len(paths)):
-            return problem_line("Too fast:", f"at most {MINUTE_PICTURES} pictures a minute. Wait a little.")
+        if len(paths) > REQUEST_IMAGES:
+            return problem_line(f"{len(paths)} images", f"are too many: at most {REQUEST_IMAGES} at once.")
+        if not images_a_minute.admits(request.client.host, len(paths)):
+            return problem_line("Too fast:", f"at most {MINUTE_IMAGES} images a minute. Wait a little.")
         return looked_at(paths, inspect, exact(value))
 
     @reported
@@ -636,7 +636,7 @@ def build(
         return known, confusion_html(known, exact(value), problem), None
 
     private = {"api_visibility": "private"}
-    one_by_one = {"concurrency_id": "look", "concurrency_limit": 1}  # a picture of the largest size takes 1 GB
+    one_by_one = {"concurrency_id": "look", "concurrency_limit": 1}  # an image of the largest size takes 1 GB
     raw = {"preprocess": False}  # gr.File's would leave an empty file behind for every upload, for good
     with gr.Blocks(title="Surface defects", analytics_enabled=False) as page:
         with gr.Row(elem_classes="layout"):
@@ -644,8 +644,8 @@ def build(
                 classes = html.escape(", ".join(config.label2id))
                 gr.HTML(f'<h1>Surface defects</h1><p class="hint">Classes: {classes}</p>', apply_default_css=False)
                 upload = gr.File(
-                    file_count="multiple", file_types=["image"], height=150, elem_id="pictures",
-                    label=f"Pictures, up to {REQUEST_PICTURES} of {UPLOAD_BYTES // 1_000_000} MB each",
+                    file_count="multiple", file_types=["image"], height=150, elem_id="images",
+                    label=f"Images, up to {REQUEST_IMAGES} of {UPLOAD_BYTES // 1_000_000} MB each",
                 )  # fmt: skip
                 uploads_only(upload)
                 if examples:
@@ -712,7 +712,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         "--examples", type=Path, default=os.environ.get("KGL_EXAMPLES", there if there.is_dir() else None),
-        help="A folder of pictures to try (default: examples/ beside this file, if there).",
+        help="A folder of images to try (default: examples/ beside this file, if there).",
     )  # fmt: skip
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -25,9 +25,9 @@ class KGLConfig(PreTrainedConfig):
     defect_free_label (`str`, *optional*):
         The name in `id2label` of the class without defects. Its images have a blank saliency prior.
     temperature (`float`, *optional*, defaults to 1.0):
-        The logits are divided by it; chosen on validation pictures so that their softmax says how sure to be.
+        The logits are divided by it; chosen on validation images so that their softmax says how sure to be.
     operating_point (`dict`, *optional*):
-        From which `threshold` on `P(not defect-free)` a picture counts as defective, and how that was chosen.
+        From which `threshold` on `P(not defect-free)` an image counts as defective, and how that was chosen.
     problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
         `"single_label_classification"` (softmax; the good/defect case has two labels) or
         `"multi_label_classification"` (one sigmoid per label, one label allowed).
@@ -113,7 +113,7 @@ class KGLConfig(PreTrainedConfig):
 
     @property
     def threshold(self) -> float:
-        """From which `P(not defect-free)` on a picture counts as defective: one half without an operating point."""
+        """From which `P(not defect-free)` on an image counts as defective: one half without an operating point."""
         return 0.5 if self.operating_point is None else self.operating_point["threshold"]
 
     @property

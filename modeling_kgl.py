@@ -100,7 +100,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
                 f"{_backbone_names()}."
             )
         self.backbone = AutoBackbone.from_config(config.backbone_config)
-        # A few backbones take colour pictures without saying so.
+        # A few backbones take colour images without saying so.
         self.num_channels = config.backbone_config.to_dict().get("num_channels", 3)
         channels = self.backbone.channels
         self.fusion = KGLStageFusion(channels, config.fusion_size) if len(channels) > 1 else None
@@ -175,7 +175,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
     ) -> KGLImageClassifierOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)`, or `(B, 1, H, W)` for grey pictures, normalised.
+            pixel_values: `(B, 3, H, W)`, or `(B, 1, H, W)` for grey images, normalised.
             labels: `(B,)` class indices, or `(B, K)` zeros and ones as floats for multi-label problems.
             output_hidden_states: return the backbone's hidden states too.
         """
@@ -213,7 +213,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
 
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        How probably a picture is not of the defect-free class, `(B,)`, and whether that calls for action, `(B,)` bool.
+        How probably an image is not of the defect-free class, `(B,)`, and whether that calls for action, `(B,)` bool.
 
         The config's operating point decides, and one half where it has none.
 

@@ -1,4 +1,4 @@
-"""The pipeline `"defect-detection"`: what is on a picture, whether that calls for action, and where it is."""
+"""The pipeline `"defect-detection"`: what is on an image, whether that calls for action, and where it is."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ TASK = "defect-detection"
 
 class DefectDetectionPipeline(Pipeline):
     """
-    Pictures (paths, URLs or PIL images, one or a list of them) to one dictionary each:
+    Images (paths, URLs or PIL images, one or a list of them) to one dictionary each:
 
     - **label** (`str`), **score** (`float`) -- The most probable class and its probability.
     - **scores** (`dict[str, float]`) -- The probability of every class, as `pipeline("image-classification")` has it.
-    - **defect_score** (`float` or `None`) -- How probably the picture is not of the defect-free class; `None` where
+    - **defect_score** (`float` or `None`) -- How probably the image is not of the defect-free class; `None` where
       the model has no such class.
     - **defective** (`bool` or `None`) -- Whether that calls for action, by the model's operating point; one half where
       none is stored.
-    - **heat_map** (`PIL.Image.Image`) -- Grey, as large as the picture when upright: the saliency head, 255 for 1.
+    - **heat_map** (`PIL.Image.Image`) -- Grey, as large as the image when upright: the saliency head, 255 for 1.
     - **boxes** (`list[dict]`) -- The connected regions of the heat map, the hottest first: `xmin`, `ymin`, `xmax`,
-      `ymax` in pixels of the upright picture (the last two are the first behind the region) and `score`, its peak.
+      `ymax` in pixels of the upright image (the last two are the first behind the region) and `score`, its peak.
 
     Parameters, of the pipeline or of a call: `box_threshold` (`float` in 0..1, defaults to 0.5), from which value of
     the heat map a pixel belongs to a region, and `timeout` (`float`, *optional*), how many seconds to wait for a URL.
 
-    The image processor has to show the model whole pictures, uncropped, as those of kgl-train do.
+    The image processor has to show the model whole images, uncropped, as those of kgl-train do.
 
     Example:
     ```python
@@ -58,18 +58,18 @@ class DefectDetectionPipeline(Pipeline):
         preprocessing = {} if timeout is None else {"timeout": timeout}
         return preprocessing, {}, {} if box_threshold is None else {"box_threshold": box_threshold}
 
-    def preprocess(self, picture: str | Image.Image, timeout: float | None = None) -> dict[str, Any]:
-        """One picture to `pixel_values (1, 3, H, W)` and its own upright `size`, height first."""
-        picture = load_image(picture, timeout=timeout)
-        inputs = self.image_processor(images=picture, return_tensors="pt").to(self.dtype)
-        return {"pixel_values": inputs["pixel_values"], "size": (picture.height, picture.width)}
+    def preprocess(self, image: str | Image.Image, timeout: float | None = None) -> dict[str, Any]:
+        """One image to `pixel_values (1, 3, H, W)` and its own upright `size`, height first."""
+        image = load_image(image, timeout=timeout)
+        inputs = self.image_processor(images=image, return_tensors="pt").to(self.dtype)
+        return {"pixel_values": inputs["pixel_values"], "size": (image.height, image.width)}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         output = self.model(pixel_values=inputs["pixel_values"])
         return {"logits": output.logits, "saliency": output.saliency, "size": inputs["size"]}
 
     def postprocess(self, outputs: dict[str, Any], box_threshold: float = 0.5) -> dict[str, Any]:
-        """Logits `(1, K)` and saliency logits `(1, 1, h, w)` to what a picture's dictionary holds."""
+        """Logits `(1, K)` and saliency logits `(1, 1, h, w)` to what an image's dictionary holds."""
         config = self.model.config
         logits = outputs["logits"].float()
         several = config.problem_type == "multi_label_classification"

@@ -1,4 +1,4 @@
-"""The two-phase job: a primary classifier, its priors, a guided classifier, and how the two compare."""
+"""The two-phase training job: primary classifier, priors, final classifier, evaluation."""
 
 from __future__ import annotations
 
@@ -20,27 +20,43 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import BaseImageProcessor
 
-from kgl.building import image_processor_of, try_model
-from kgl.commands import parse_settings, run_command
+from kgl.cli.parser import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import defect_free_label, read_defect_dataset
-from kgl.evaluation import Predictions, evaluate_predictions, predict, write_predictions
-from kgl.grids import grid_rows, save_grid
-from kgl.hub import push, write_card
-from kgl.losses import teaches_saliency
-from kgl.metrics import decision_rates, defect_scores, expected_calibration_error, paired_bootstrap, wilson_interval
+from kgl.data.image_cache import FOLDER as PIXELS
+from kgl.data.loading import defect_free_label, read_defect_dataset
+from kgl.data.masks import count_masks, drop_masks
+from kgl.data.storage import lock, write_json
+from kgl.evaluation.calibration import apply_temperature
+from kgl.evaluation.metrics import (
+    decision_rates,
+    defect_scores,
+    expected_calibration_error,
+    paired_bootstrap,
+    wilson_interval,
+)
+from kgl.evaluation.predictions import Predictions, predict, write_predictions
+from kgl.evaluation.report import comparison_table, write_report
+from kgl.evaluation.results import evaluate_predictions
+from kgl.evaluation.visualization import draw_comparison_grid, select_grid_rows
+from kgl.hub.push import push, write_card
+from kgl.knowledge.arguments import PriorArguments
+from kgl.knowledge.saliency_priors import add_saliency_priors, with_priors
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.operating_point import tempered
-from kgl.phases import collator_and_pixels, make_priors, noted, prior_folds_of, train_phase, trained_on
-from kgl.prior import PriorArguments, add_saliency_priors, with_priors
-from kgl.report import comparison_table, write_report
-from kgl.resized import FOLDER as PIXELS
-from kgl.runs import claim, lock, without_paths, write_json
-from kgl.schema import masks_in, without_masks
-from kgl.settings import Settings, check_settings, deciding_settings, repository_of
+from kgl.training.losses import teaches_saliency
+from kgl.training.model_init import check_model, make_image_processor
+from kgl.training.run_dir import claim, strip_paths
+from kgl.training.settings import Settings, check_settings, deciding_settings, repository_of
+from kgl.training.two_phase import (
+    load_or_save_seconds,
+    make_collator,
+    make_priors,
+    select_training_columns,
+    split_prior_folds,
+    train_phase,
+)
 
 
-BOOTSTRAP = 300  # draws of the test pictures for the intervals
+BOOTSTRAP = 300  # draws of the test images for the intervals
 
 
 def parse(arguments: list[str]) -> Settings:
@@ -64,12 +80,12 @@ def run(settings: Settings) -> dict[str, Any]:
     check_settings(settings)
     splits, oddities = read_defect_dataset(settings.data)
     output_dir = Path(training_args.output_dir)
-    folds = prior_folds_of(splits["train"], settings)
+    folds = split_prior_folds(splits["train"], settings)
     stored = deciding_settings(settings, splits)
-    image_processor = image_processor_of(settings.model)
+    image_processor = make_image_processor(settings.model)
     names = splits["train"].features["label"].names
     # Before the folder is claimed for it.
-    try_model(settings.model, settings.prior, names, defect_free_label(settings.data))
+    check_model(settings.model, settings.prior, names, defect_free_label(settings.data))
     with training_args.main_process_first(desc="claiming the output folder"):
         claim(output_dir, stored)
     finished = output_dir / "metrics.json"
@@ -78,31 +94,33 @@ def run(settings: Settings) -> dict[str, Any]:
         report = json.loads(finished.read_text())
         if training_args.process_index == 0:
             print(f"{output_dir} holds this very run, finished.\n")
-            _say_results(report, output_dir)
+            print_results(report, output_dir)
             _drop_intermediate(output_dir)  # a kill may have left it
             _push_where_asked(settings)
         return report
     if training_args.process_index == 0:
         held = lock(output_dir)
-        _say_what_is_there(splits)
+        print_dataset_summary(splits)
         if not teaches_saliency(training_args.kg_objective):
             objectives = " ".join(training_args.kg_objective)
             print(f"--kg_objective {objectives}: H is taught nothing of where defects are; see the class map.")
 
     numbered = splits["train"].add_column("index", list(range(len(splits["train"]))))
     started = time.perf_counter()
-    collator, pixels = collator_and_pixels(numbered, image_processor, settings)
-    once_seconds = noted(output_dir / "once_seconds.json", time.perf_counter() - started, training_args)
+    collator, pixels = make_collator(numbered, image_processor, settings)
+    once_seconds = load_or_save_seconds(output_dir / "once_seconds.json", time.perf_counter() - started, training_args)
 
     def trained(phase: str, rows: Dataset) -> float:
-        rows = trained_on(rows, pixels, settings)
+        rows = select_training_columns(rows, pixels, settings)
         return train_phase(phase, rows, splits.get("validation"), collator, image_processor, settings)
 
     primary_seconds = once_seconds + trained("primary", numbered)
     fold_seconds = sum(trained(f"primary_fold{fold}", numbered.select(rest)) for fold, (rest, _) in enumerate(folds))
     started = time.perf_counter()
     priors = make_priors(output_dir, splits["train"], folds, image_processor, settings)
-    prior_seconds = noted(output_dir / "priors_seconds.json", time.perf_counter() - started, training_args)
+    prior_seconds = load_or_save_seconds(
+        output_dir / "priors_seconds.json", time.perf_counter() - started, training_args
+    )
     train = with_priors(numbered, priors)
     final_seconds = trained("final", train)
     # The rest is the main process's. A process that ends with its group standing may abort, and end the others' work.
@@ -118,7 +136,7 @@ def run(settings: Settings) -> dict[str, Any]:
         arm: predict(model, splits["test"], image_processor, training_args.per_device_eval_batch_size)
         for arm, model in models.items()
     }
-    results = {arm: _judge(judged[arm], splits["test"], models[arm].config, settings) for arm in models}
+    results = {arm: test_metrics(judged[arm], splits["test"], models[arm].config, settings) for arm in models}
     results["plain"]["seconds"] = primary_seconds
     results["guided"]["seconds"] = primary_seconds + fold_seconds + prior_seconds + final_seconds
     *intervals, differences = paired_bootstrap(
@@ -134,15 +152,15 @@ def run(settings: Settings) -> dict[str, Any]:
             for arm, phase in (("plain", "primary"), ("guided", "final"))
         },
         "seconds": {
-            "pictures or features made once": once_seconds,
+            "images or features made once": once_seconds,
             "primary": primary_seconds - once_seconds,
             "primaries of the folds": fold_seconds,
             "priors": prior_seconds,
             "final": final_seconds,
         },
-        "pictures": {name: len(split) for name, split in splits.items()},
+        "images": {name: len(split) for name, split in splits.items()},
         "oddities": [asdict(one) for one in oddities],
-        "settings": without_paths(stored),  # this is shared; run.json keeps them
+        "settings": strip_paths(stored),  # this is shared; run.json keeps them
         "licenses": asdict(settings.licenses),
         "versions": {
             "python": platform.python_version(),
@@ -158,14 +176,14 @@ def run(settings: Settings) -> dict[str, Any]:
         splits["test"],
         judged,
         {arm: _log_of(output_dir / phase) for arm, phase in (("plain", "primary"), ("guided", "final"))},
-        lambda pictures: _maps_of(pictures, models["plain"], image_processor, settings),
+        lambda images: _maps_of(images, models["plain"], image_processor, settings),
         models["guided"].config,
     )
     shutil.copy(output_dir / "grid_test.png", output_dir / "final")  # the card shows it
     write_card(output_dir, report)
     write_json(finished, report)
     _drop_intermediate(output_dir)
-    _say_results(report, output_dir)
+    print_results(report, output_dir)
     held.release()
     _push_where_asked(settings)
     return report
@@ -188,22 +206,22 @@ def _push_where_asked(settings: Settings) -> None:
 
 
 def _drop_intermediate(output_dir: Path) -> None:
-    """Resized pictures and what frozen stages gave are large, and of no use once both phases are done."""
+    """Resized images and what frozen stages gave are large, and of no use once both phases are done."""
     for path in output_dir.glob("frozen_features.npy*"):
         path.unlink()
     if (output_dir / PIXELS).exists():
         shutil.rmtree(output_dir / PIXELS)
 
 
-def _judge(predictions: Predictions, test: Dataset, config: KGLConfig, settings: Settings) -> dict[str, Any]:
-    """A model's figures on the test pictures."""
+def test_metrics(predictions: Predictions, test: Dataset, config: KGLConfig, settings: Settings) -> dict[str, Any]:
+    """A model's figures on the test images."""
     size = (settings.model.image_height, settings.model.image_width)
     results = evaluate_predictions(predictions, test, config.defect_free_id, size)
     labels = np.asarray(test["label"][:])
     results["accuracy_interval"] = wilson_interval(predictions.probabilities.argmax(axis=1) == labels)
     results["ece"] = expected_calibration_error(predictions.probabilities, labels)
     if config.temperature != 1:
-        uncalibrated = tempered(predictions.probabilities, 1 / config.temperature)
+        uncalibrated = apply_temperature(predictions.probabilities, 1 / config.temperature)
         results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
     if config.operating_point is not None:
         scores = defect_scores(predictions.probabilities, config.defect_free_id)
@@ -211,19 +229,19 @@ def _judge(predictions: Predictions, test: Dataset, config: KGLConfig, settings:
     return results
 
 
-def _say_what_is_there(splits: DatasetDict) -> None:
+def print_dataset_summary(splits: DatasetDict) -> None:
     names = splits["train"].features["label"].names
     for split_name, split in splits.items():
         labels = split["label"]
         counts = ", ".join(f"{labels.count(index)} {name}" for index, name in enumerate(names))
-        masks = masks_in(split)
-        print(f"{split_name}: {len(split)} pictures ({counts}{f'; {masks} with a mask' if masks else ''})")
+        masks = count_masks(split)
+        print(f"{split_name}: {len(split)} images ({counts}{f'; {masks} with a mask' if masks else ''})")
 
 
-def _say_results(report: dict[str, Any], output_dir: Path) -> None:
+def print_results(report: dict[str, Any], output_dir: Path) -> None:
     print(f"\n{comparison_table(report['results'])}\n")
     print(
-        f"On {report['pictures']['test']} held-out pictures; the guided classifier's seconds include the plain one's, "
+        f"On {report['images']['test']} held-out images; the guided classifier's seconds include the plain one's, "
         f"which it needs. See report.html, metrics.json and predictions.csv in {output_dir}."
     )
     guided = report["results"]["guided"]
@@ -239,10 +257,10 @@ def _log_of(phase: Path) -> list[dict[str, float]]:
 
 
 def _maps_of(
-    pictures: Dataset, primary: KGLForImageClassification, image_processor: BaseImageProcessor, settings: Settings
+    images: Dataset, primary: KGLForImageClassification, image_processor: BaseImageProcessor, settings: Settings
 ) -> np.ndarray:
-    """The priors that pictures would have had in training, `(N, h, w)` in 0..1."""
-    unmarked = without_masks(pictures.remove_columns("digest"))
+    """The priors that images would have had in training, `(N, h, w)` in 0..1."""
+    unmarked = drop_masks(images.remove_columns("digest"))
     args = PriorArguments(prior_method=settings.prior.prior_method, prior_layers=settings.prior.prior_layers)
     priors = add_saliency_priors(unmarked, primary, image_processor, args=args)
     return np.asarray(priors["saliency_prior"], dtype=np.float32) / 255
@@ -257,11 +275,11 @@ def _draw(
     settings: Settings,
 ) -> None:
     size = (settings.model.image_height, settings.model.image_width)
-    pictures = {"train": (train, 6, "Training pictures"), "test": (test, 8, "Held-out pictures")}
-    for name, (split, count, title) in pictures.items():
-        rows = split.select(grid_rows(split, count, models["plain"].config.defect_free_label))
+    images = {"train": (train, 6, "Training images"), "test": (test, 8, "Held-out images")}
+    for name, (split, count, title) in images.items():
+        rows = split.select(select_grid_rows(split, count, models["plain"].config.defect_free_label))
         plain, guided = (predict(model, rows, image_processor, count) for model in models.values())
-        save_grid(output_dir / f"grid_{name}.png", rows, plain, guided, size, title)
+        draw_comparison_grid(output_dir / f"grid_{name}.png", rows, plain, guided, size, title)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """
-Does the input path keep up with training? Pictures a second from files, from pixels resized once, and of the step.
+Does the input path keep up with training? Images a second from files, from pixels resized once, and of the step.
 
     python benchmarks/data_path.py [--rounds 5] [--shared ../shared/data]
 
 One thread each, as on a two-core machine with one process training and one reading. *files* decodes and resizes every
-picture in every epoch, *pixels* reads what was resized once into Arrow; both collate and augment batches of 16, the
+image in every epoch, *pixels* reads what was resized once into Arrow; both collate and augment batches of 16, the
 three in turns, so that a busy machine slows them alike. *step* is a phase-2 step of the recipes' ResNet-18 to stage 3,
 without its input; with `--freeze_stages` there is an input of its own, not measured here. The resizing itself is
 timed too: `once` is how many epochs of *files* it costs.
@@ -24,13 +24,14 @@ from datasets import concatenate_datasets, disable_progress_bars
 from measure import BACKBONE, store
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.augmentation import PairedAugmentation
-from kgl.collator import DefectCollator
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, read_pictures
-from kgl.losses import CellBalance, saliency_loss
+from kgl.data.arguments import DataArguments
+from kgl.data.image_cache import cache_resized_images
+from kgl.data.loading import read_images
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.resized import resized_pixels
+from kgl.training.augmentation import PairedAugmentation
+from kgl.training.collator import DefectCollator
+from kgl.training.losses import CellBalance, saliency_loss
 
 
 BATCH = 16
@@ -56,23 +57,23 @@ def training_step(size: tuple[int, int]) -> Callable[[], None]:
 
 
 def measured(dataset: str, folder: Path, size: tuple[int, int], rounds: int) -> dict[str, object]:
-    """Median pictures a second of the three ways, and the ratios of every round."""
-    pictures = read_pictures(DataArguments(dataset, str(folder)))[0]["train"]
-    pictures = pictures.select(range(0, len(pictures), max(1, len(pictures) // 192)))
+    """Mediimages a second of the three ways, and the ratios of every round."""
+    images = read_images(DataArguments(dataset, str(folder)))[0]["train"]
+    images = images.select(range(0, len(images), max(1, len(images) // 192)))
     processor = ViTImageProcessorPil(size={"height": size[0], "width": size[1]})
     collator = DefectCollator(processor, PairedAugmentation())
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()
-        pixels = resized_pixels(pictures, processor, Path(cache))
+        pixels = cache_resized_images(images, processor, Path(cache))
         once = time.perf_counter() - started
-        stored = concatenate_datasets([pictures.remove_columns("image"), pixels], axis=1)
+        stored = concatenate_datasets([images.remove_columns("image"), pixels], axis=1)
         step = training_step(size)
         step()
         seconds: dict[str, list[float]] = {"files": [], "pixels": [], "step": []}
         for turn in range(rounds):
-            at = turn * BATCH % (len(pictures) - BATCH)
+            at = turn * BATCH % (len(images) - BATCH)
             ways = {
-                "files": lambda at=at: collator([pictures[row] for row in range(at, at + BATCH)]),
+                "files": lambda at=at: collator([images[row] for row in range(at, at + BATCH)]),
                 "pixels": lambda at=at: collator([stored[row] for row in range(at, at + BATCH)]),
                 "step": step,
             }
@@ -83,11 +84,11 @@ def measured(dataset: str, folder: Path, size: tuple[int, int], rounds: int) -> 
     rates = {name: BATCH / float(np.median(values)) for name, values in seconds.items()}
     files, read, steps = (np.asarray(seconds[name]) for name in ("files", "pixels", "step"))
     return {
-        "pictures_a_second": rates,
+        "images_a_second": rates,
         "pixels_over_files": float(np.median(files / read)),
         "pixels_over_step": float(np.median(steps / read)),
         "files_over_step": float(np.median(steps / files)),
-        "once_in_epochs_of_files": once / (len(pictures) * float(np.median(files)) / BATCH),
+        "once_in_epochs_of_files": once / (len(images) * float(np.median(files)) / BATCH),
         "seconds_a_batch": seconds,
     }
 
@@ -107,11 +108,11 @@ def main() -> None:
         "kolektorsdd, 640 x 232": ("kolektorsdd", "kolektorsdd", (640, 232)),
     }
     results = {}
-    print("| pictures a second | files | pixels | step | pixels over files | pixels over step | once, in epochs |")
+    print("| images a second | files | pixels | step | pixels over files | pixels over step | once, in epochs |")
     print("| --- |" + " ---: |" * 6)
     for name, (dataset, folder, size) in cases.items():
         found = results[name] = measured(dataset, options.shared / folder, size, options.rounds)
-        rates = " | ".join(f"{found['pictures_a_second'][way]:.0f}" for way in ("files", "pixels", "step"))
+        rates = " | ".join(f"{found['images_a_second'][way]:.0f}" for way in ("files", "pixels", "step"))
         ratios = [found[key] for key in ("pixels_over_files", "pixels_over_step", "once_in_epochs_of_files")]
         print(f"| {name} | {rates} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |", flush=True)
     store("data_path", {"threads": 1, "rounds": options.rounds, "batch": BATCH}, results)

@@ -1,5 +1,5 @@
 """
-How long many pictures take to be read, hashed and split, and how much memory.
+How long many images take to be read, hashed and split, and how much memory.
 
     python benchmarks/data_scan.py [--counts 25000 50000 100000] [--folder FOLDER]
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 
 def generate(folder: Path, count: int) -> None:
-    """Pictures 0 to `count`, a tenth of them defective; those that are there are left alone."""
+    """Images 0 to `count`, a tenth of them defective; those that are there are left alone."""
     for index in tqdm(range(count), "Generating"):
         label = "defect" if index % 10 == 0 else "good"
         path = folder / label / f"{index // 1000:03d}" / f"{index:06d}.{'jpg' if index % 200 == 199 else 'png'}"
@@ -41,17 +41,18 @@ def generate(folder: Path, count: int) -> None:
 
 
 def measure(folder: Path, count: int) -> dict[str, object]:
-    """Read the first `count` pictures, in this process."""
+    """Read the first `count` images, in this process."""
     from datasets import disable_progress_bars
 
-    from kgl.data import DataArguments, read_pictures, split_pictures
+    from kgl.data.arguments import DataArguments
+    from kgl.data.loading import read_images, split_images
 
     disable_progress_bars()
     args = DataArguments(data_dir=str(folder), defect_free_label="good")
     started = time.perf_counter()
-    pictures, _, oddities = read_pictures(args)
+    images, _, oddities = read_images(args)
     read = time.perf_counter() - started
-    splits = split_pictures(pictures, args)
+    splits = split_images(images, args)
     return {
         "count": count,
         "seconds_reading_and_hashing": read,
@@ -59,7 +60,7 @@ def measure(folder: Path, count: int) -> dict[str, object]:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "splits": {name: len(split) for name, split in splits.items()},
         "near_duplicates": sum(one.kind == "near-duplicates" for one in oddities),
-        "equal": sum(one.kind == "pictures of equal bytes" for one in oddities),
+        "equal": sum(one.kind == "images of equal bytes" for one in oddities),
     }
 
 
@@ -67,14 +68,14 @@ def main() -> None:
     """Print and store a row a count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[25_000, 50_000, 100_000])
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "kgl_many_pictures")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "kgl_many_images")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:
         print(json.dumps(measure(options.folder, options.measure)))
         return
     rows = []
-    print("| pictures | seconds reading | seconds splitting | peak MiB | near-duplicates found |\n" + "| ---: |" * 5)
+    print("| images | seconds reading | seconds splitting | peak MiB | near-duplicates found |\n" + "| ---: |" * 5)
     for count in options.counts:
         folder = options.folder / str(count)
         generate(folder, count)

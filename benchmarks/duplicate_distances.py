@@ -1,9 +1,9 @@
 """
-How far apart the perceptual hashes of a data set's pictures are: pairs by distance, in one group as given or in two.
+How far apart the perceptual hashes of a dataset's images are: pairs by distance, in one group as given or in two.
 
     python benchmarks/duplicate_distances.py [--shared ../shared/data]
 
-What `--duplicate_distance` may be: below the distance at which pairs of unlike things begin, above that of pictures
+What `--duplicate_distance` may be: below the distance at which pairs of unlike things begin, above that of images
 that show the same. Look at the pairs before you trust a gap.
 """
 
@@ -17,8 +17,10 @@ import numpy as np
 from datasets import disable_progress_bars
 from measure import store
 
-from kgl.layouts import read_kolektorsdd, read_magnetic_tile, read_neu_det
-from kgl.scan import scan_pictures
+from kgl.data.readers.kolektorsdd import read_kolektorsdd
+from kgl.data.readers.magnetic_tile import read_magnetic_tile
+from kgl.data.readers.neu_det import read_neu_det
+from kgl.data.validation import inspect_images
 
 
 EDGES = [0, 1, 9, 17, 33, 49, 61, 73, 81, 91, 101, 257]
@@ -40,8 +42,8 @@ def main() -> None:
     bins = [f"{low}" if high == low + 1 else f"{low}-{high - 1}" for low, high in pairwise(EDGES)]
     print("| pairs at a distance of | " + " | ".join(bins) + " |\n| --- |" + " ---: |" * len(bins))
     for name, (read, folder) in cases.items():
-        pictures = read(options.shared / folder)["train"]
-        hashes, groups = scan_pictures(pictures).hashes, np.asarray(pictures["group"][:])
+        images = read(options.shared / folder)["train"]
+        hashes, groups = inspect_images(images).hashes, np.asarray(images["group"][:])
         first, second = np.triu_indices(len(hashes), 1)
         apart = np.bitwise_count(hashes[first] ^ hashes[second]).sum(axis=1)
         same = groups[first] == groups[second]

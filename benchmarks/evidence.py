@@ -1,18 +1,18 @@
 """
-Does guidance help, and by what? Arms x label budgets x seeds x data sets, one JSON line a run.
+Does guidance help, and by what? Arms x label budgets x seeds x datasets, one JSON line a run.
 
     python benchmarks/evidence.py --tasks magnetic_tile_long neu_det_long --budgets 8 16 --bf16 [--arms plain guided]
-    python benchmarks/evidence.py --tasks magnetic_tile --arms ... --search --bf16    # judged on validation pictures
+    python benchmarks/evidence.py --tasks magnetic_tile --arms ... --search --bf16    # judged on validation images
 
 Runs that the file of results has already (in `benchmarks/results`: `evidence.jsonl`, with `--search` `search.jsonl`)
-are not done again; `--part 0/2` does every other one, for a second process. A *budget* is so many pictures a defect
+are not done again; `--part 0/2` does every other one, for a second process. A *budget* is so many images a defect
 class and four times as many defect-free ones. A seed decides choice, weights and batches, and on tasks that nothing is
 searched on the test fold too, so arms of one seed are pairs.
 All of them start from the same backbone, whose stem and first two stages are frozen and computed once (the cache
 folder); see `TASKS` for sizes and steps.
 
 Groups are whole on one side. The magnetic tiles have one test fold for all seeds, because `--search` is judged on
-another one, and that trains nothing then: what is searched there never sees a picture that is tested on. A test fold
+another one, and that trains nothing then: what is searched there never sees an image that is tested on. A test fold
 is looked at once a run, at its end. `plain, early-stopped` holds out a quarter of its *budget* to stop by.
 """
 
@@ -44,17 +44,24 @@ from transformers import BaseImageProcessor, PrinterCallback, TrainerCallback, T
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.augmentation import PairedAugmentation
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, defect_free_label, read_pictures
-from kgl.evaluation import Predictions, evaluate_maps, evaluate_predictions, likeliest_defects, predict_batches
-from kgl.frozen import FrozenFeatureCollator, stages_bypassed, write_frozen_features
+from kgl.data.arguments import DataArguments
+from kgl.data.images import without_decoding
+from kgl.data.loading import defect_free_label, read_images
+from kgl.data.schema import dataset_fingerprint
+from kgl.data.splits import group_folds, select_few_labels
+from kgl.evaluation.maps import evaluate_maps
+from kgl.evaluation.predictions import Predictions, likeliest_defects, predict_batches
+from kgl.evaluation.results import evaluate_predictions
+from kgl.knowledge.arguments import PriorArguments
+from kgl.knowledge.saliency_priors import add_saliency_priors
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import PriorArguments, add_saliency_priors
-from kgl.saliency import compute_saliency, to_peak_one
-from kgl.schema import fingerprint, undecoded
-from kgl.splits import few_labels, group_folds
-from kgl.trainer import ClassificationTrainer, KGLTrainingArguments, KnowledgeGuidedTrainer
+from kgl.saliency.compute import compute_saliency
+from kgl.saliency.maps import to_peak_one
+from kgl.training.augmentation import PairedAugmentation
+from kgl.training.feature_cache import FrozenFeatureCollator, bypass_frozen_stages, cache_frozen_features
+from kgl.training.trainer import ClassificationTrainer, KnowledgeGuidedTrainer
+from kgl.training.training_args import KGLTrainingArguments
 
 
 RECIPE = {"learning_rate": 1e-3, "weight_decay": 0.01, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
@@ -80,14 +87,14 @@ class _Distilled(ClassificationTrainer):
 
 
 class _KeepBest(TrainerCallback):
-    """Judges ten times on pictures held out of the budget; the best weights are put back at the end."""
+    """Judges ten times on images held out of the budget; the best weights are put back at the end."""
 
     def __init__(self, judge: Any) -> None:
-        self._judge, self._best = judge, (-float("inf"), {})
+        self.test_metrics, self._best = judge, (-float("inf"), {})
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % max(1, state.max_steps // 10) == 0:
-            score = self._judge()
+            score = self.test_metrics()
             if score > self._best[0] or not self._best[1]:
                 self._best = (score, copy.deepcopy(model.state_dict()))
 
@@ -113,20 +120,20 @@ class _Average(TrainerCallback):
 
 
 @cache
-def pictures_of(task_name: str) -> Dataset:
-    """All pictures of a task with masks, numbered by `index`, and which `fold` each is in."""
+def images_of(task_name: str) -> Dataset:
+    """All images of a task with masks, numbered by `index`, and which `fold` each is in."""
     task = TASKS[task_name]
-    pictures = read_pictures(DataArguments(**task.data))[0]["train"]
-    fold_of = np.empty(len(pictures), dtype=int)
-    for fold, (_, held_out) in enumerate(group_folds(pictures, task.folds, 0, "folds")):
+    images = read_images(DataArguments(**task.data))[0]["train"]
+    fold_of = np.empty(len(images), dtype=int)
+    for fold, (_, held_out) in enumerate(group_folds(images, task.folds, 0, "folds")):
         fold_of[held_out] = fold
-    pictures = pictures.add_column("fold", fold_of.tolist())
+    images = images.add_column("fold", fold_of.tolist())
     if task.defect_or_not:  # only now: the folds are those of all classes, so that what was searched on stays apart
-        names, good = pictures.features["label"].names, _good(task)
-        labels = [int(names[label] != good) for label in pictures["label"]]
-        pictures = pictures.remove_columns("label").add_column("label", labels)
-        pictures = pictures.cast_column("label", ClassLabel(names=[good, "defect"]))
-    return pictures.add_column("index", list(range(len(pictures))))
+        names, good = images.features["label"].names, _good(task)
+        labels = [int(names[label] != good) for label in images["label"]]
+        images = images.remove_columns("label").add_column("label", labels)
+        images = images.cast_column("label", ClassLabel(names=[good, "defect"]))
+    return images.add_column("index", list(range(len(images))))
 
 
 def _good(task: Task) -> str | None:
@@ -135,18 +142,18 @@ def _good(task: Task) -> str | None:
 
 @cache
 def features_of(task_name: str, cache_dir: Path) -> np.ndarray:
-    """What the frozen stages give for all pictures in all views, `(N, views, C, h, w)`."""
+    """What the frozen stages give for all images in all views, `(N, views, C, h, w)`."""
     task = TASKS[task_name]
     cache_dir.mkdir(parents=True, exist_ok=True)
     set_seed(0)
-    model, pictures = new_model(task_name, {}), pictures_of(task_name)
+    model, images = new_model(task_name, {}), images_of(task_name)
     processor, augmentation = processor_of(task), PairedAugmentation()
-    settings = (pictures["digest"][:], processor.to_dict(), augmentation, task.freeze_stages, VIEWS)
+    settings = (images["digest"][:], processor.to_dict(), augmentation, task.freeze_stages, VIEWS)
     known_by = hashlib.sha1(repr(settings).encode())
     for name, tensor in model.backbone.state_dict().items():
         known_by.update(name.encode() + tensor.numpy().tobytes())
     path = cache_dir / f"{task.data['dataset']}_{known_by.hexdigest()[:16]}.npy"
-    return write_frozen_features(path, pictures, model, processor, task.freeze_stages, VIEWS, augmentation)
+    return cache_frozen_features(path, images, model, processor, task.freeze_stages, VIEWS, augmentation)
 
 
 def processor_of(task: Task) -> BaseImageProcessor:
@@ -158,7 +165,7 @@ def processor_of(task: Task) -> BaseImageProcessor:
 def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassification:
     """A classifier with new heads."""
     task = TASKS[task_name]
-    names = pictures_of(task_name).features["label"].names
+    names = images_of(task_name).features["label"].names
     config = {"id2label": dict(enumerate(names)), "defect_free_label": _good(task), **config}
     if task.backbone is not None:
         return KGLForImageClassification(KGLConfig(backbone_config=task.backbone, **config))
@@ -167,7 +174,7 @@ def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassificati
 
 
 class CannotShuffle(ValueError):
-    """So few pictures, so many of them alike, that another one's prior is one's own."""
+    """So few images, so many of them alike, that another one's prior is one's own."""
 
 
 class Bench:
@@ -176,13 +183,13 @@ class Bench:
     def __init__(self, task_name: str, budget: int, seed: int, search: bool, bf16: bool, cache_dir: Path) -> None:
         self.name, self.task, self.budget, self.seed, self.bf16 = task_name, TASKS[task_name], budget, seed, bf16
         self.features = features_of(task_name, cache_dir)
-        pictures = pictures_of(task_name)
-        fold = np.asarray(pictures["fold"][:])
+        images = images_of(task_name)
+        fold = np.asarray(images["fold"][:])
         test = fold == (0 if self.task.searched else seed % self.task.folds)
         validation = (fold == 1) & search
-        self.judged = pictures.select(np.flatnonzero(validation if search else test))
-        pool = pictures.select(np.flatnonzero(~test & ~validation))
-        self.train = few_labels(pool, budget, 4 * budget, _good(self.task), seed)
+        self.judged = images.select(np.flatnonzero(validation if search else test))
+        pool = images.select(np.flatnonzero(~test & ~validation))
+        self.train = select_few_labels(pool, budget, 4 * budget, _good(self.task), seed)
         labels, names = self.train["label"][:], self.train.features["label"].names
         most = max(labels.count(label) for label, name in enumerate(names) if name != _good(self.task))
         if most < budget:
@@ -193,7 +200,7 @@ class Bench:
     def run(self, arm: Arm) -> dict[str, float]:
         """Train and judge one arm; `steps` (and `phases`) are all it took, its primaries' too, `seconds` its last."""
         if arm.prior == "shuffled":
-            self._other_pictures()  # some choices have none: known before anything is trained
+            self._other_images()  # some choices have none: known before anything is trained
         model, self._spent = None, []
         for _ in range(arm.rounds):
             primary = model
@@ -265,19 +272,19 @@ class Bench:
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
             with ExitStack() as stack:
-                stack.enter_context(stages_bypassed(model, self.task.freeze_stages))
+                stack.enter_context(bypass_frozen_stages(model, self.task.freeze_stages))
                 if arm.detached:
                     hook = model.saliency_head.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
                     stack.callback(hook.remove)
                 if teacher is not None:
                     trainer.teacher = teacher.eval()
-                    stack.enter_context(stages_bypassed(teacher, self.task.freeze_stages))
+                    stack.enter_context(bypass_frozen_stages(teacher, self.task.freeze_stages))
                 trainer.train()
             self._spent.append((trainer.state.global_step, time.perf_counter() - started))
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # judged in full precision
 
     def _with_priors(self, arm: Arm, primary: KGLForImageClassification | None) -> Dataset:
-        """The training pictures with the arm's priors."""
+        """The training images with the arm's priors."""
         making = PriorArguments(**arm.making)
         rows, said = self._with_known_masks(arm)
         if arm.prior == "cross_fitted":
@@ -292,12 +299,12 @@ class Bench:
         elif arm.prior in ("blank", "nothing"):
             stored, weights = np.zeros_like(stored), np.full(len(weights), float(arm.prior == "blank"))
         elif arm.prior == "shuffled":
-            other = self._other_pictures()
+            other = self._other_images()
             stored, weights = stored[other], weights[other]
         return self._unmarked(_replaced(guided, stored, weights.tolist()))
 
     def _with_known_masks(self, arm: Arm) -> tuple[Dataset, np.ndarray]:
-        """The training pictures with the masks the arm knows, and whether they then say where, `(N,)` of 0 and 1."""
+        """The training images with the masks the arm knows, and whether they then say where, `(N,)` of 0 and 1."""
         names, good = self.train.features["label"].names, _good(self.task)
         by_class, labels = [[] for _ in names], self.train["label"][:]
         for at in np.random.default_rng(self.seed).permutation(len(self.train)).tolist():
@@ -309,9 +316,9 @@ class Bench:
             if at is not None
         ]  # the classes take turns
         known = set(turns if arm.prior == "masks" else turns[: arm.masks])
-        masks = [mask if at in known else None for at, mask in enumerate(undecoded(self.train)["mask"])]
+        masks = [mask if at in known else None for at, mask in enumerate(without_decoding(self.train)["mask"])]
         rows = self.train.remove_columns("mask").add_column("mask", masks, feature=self.train.features["mask"])
-        # A picture with a defect and no mask says nothing of where.
+        # An image with a defect and no mask says nothing of where.
         said = [names[label] == good or mask is not None for label, mask in zip(labels, masks, strict=True)]
         return rows, np.array(said, dtype=float)
 
@@ -324,9 +331,9 @@ class Bench:
             order.append(held)
         return concatenate_datasets(parts).select(np.argsort(np.concatenate(order)))
 
-    def _other_pictures(self) -> np.ndarray:
-        """For each training picture another one of its class that does not show the same."""
-        return pictures_of_other_groups(np.asarray(self.train["label"][:]), np.asarray(self.train["group"][:]))
+    def _other_images(self) -> np.ndarray:
+        """For each training image another one of its class that does not show the same."""
+        return images_of_other_groups(np.asarray(self.train["label"][:]), np.asarray(self.train["group"][:]))
 
     def _unmarked(self, rows: Dataset) -> Dataset:
         wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
@@ -335,7 +342,7 @@ class Bench:
     def _grad_cam_maps(self, model: KGLForImageClassification, predictions: Predictions) -> np.ndarray:
         """Grad-CAM++, which priors are made by, of the likeliest defect class; `(N, h, w)` of peak 1."""
         defects = likeliest_defects(torch.from_numpy(predictions.probabilities), model.config.defect_free_id)
-        with stages_bypassed(model, self.task.freeze_stages):
+        with bypass_frozen_stages(model, self.task.freeze_stages):
             maps = [
                 compute_saliency(model, features.to(model.device), targets.to(model.device), "gradcam++")
                 for features, targets in zip(self._batches(self.judged), defects.split(_BATCH), strict=True)
@@ -350,18 +357,18 @@ class Bench:
     def _predict(self, model: KGLForImageClassification, rows: Dataset, bypassed: bool = False) -> Predictions:
         if bypassed:
             return predict_batches(model, self._batches(rows))
-        with stages_bypassed(model, self.task.freeze_stages):
+        with bypass_frozen_stages(model, self.task.freeze_stages):
             return predict_batches(model, self._batches(rows))
 
 
-def pictures_of_other_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """For each picture another one of its class and not of its group, every one of them once; or [`CannotShuffle`]."""
+def images_of_other_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """For each image another one of its class and not of its group, every one of them once; or [`CannotShuffle`]."""
     other = np.empty(len(labels), dtype=int)
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         of_class = of_class[np.argsort(groups[of_class], kind="stable")]
         largest = np.unique(groups[of_class], return_counts=True)[1].max()
-        other[of_class] = np.roll(of_class, largest)  # past the end of any picture's own group
+        other[of_class] = np.roll(of_class, largest)  # past the end of any image's own group
     if (groups[other] == groups).any():
         raise CannotShuffle("More than half of a class shows the same: its priors cannot be shuffled.")
     return other
@@ -376,11 +383,11 @@ def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float]) -> Datase
 
 @cache
 def data_of(task_name: str) -> str:
-    """By what a task's pictures, classes, masks, groups and folds are known: a line of other data is no run of it."""
-    pictures = pictures_of(task_name)
-    groups = pictures["group"][:]
+    """By what a task's images, classes, masks, groups and folds are known: a line of other data is no run of it."""
+    images = images_of(task_name)
+    groups = images["group"][:]
     same = [groups.index(group) for group in groups]  # which are one, whatever they are called
-    identity = [fingerprint(pictures), same, pictures["fold"][:]]
+    identity = [dataset_fingerprint(images), same, images["fold"][:]]
     return hashlib.sha1(repr(identity).encode()).hexdigest()[:16]
 
 
@@ -402,7 +409,7 @@ def _identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16: b
 
 
 def _done(output: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
-    """What is there of each run: arm, data set, budget and seed to its identity."""
+    """What is there of each run: arm, dataset, budget and seed to its identity."""
     if not output.exists():
         return {}
     parts = ("arm", "dataset", "budget", "seed", "split", "task", "settings", "precision", "recipe")
@@ -424,7 +431,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, *SEARCHED], default=list(ARMS), metavar="ARM")
-    parser.add_argument("--search", action="store_true", help="judge on validation pictures, into search.jsonl")
+    parser.add_argument("--search", action="store_true", help="judge on validation images, into search.jsonl")
     parser.add_argument(
         "--part", type=_part, default=(0, 1), metavar="I/N", help="every N-th task, budget and seed, from the I-th on"
     )
@@ -443,7 +450,7 @@ def main() -> None:
     output = options.output or Path(__file__).parent / "results" / name
     part, parts = options.part
     if min(options.budgets) < 1:
-        parser.error(f"--budgets {min(options.budgets)}: it takes one picture a class.")
+        parser.error(f"--budgets {min(options.budgets)}: it takes one image a class.")
     if options.search and not all(TASKS[task].searched for task in options.tasks):
         able = ", ".join(name for name, task in TASKS.items() if task.searched)
         parser.error(f"--search: only on {able}; the other tasks have no fold that no seed is tested on.")
@@ -461,11 +468,11 @@ def main() -> None:
         for arm_name in missing:
             try:
                 figures = bench.run((ARMS | SEARCHED)[arm_name])
-            except CannotShuffle as error:  # of this choice of pictures; the other arms can
+            except CannotShuffle as error:  # of this choice of images; the other arms can
                 print(task, budget, seed, arm_name, f"left out: {error}", sep="  ", flush=True)
                 continue
             line = wanted[arm_name] | {
-                "pictures": len(bench.train), "judged": len(bench.judged), "hardware": hardware(),
+                "images": len(bench.train), "judged": len(bench.judged), "hardware": hardware(),
                 "threads": options.threads, "torch": torch.__version__, "figures": figures,
             }  # fmt: skip
             with output.open("a") as lines:

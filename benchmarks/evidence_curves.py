@@ -1,9 +1,9 @@
 """
-Learning curves of the evidence bench: AP, and maps' pixel AP, over pictures a class and over steps.
+Learning curves of the evidence bench: AP, and maps' pixel AP, over images a class and over steps.
 
     python benchmarks/evidence_curves.py --output docs/evidence_curves.png
 
-Lines are means over seeds, bars Student's 95 % intervals. A column a data set's test folds (`results/evidence.jsonl`),
+Lines are means over seeds, bars Student's 95 % intervals. A column a dataset's test folds (`results/evidence.jsonl`),
 over the budget; the last one magnetic tiles' validation fold (`results/search.jsonl`), 16 a class, over all steps of
 training, primaries' included. Nothing is drawn of fewer than three seeds.
 """
@@ -53,7 +53,7 @@ def source_of(name: str, figure: str) -> tuple[str, str]:
 
 
 def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
-    """A curve an arm over pictures a class, of the seeds (three or more) that all arms with as many have."""
+    """A curve an arm over images a class, of the seeds (three or more) that all arms with as many have."""
     sources = {name: source_of(name, figure) for name in STYLES if name != FREE or figure.startswith("saliency_")}
     drawn: dict[int, dict[str, dict[int, float]]] = {}
     for budget, runs in by_budget.items():
@@ -78,7 +78,7 @@ def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(shared) / 1.4, max(shared) * 1.4)
     axes.set_xticks(sorted(shared), [f"{budget}\n{len(shared[budget])} seeds" for budget in sorted(shared)])
-    axes.set_xlabel("pictures of each defect class")
+    axes.set_xlabel("images of each defect class")
 
 
 def over_steps(axes: Axes, lengths: list[Runs], figure: str) -> None:
@@ -115,7 +115,7 @@ def main() -> None:
     tested = read(RESULTS / "evidence.jsonl")
     datasets = sorted({name for (name, _), runs in tested.items() if any(len(seeds) >= 3 for seeds in runs.values())})
     figures = {
-        "ap": "AP", "saliency_ap": "pixel AP of H, pooled", "saliency_picture_ap": "pixel AP of H, a picture",
+        "ap": "AP", "saliency_ap": "pixel AP of H, pooled", "saliency_image_ap": "pixel AP of H, an image",
     }  # fmt: skip
     grid, rows = plt.subplots(
         len(figures), len(datasets) + 1, figsize=(3.3 * (len(datasets) + 1), 8.4), squeeze=False, layout="constrained"

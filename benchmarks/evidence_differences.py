@@ -1,11 +1,11 @@
 """
-What guidance is worth, in one picture: guided arms less their controls, paired by seed.
+What guidance is worth, in one image: guided arms less their controls, paired by seed.
 
     python benchmarks/evidence_differences.py --output docs/evidence_differences.png
 
-A row a data set and budget of `results/evidence.jsonl`, of the default or, where it says so, of the paper's convex
+A row a dataset and budget of `results/evidence.jsonl`, of the default or, where it says so, of the paper's convex
 schedule; a dot is the mean over the seeds that both have, a bar Student's 95 % interval. Left AP and accuracy, right
-the pixel AP of H, each picture counting alike. A control with fewer than three seeds is not drawn.
+the pixel AP of H, each image counting alike. A control with fewer than three seeds is not drawn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OF_LABELS = ("plain, twice as long", "blank mask", "shuffled prior", "self-disti
 PANELS = {
     "AP": ("ap", OF_LABELS),
     "accuracy": ("accuracy", OF_LABELS),
-    "pixel AP of H, a picture": ("saliency_picture_ap", (FREE, "shuffled prior", "guided, true masks")),
+    "pixel AP of H, an image": ("saliency_image_ap", (FREE, "shuffled prior", "guided, true masks")),
 }
 
 

@@ -1,4 +1,4 @@
-"""What the evidence bench runs: on which pictures (`TASKS`), and in which ways (`ARMS`, and those searched among)."""
+"""What the evidence bench runs: on which images (`TASKS`), and in which ways (`ARMS`, and those searched among)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures, and how a classifier of them is trained: `steps` of `batch_size` a phase."""
+    """Images, and how a classifier of them is trained: `steps` of `batch_size` a phase."""
 
     data: dict[str, Any]
     size: tuple[int, int]
@@ -57,7 +57,7 @@ class Arm:
     model: dict[str, Any] = field(default_factory=dict)  # of KGLConfig, and out_features
     making: dict[str, Any] = field(default_factory=dict)  # of PriorArguments
     length: float = 1  # in phases
-    masks: int = 0  # defective pictures whose true mask is known
+    masks: int = 0  # defective images whose true mask is known
     rounds: int = 1  # the final model is the next round's primary
     early_stopped: bool = False
     distilled: bool = False
@@ -71,7 +71,7 @@ class Arm:
 
     @property
     def needs_primary(self) -> bool:
-        """Whether it learns from a classifier trained before it on the same pictures."""
+        """Whether it learns from a classifier trained before it on the same images."""
         return self.distilled or self.prior in ("own", "shuffled")
 
 
@@ -91,7 +91,7 @@ ARMS = {
     "guided, true masks": Arm("masks"),
     "guided, head alone": Arm("own", _ADDED, detached=True),
 }
-# What the default is chosen from, on magnetic tile's validation pictures alone.
+# What the default is chosen from, on magnetic tile's validation images alone.
 SEARCHED = {
     "blank mask, convex": Arm("blank", _CONVEX),
     "shuffled prior, convex": Arm("shuffled", _CONVEX),

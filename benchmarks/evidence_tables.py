@@ -3,7 +3,7 @@ Tables of the evidence bench, in Markdown: means over seeds with 95 % intervals,
 
     python benchmarks/evidence_tables.py [benchmarks/results/evidence.jsonl] [--into docs/evidence.md ...]
 
-A difference is an arm's figure less the other's of the same data set, budget and seed, in bold where its interval
+A difference is an arm's figure less the other's of the same dataset, budget and seed, in bold where its interval
 leaves out zero (unless it would read as zero). Intervals are Student's t over seeds: the percentile bootstrap of five
 values, asked for at 95 %, holds the truth of normal ones about 84 % of the time. None is given below three seeds.
 Nothing is corrected for the number of comparisons: of twenty that mean nothing, one is in bold. `phases` and `steps`
@@ -33,17 +33,17 @@ CLASSIFICATION = {
 }
 MAPS = {
     "map_ap": "class map px AP",
-    "map_picture_ap": "a picture",
+    "map_image_ap": "a image",
     "map_cell_ap": "cell AP",
     "map_pointing": "pointing",
     "map_entropy": "entropy",
     "map_area90": "area 90 %",
     "gradcam_ap": "Grad-CAM++ px AP",
-    "gradcam_picture_ap": "Grad-CAM++ a picture",
+    "gradcam_image_ap": "Grad-CAM++ an image",
     "gradcam_cell_ap": "Grad-CAM++ cell AP",
     "gradcam_pointing": "Grad-CAM++ pointing",
     "saliency_ap": "H px AP",
-    "saliency_picture_ap": "H a picture",
+    "saliency_image_ap": "H an image",
     "saliency_cell_ap": "H cell AP",
     "saliency_pointing": "H pointing",
     "saliency_entropy": "H entropy",
@@ -72,7 +72,7 @@ Runs = dict[str, Seeds]  # of an arm
 
 
 def read(path: Path) -> dict[tuple[str, int], Runs]:
-    """Data set and budget to their runs."""
+    """Dataset and budget to their runs."""
     runs: dict[tuple[str, int], Runs] = defaultdict(lambda: defaultdict(dict))
     for line in lines_of(path):
         runs[line["dataset"], line["budget"]][line["arm"]][line["seed"]] = line["figures"]
@@ -151,7 +151,7 @@ def compared_table(
 ) -> str:
     """An arm's figure less that of each control, over the seeds both have (told where fewer): three or more."""
     lines = [
-        "| data set | a class | arm | seeds | figure | " + " | ".join(f"less {arm}" for arm in controls) + " |",
+        "| dataset | a class | arm | seeds | figure | " + " | ".join(f"less {arm}" for arm in controls) + " |",
         "| --- | ---: | --- |" + " ---: |" * (2 + len(controls)),
     ]
     for (dataset, budget), runs in sorted(by_task.items()):
@@ -172,7 +172,7 @@ def levels_table(by_task: dict[tuple[str, int], Runs]) -> str:
     arms = ("plain", "guided")
     figures = ("ap", "accuracy", "balanced_accuracy", "recall_at_false_alarm_rate")
     heads = " | ".join(f"{CLASSIFICATION[figure]}: {', '.join(arms)}" for figure in figures)
-    lines = [f"| data set | a class | {heads} |", "| --- |" + " ---: |" * (1 + len(figures))]
+    lines = [f"| dataset | a class | {heads} |", "| --- |" + " ---: |" * (1 + len(figures))]
     for (dataset, budget), runs in sorted(by_task.items()):
         if not set(arms) <= runs.keys():
             continue
@@ -198,10 +198,10 @@ def under_schedule_of(arm: str, control: str) -> str:
 
 def overall_table(by_task: dict[tuple[str, int], Runs], where: tuple[str, ...]) -> str:
     """
-    The default less each control, each seed's mean over places (data set and budget), which are not independent.
+    The default less each control, each seed's mean over places (dataset and budget), which are not independent.
 
     Taken are the places in which both have at least five seeds: `everywhere`, with `8 and 16` a class, those of these
-    that the goal names (`goal`), or of other data sets than magnetic tiles (`not tiles`).
+    that the goal names (`goal`), or of other datasets than magnetic tiles (`not tiles`).
     """
     figures = ("ap", "auroc", "accuracy", "balanced_accuracy")
     lines = [
@@ -246,12 +246,12 @@ def goal_table(by_task: dict[tuple[str, int], Runs]) -> str:
     """
     The default with the goal's budgets, each part of the goal in a column, and at how many places each is reached.
 
-    First the data sets that the goal names, then others. A place is left out until all of it is measured.
+    First the datasets that the goal names, then others. A place is left out until all of it is measured.
     """
     parts = [(figure, control) for figure in ("ap", "accuracy") for control in GOAL]
     heads = [f"{CLASSIFICATION[figure]} less {control}" for figure, control in parts]
     lines = [
-        "| data set | a class | seeds | " + " | ".join([*heads, "H px AP / plain's better map"]) + " |",
+        "| dataset | a class | seeds | " + " | ".join([*heads, "H px AP / plain's better map"]) + " |",
         "| --- | ---: | ---: |" + " ---: |" * (len(heads) + 1),
     ]
     scores: dict[bool, list[tuple[bool, bool, bool]]] = {True: [], False: []}  # AP, accuracy and map, place by place
@@ -279,9 +279,9 @@ def goal_table(by_task: dict[tuple[str, int], Runs]) -> str:
 
 def maps_table(by_task: dict[tuple[str, int], Runs]) -> str:
     """The default's heat map against the better map that plain training has anyway."""
-    figures = {"ap": "H px AP", "picture_ap": "H px AP a picture", "pointing": "H pointing"}
+    figures = {"ap": "H px AP", "image_ap": "H px AP an image", "pointing": "H pointing"}
     heads = " | ".join(f"{name} | less plain's better map | ratio" for name in figures.values())
-    lines = [f"| data set | a class | seeds | {heads} |", "| --- |" + " ---: |" * (2 + 3 * len(figures))]
+    lines = [f"| dataset | a class | seeds | {heads} |", "| --- |" + " ---: |" * (2 + 3 * len(figures))]
     for (dataset, budget), runs in sorted(by_task.items()):
         guided, plain = shared_seeds(runs.get("guided", {}), runs.get("plain", {}))
         if not guided:
@@ -359,7 +359,7 @@ def main() -> None:
         f"{name} recall": compared_table(by_task, "recall_at_false_alarm_rate", LADDER, GUIDED),
         f"{name} others": compared_table(by_task, "ap", OTHERS),
         f"{name} maps": maps_table(by_task),
-        f"{name} H": compared_table(by_task, "saliency_picture_ap", OF_MAPS),
+        f"{name} H": compared_table(by_task, "saliency_image_ap", OF_MAPS),
         f"{name} H pooled": compared_table(by_task, "saliency_ap", OF_MAPS),
         f"{name} H pointing": compared_table(by_task, "saliency_pointing", OF_MAPS),
         name: "\n\n".join(parts),

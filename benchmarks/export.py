@@ -1,9 +1,9 @@
 """
 An exported classifier beside PyTorch: how long a batch takes, and whether average precision stays what it is.
 
-    python benchmarks/export.py --model runs/magnetic_tile/final [--rounds 20] [--pictures 300]
+    python benchmarks/export.py --model runs/magnetic_tile/final [--rounds 20] [--images 300]
 
-Both sides begin with decoded pictures and end with probabilities and heat maps, on one thread each, in turns; PyTorch
+Both sides begin with decoded images and end with probabilities and heat maps, on one thread each, in turns; PyTorch
 by way of the image processor, as every command goes. What is reported is the median of the rounds' ratios with their
 quartiles, beside a control of one side against itself. Accuracy is that of the held-out magnetic tiles; the 8-bit
 graph is calibrated with training ones. Everything goes to benchmarks/results/export.json.
@@ -28,16 +28,17 @@ from PIL import Image
 from transformers import BaseImageProcessor
 from transformers.image_utils import load_image
 
-from kgl.collator import to_pixel_values
-from kgl.data import DataArguments, load_defect_dataset
-from kgl.export import write_onnx
-from kgl.int8 import quantise
-from kgl.metrics import DefectClassification
+from kgl.data.arguments import DataArguments
+from kgl.data.images import to_pixel_values
+from kgl.data.loading import load_defect_dataset
+from kgl.evaluation.metrics import DefectClassification
+from kgl.exporters.onnx import write_onnx
+from kgl.exporters.quantization import quantize
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import load_classifier
+from kgl.training.model_init import load_classifier
 
 
-SIZES = ((240, 320), (1260, 500))  # height and width of pictures, small and as KolektorSDD's
+SIZES = ((240, 320), (1260, 500))  # height and width of images, small and as KolektorSDD's
 
 
 def one_thread(path: Path) -> onnxruntime.InferenceSession:
@@ -48,11 +49,11 @@ def one_thread(path: Path) -> onnxruntime.InferenceSession:
 
 
 def by_pytorch(
-    model: KGLForImageClassification, image_processor: BaseImageProcessor, pictures: list[Image.Image]
+    model: KGLForImageClassification, image_processor: BaseImageProcessor, images: list[Image.Image]
 ) -> np.ndarray:
     """Probabilities `(B, K)`; heat maps are computed too."""
     with torch.no_grad():
-        output = model(to_pixel_values(pictures, image_processor))
+        output = model(to_pixel_values(images, image_processor))
         output.saliency.sigmoid()
         return output.logits.softmax(dim=1).numpy()
 
@@ -63,16 +64,16 @@ def latencies(
     image_processor: BaseImageProcessor,
     rounds: int,
 ) -> dict[str, object]:
-    """Every graph over PyTorch, by batch and picture size."""
+    """Every graph over PyTorch, by batch and image size."""
     generator = np.random.default_rng(0)
     results = {}
     for height, width in SIZES:
         for batch in (1, 8):
             arrays = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
-            pictures = [Image.fromarray(array) for array in arrays]
+            images = [Image.fromarray(array) for array in arrays]
 
-            def pytorch(pictures: list[Image.Image] = pictures) -> object:
-                return by_pytorch(model, image_processor, pictures)
+            def pytorch(images: list[Image.Image] = images) -> object:
+                return by_pytorch(model, image_processor, images)
 
             for name, session in sessions.items():
 
@@ -87,7 +88,7 @@ def latencies(
 def accuracy(
     answer: Callable[[Image.Image], np.ndarray], held_out: Dataset, defect_free_id: int | None
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics and probabilities `(N, K)` over held-out pictures, one at a time."""
+    """Metrics and probabilities `(N, K)` over held-out images, one at a time."""
     certain = np.finfo(np.float64).eps
     probabilities = np.stack([answer(load_image(row["image"])) for row in held_out]).astype(np.float64)
     metrics = DefectClassification(keep_in_memory=True).compute(
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="A classifier of the magnetic tiles, saved by kgl-train.")
     parser.add_argument("--data_dir", default="../shared/data/magnetic-tile")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=300, help="Held-out pictures, at most.")
+    parser.add_argument("--images", type=int, default=300, help="Held-out images, at most.")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -113,19 +114,19 @@ def main() -> None:
     splits = load_defect_dataset(DataArguments(dataset="magnetic_tile", data_dir=options.data_dir))
     if splits["test"].features["label"].names != list(model.config.label2id):
         raise SystemExit("The model's classes are not the magnetic tiles', or in another order.")
-    held_out = splits["test"].shuffle(seed=0).select(range(min(options.pictures, len(splits["test"]))))
+    held_out = splits["test"].shuffle(seed=0).select(range(min(options.images, len(splits["test"]))))
     calibration = splits["train"].shuffle(seed=0).select(range(64))
 
     with tempfile.TemporaryDirectory() as folder:
         float_graph, int8_graph = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
         write_onnx(model, image_processor, float_graph)
         with contextlib.redirect_stdout(io.StringIO()):
-            loss = quantise(float_graph, [np.array(load_image(row["image"])) for row in calibration], int8_graph)
+            loss = quantize(float_graph, [np.array(load_image(row["image"])) for row in calibration], int8_graph)
         sessions = {"float graph": one_thread(float_graph), "int8 graph": one_thread(int8_graph)}
         bytes_of = {"float graph": float_graph.stat().st_size, "int8 graph": int8_graph.stat().st_size}
 
-    answers = {"PyTorch": lambda picture: by_pytorch(model, image_processor, [picture])[0]} | {
-        name: lambda picture, session=session: session.run(["probabilities"], {"image": np.array(picture)[None]})[0][0]
+    answers = {"PyTorch": lambda image: by_pytorch(model, image_processor, [image])[0]} | {
+        name: lambda image, session=session: session.run(["probabilities"], {"image": np.array(image)[None]})[0][0]
         for name, session in sessions.items()
     }
     measured = {name: accuracy(answer, held_out, model.config.defect_free_id) for name, answer in answers.items()}
@@ -136,20 +137,20 @@ def main() -> None:
         "largest difference of a probability": {
             name: float(np.abs(probabilities - expected).max()) for name, (_, probabilities) in measured.items()
         },
-        "int8 loss on calibration pictures": asdict(loss),
+        "int8 loss on calibration images": asdict(loss),
         "bytes": bytes_of,
     }
 
-    print(f"{hardware()}, one thread, {len(held_out)} held-out pictures")
+    print(f"{hardware()}, one thread, {len(held_out)} held-out images")
     for name, result in results["latency"].items():
         milliseconds = [1000 * float(np.median(result[side])) for side in ("with", "without")]
         print(f"{name}: {milliseconds[0]:.1f} ms and {milliseconds[1]:.1f} ms, ratio {result['ratio']:.3f}")
     for name, metrics in results["metrics"].items():
         difference = results["largest difference of a probability"][name]
         print(f"{name}: {metrics}, probabilities differ by {difference:.1e} at most")
-    print(results["int8 loss on calibration pictures"], bytes_of)
+    print(results["int8 loss on calibration images"], bytes_of)
     settings = {"backbone": model.config.backbone_config.model_type, "size": dict(image_processor.size)}
-    settings |= {"onnxruntime": onnxruntime.__version__, "rounds": options.rounds, "pictures": len(held_out)}
+    settings |= {"onnxruntime": onnxruntime.__version__, "rounds": options.rounds, "images": len(held_out)}
     store("export", settings, results)
 
 

@@ -1,10 +1,10 @@
 """
 How much faster two processes make priors than one, one thread each.
 
-    python benchmarks/prior_pass.py [--rounds 3] [--pictures 512] [--size 224]
+    python benchmarks/prior_pass.py [--rounds 3] [--images 512] [--size 224]
 
-Both are started in turns on the same generated pictures; what is reported is the median of the rounds' ratios of
-pictures a second in the pass itself: reading, decoding, LayerCAM, shards and the final table, but not the start of
+Both are started in turns on the same generated images; what is reported is the median of the rounds' ratios of
+images a second in the pass itself: reading, decoding, LayerCAM, shards and the final table, but not the start of
 Python and the model. Needs as many idle cores as processes; a *control* runs two passes of one process each at once,
 so that what the machine's memory and clock allow is known.
 """
@@ -26,17 +26,18 @@ from measure import BACKBONE, hardware, store
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.configuration_kgl import KGLConfig
-from kgl.data import DataArguments, load_defect_dataset
+from kgl.data.arguments import DataArguments
+from kgl.data.loading import load_defect_dataset
+from kgl.knowledge.saliency_priors import write_saliency_priors
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import write_saliency_priors
 
 
 def one_pass(folder: Path) -> None:
-    """What each process does: its share of the pass over the pictures in `folder`; the first says how long it took."""
+    """What each process does: its share of the pass over the images in `folder`; the first says how long it took."""
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
-    pictures = load_from_disk(folder / "pictures")
-    names = pictures.features["label"].names
+    images = load_from_disk(folder / "images")
+    names = images.features["label"].names
     torch.manual_seed(0)
     config = KGLConfig(backbone_config=BACKBONE.to_dict(), id2label=dict(enumerate(names)), defect_free_label=names[0])
     model = KGLForImageClassification(config).eval()
@@ -46,7 +47,7 @@ def one_pass(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as own:
         # All processes of a pass write to one place; passes beside each other must not.
         output = folder / "priors" if state.num_processes > 1 else Path(own) / "priors"
-        write_saliency_priors(pictures, model, image_processor, output)
+        write_saliency_priors(images, model, image_processor, output)
     if state.is_main_process:
         print(f"seconds {time.perf_counter() - started}")
     state.destroy_process_group()
@@ -73,7 +74,7 @@ def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # the processes of a pass
     options = parser.parse_args()
@@ -82,9 +83,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        count = options.pictures * 3 // 2  # a third of them is held out
+        count = options.images * 3 // 2  # a third of them is held out
         data = DataArguments("surfaces", num_surfaces=count, surface_size=options.size)
-        load_defect_dataset(data)["train"].save_to_disk(folder / "pictures")
+        load_defect_dataset(data)["train"].save_to_disk(folder / "images")
         size = {"height": options.size, "width": options.size}
         ViTImageProcessorPil(size=size).save_pretrained(folder)
         times: dict[str, list[float]] = {"one": [], "two": [], "two beside each other": []}

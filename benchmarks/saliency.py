@@ -22,7 +22,8 @@ from transformers import ResNetConfig
 
 from kgl.configuration_kgl import KGLConfig
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.saliency import METHODS, compute_saliency
+from kgl.saliency.compute import compute_saliency
+from kgl.saliency.methods import METHODS
 
 
 _SLOW = ("smoothgrad", "integrated_gradients")  # dozens of passes: three rounds, on the smallest batch only

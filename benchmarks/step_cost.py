@@ -24,13 +24,19 @@ from torch import nn
 from transformers import Trainer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.augmentation import PairedAugmentation
-from kgl.collator import DefectCollator
 from kgl.configuration_kgl import KGLConfig
-from kgl.frozen import FrozenFeatureCollator, frozen_features, stages_bypassed, write_frozen_features
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.saliency import layer_cam
-from kgl.trainer import KGLTrainingArguments, KnowledgeGuidedTrainer
+from kgl.saliency.cam import layer_cam
+from kgl.training.augmentation import PairedAugmentation
+from kgl.training.collator import DefectCollator
+from kgl.training.feature_cache import (
+    FrozenFeatureCollator,
+    bypass_frozen_stages,
+    cache_frozen_features,
+    compute_frozen_features,
+)
+from kgl.training.trainer import KnowledgeGuidedTrainer
+from kgl.training.training_args import KGLTrainingArguments
 
 
 class PlainClassifier(nn.Module):
@@ -46,8 +52,8 @@ class PlainClassifier(nn.Module):
         return self.classifier(torch.cat([features.mean(dim=(2, 3)), features.flatten(2).max(dim=2).values], dim=1))
 
 
-def pictures(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dataset:
-    """Noise with priors: what the pictures show does not change what a step costs."""
+def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dataset:
+    """Noise with priors: what the images show does not change what a step costs."""
     generator = np.random.default_rng(0)
     return Dataset.from_dict(
         {
@@ -76,11 +82,11 @@ def frozen_steps(
     augmentation, stages = PairedAugmentation(), 2
     rows = rows.add_column("index", list(range(len(rows))))
     rows = rows.add_column("digest", [f"{index:040x}" for index in range(len(rows))])
-    pictures = [rows[index] for index in range(len(rows))]
+    images = [rows[index] for index in range(len(rows))]
     collator = DefectCollator(image_processor, augmentation)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
-        features = write_frozen_features(path, rows, model, image_processor, stages, 4, augmentation)
+        features = cache_frozen_features(path, rows, model, image_processor, stages, 4, augmentation)
         stored = FrozenFeatureCollator(features, size, augmentation)
         args = KGLTrainingArguments(output_dir=folder, kg_lambda=0.5, kg_schedule="constant")
         trainer = KnowledgeGuidedTrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
@@ -94,18 +100,18 @@ def frozen_steps(
             trainer.optimizer.zero_grad()
 
         def on_stored() -> None:
-            with stages_bypassed(model, stages):
-                step(stored(pictures))
+            with bypass_frozen_stages(model, stages):
+                step(stored(images))
 
         def on_recomputed() -> None:
-            batch = collator(pictures)
-            batch["pixel_values"] = frozen_features(model, batch["pixel_values"].to(model.device), stages)
-            with stages_bypassed(model, stages):
+            batch = collator(images)
+            batch["pixel_values"] = compute_frozen_features(model, batch["pixel_values"].to(model.device), stages)
+            with bypass_frozen_stages(model, stages):
                 step(batch)
 
         return {
             "frozen stages stored over computed again": paired(on_stored, on_recomputed, rounds),
-            "frozen stages stored over nothing frozen": paired(on_stored, lambda: step(collator(pictures)), rounds),
+            "frozen stages stored over nothing frozen": paired(on_stored, lambda: step(collator(images)), rounds),
             "control: frozen stages stored over itself": paired(on_stored, on_stored, rounds),
         }
 
@@ -127,7 +133,7 @@ def main() -> None:
     image_processor = ViTImageProcessorPil(size={"height": size[0], "width": size[1]})
     with torch.no_grad():
         grid = tuple(model(torch.zeros(1, 3, *size, device=device)).saliency.shape[-2:])
-    rows = pictures(options.batch_size, size, grid)
+    rows = random_rows(options.batch_size, size, grid)
     collator = DefectCollator(image_processor, PairedAugmentation())
     guided_rows = [rows[index] for index in range(len(rows))]
     plain_rows = [{name: row[name] for name in ("image", "label")} for row in guided_rows]

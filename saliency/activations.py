@@ -12,7 +12,7 @@ from .maps import scores_of, to_float
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode within; every module's own mode again afterwards, also when something raises."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -40,7 +40,7 @@ def layer_activations(
         def hook(module: nn.Module, inputs: tuple, output: object) -> object:
             tensor = _first_tensor(output)
             if not isinstance(tensor, torch.Tensor):
-                raise ValueError(f"Layer {name!r} gives a {type(output).__name__}, which is no map of the picture.")
+                raise ValueError(f"Layer {name!r} gives a {type(output).__name__}, which is no map of the image.")
             if not outputs:  # nothing below the first layer need be stored
                 torch.set_grad_enabled(True)
                 tensor = tensor.detach().requires_grad_()
@@ -64,7 +64,7 @@ def layer_activations(
             raise ValueError(f"The class score does not depend on layer {name!r}.")
         grid = grid_of(outputs[name].shape, pixel_values.shape)
         if grid is None:
-            raise ValueError(f"Layer {name!r} gives {tuple(outputs[name].shape)}, which is no map of the picture.")
+            raise ValueError(f"Layer {name!r} gives {tuple(outputs[name].shape)}, which is no map of the image.")
         maps.append(to_float(to_map(outputs[name].detach(), grid)))
         slopes.append(to_float(to_map(gradient, grid)))
     return maps, slopes
@@ -79,7 +79,7 @@ def deepest_activations(
     Behind a transformer's last attention only the class token still matters, so the last hidden state is not it there.
 
     Raises:
-        ValueError: no hidden state is a map of the picture.
+        ValueError: no hidden state is a map of the image.
     """
     with torch.enable_grad():
         pixel_values = pixel_values.detach().requires_grad_()
@@ -91,11 +91,11 @@ def deepest_activations(
         grid = grid_of(state.shape, pixel_values.shape)
         if slope is not None and (to_map(slope, grid) != 0).any():
             return [to_float(to_map(state.detach(), grid))], [to_float(to_map(slope, grid))]
-    raise ValueError(f"{type(model).__name__} has no hidden state that is a map of the picture; name layers.")
+    raise ValueError(f"{type(model).__name__} has no hidden state that is a map of the image; name layers.")
 
 
 def spatial_layers(model: nn.Module, pixel_values: torch.Tensor) -> list[str]:
-    """Names of the modules whose output is a map of the picture, in order of execution."""
+    """Names of the modules whose output is a map of the image, in order of execution."""
     names: list[str] = []
 
     def keep(name: str):
@@ -106,7 +106,7 @@ def spatial_layers(model: nn.Module, pixel_values: torch.Tensor) -> list[str]:
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad(), undisturbed(model):
+    with ExitStack() as stack, torch.no_grad(), eval_mode(model):
         for name, module in model.named_modules():
             stack.callback(module.register_forward_hook(keep(name)).remove)
         model(pixel_values[:1])
@@ -115,10 +115,10 @@ def spatial_layers(model: nn.Module, pixel_values: torch.Tensor) -> list[str]:
 
 def grid_of(shape: torch.Size, image_shape: torch.Size) -> tuple[int, int] | None:
     """
-    `(h, w)` of a layer's output over pictures of `image_shape (B, channels, H, W)`, or None where it is no map.
+    `(h, w)` of a layer's output over images of `image_shape (B, channels, H, W)`, or None where it is no map.
 
-    Maps are `(B, C, h, w)`, or `(B, h, w, C)` where only that has the picture's proportions; tokens `(B, N, C)` are
-    `h w` patches in the picture's proportions behind at most 8 class and register tokens.
+    Maps are `(B, C, h, w)`, or `(B, h, w, C)` where only that has the image's proportions; tokens `(B, N, C)` are
+    `h w` patches in the image's proportions behind at most 8 class and register tokens.
     """
     batch, _, height, width = image_shape
     if shape[0] != batch or len(shape) not in (3, 4):

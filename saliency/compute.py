@@ -9,12 +9,13 @@ from ..modeling_kgl import KGLForImageClassification
 from . import cam, gradient
 from .activations import (
     deepest_activations,
+    eval_mode,
     layer_activations,
     spatial_layers,
-    undisturbed,
 )
 from .fullgrad import full_grad
 from .maps import fuse
+from .methods import METHODS
 
 
 _CAM_METHODS = {
@@ -24,7 +25,6 @@ _CAM_METHODS = {
     "hirescam": cam.hires_cam,
     "layercam": cam.layer_cam_of,
 }
-METHODS = (*_CAM_METHODS, "fullgrad", "inputgrad", "smoothgrad", "integrated_gradients")
 
 
 def compute_saliency(
@@ -35,7 +35,7 @@ def compute_saliency(
     layers: list[str] | None = None,
 ) -> torch.Tensor:
     """
-    Maps of what speaks for a class in each picture. The model is left exactly as it was.
+    Maps of what speaks for a class in each image. The model is left exactly as it was.
 
     Args:
         model: a [`KGLForImageClassification`] or any classifier of transformers that returns `logits`.
@@ -63,7 +63,7 @@ def compute_saliency(
     if targets is not None and targets.device.type == "cpu" and not ((targets >= 0) & (targets < num_labels)).all():
         raise ValueError(f"targets must lie in 0..{num_labels - 1}, got {targets.tolist()}.")
 
-    with undisturbed(model):
+    with eval_mode(model):
         if method in _CAM_METHODS:
             return _class_activation_map(model, pixel_values, targets, method, layers)
         if method == "fullgrad":

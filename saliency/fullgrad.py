@@ -49,7 +49,7 @@ def full_gradients(
 
 def full_grad(model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
     """
-    The FullGrad map, `(B, H, W)`: every term's magnitude scaled to 0..1 a picture, enlarged, and summed.
+    The FullGrad map, `(B, H, W)`: every term's magnitude scaled to 0..1 an image, enlarged, and summed.
 
     Scaling is affine and enlarging linear, so a term's channels are summed first and one map a layer is enlarged. A
     bias is the same in all cells, so that sum is a product of a vector and the gradient's magnitude.

@@ -1,4 +1,4 @@
-"""Maps at the picture's own resolution, from gradients with respect to its pixels."""
+"""Maps at the image's own resolution, from gradients with respect to its pixels."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def smooth_grad(
     """
     SmoothGrad (Smilkov et al. 2017): gradient maps averaged over noisy copies, `(B, H, W)`.
 
-    The noise's deviation is `noise` times each picture's range; it is drawn from a generator of its own, so that the
-    map of a picture is the same every time.
+    The noise's deviation is `noise` times each image's range; it is drawn from a generator of its own, so that the
+    map of an image is the same every time.
     """
     generator = torch.Generator(pixel_values.device).manual_seed(0)
     spread = noise * (pixel_values.amax(dim=(1, 2, 3)) - pixel_values.amin(dim=(1, 2, 3)))
     total = torch.zeros_like(pixel_values[:, 0])
     for _ in range(samples):
-        shape = pixel_values.shape[1:]  # one draw for all pictures: a picture's map does not depend on its batch
+        shape = pixel_values.shape[1:]  # one draw for all images: an image's map does not depend on its batch
         drawn = torch.randn(shape, generator=generator, device=pixel_values.device, dtype=pixel_values.dtype)
         total += gradient_map(model, pixel_values + spread.view(-1, 1, 1, 1) * drawn, targets)
     return total / samples
@@ -52,7 +52,7 @@ def integrated_gradients(
     """
     Integrated gradients (Sundararajan et al. 2017) from the mean colour, `(B, channels, H, W)`.
 
-    Summed over a picture they are its score less the mean colour's; the integral is a midpoint sum.
+    Summed over an image they are its score less the mean colour's; the integral is a midpoint sum.
     """
     total = torch.zeros_like(pixel_values)
     for step in range(steps):

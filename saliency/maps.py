@@ -57,13 +57,13 @@ def to_uint8(maps: torch.Tensor, names: list[str] | None = None) -> np.ndarray:
     Maps `(B, h, w)` as they are stored: each scaled by its own peak to 0..255.
 
     Raises:
-        InputError: a map is not finite; the pictures are named by `names`, or by their place in the batch.
+        InputError: a map is not finite; the images are named by `names`, or by their place in the batch.
     """
     stored = (to_peak_one(maps) * 255).round().to(torch.uint8).cpu().numpy()
     broken = (~maps.isfinite().all(dim=(1, 2))).nonzero().flatten().tolist()
     if broken:
         told = ", ".join(names[index] if names else f"number {index} of the batch" for index in broken)
-        raise InputError(f"The saliency maps of these pictures hold NaN or infinity: {told}.")
+        raise InputError(f"The saliency maps of these images hold NaN or infinity: {told}.")
     return stored
 
 

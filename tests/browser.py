@@ -30,8 +30,8 @@ def chromium(width: int = 1200, height: int = 900) -> Iterator[object]:
         driver.quit()
 
 
-def loaded_pictures(driver: object) -> tuple[int, int]:
-    """How many pictures a page has, and how many of them show something."""
+def loaded_images(driver: object) -> tuple[int, int]:
+    """How many images a page has, and how many of them show something."""
     driver.execute_async_script(
         "const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(done)"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_pictures
+from tiny import make_images
 from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -20,8 +20,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """12 good and 6 scratched pictures, one folder a class."""
-    return make_pictures(tmp_path / "pictures")
+    """12 good and 6 scratched images, one folder a class."""
+    return make_images(tmp_path / "images")
 
 
 @pytest.fixture

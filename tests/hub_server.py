@@ -54,14 +54,14 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_GET(self) -> None:
-        self._answer()
+        self._format_prediction()
 
     do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, *args: object) -> None:
         """Nothing on standard error."""
 
-    def _answer(self) -> None:
+    def _format_prediction(self) -> None:
         body = self._body()
         path = unquote(urlsplit(self.path).path)
         request = f"{self.command} {path}"

@@ -62,7 +62,7 @@ def test_every_parameter_takes_part_in_the_guided_loss(backbone):
     assert {name for name, parameter in model.named_parameters() if parameter.grad is None} <= idle
 
 
-def test_grey_pictures_are_repeated_over_the_channels():
+def test_grey_images_are_repeated_over_the_channels():
     model, grey = tiny_model(), torch.randn(2, 1, 32, 32)
     assert torch.equal(model(grey).logits, model(grey.repeat(1, 3, 1, 1)).logits)
 
@@ -189,7 +189,7 @@ model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_cod
 torch.set_num_threads(1)
 logits = model(torch.load(folder + "/pixels.pt")).logits
 classifier = pipeline("image-classification", model=folder, trust_remote_code=True)
-print(json.dumps({"logits": logits.tolist(), "pipeline": classifier(folder + "/picture.png")}))
+print(json.dumps({"logits": logits.tolist(), "pipeline": classifier(folder + "/image.png")}))
 """
 
 
@@ -197,7 +197,7 @@ def test_saved_model_runs_where_kgl_cannot_be_imported(tmp_path, auto_image_proc
     from PIL import Image
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    from kgl.collator import to_pixel_values
+    from kgl.data.images import to_pixel_values
 
     model = tiny_model()
     model.save_pretrained(tmp_path)
@@ -205,15 +205,15 @@ def test_saved_model_runs_where_kgl_cannot_be_imported(tmp_path, auto_image_proc
     image_processor.save_pretrained(tmp_path)
     pixel_values = torch.randn(2, 3, 40, 56)
     torch.save(pixel_values, tmp_path / "pixels.pt")
-    picture = Image.effect_noise((50, 70), 80)
-    picture.save(tmp_path / "picture.png")
+    image = Image.effect_noise((50, 70), 80)
+    image.save(tmp_path / "image.png")
     process = subprocess.run(
         [sys.executable, "-c", IN_A_STRANGER_S_PROCESS, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
     )
     assert process.returncode == 0, process.stderr
     stranger = json.loads(process.stdout)
     assert stranger["logits"] == model(pixel_values).logits.tolist()
-    scores = model(to_pixel_values([picture], image_processor)).logits.softmax(dim=1)[0]
+    scores = model(to_pixel_values([image], image_processor)).logits.softmax(dim=1)[0]
     assert {one["label"]: one["score"] for one in stranger["pipeline"]} == pytest.approx(
         dict(zip(("good", "scratch", "pit"), scores.tolist(), strict=True))
     )

@@ -1,4 +1,4 @@
-"""The pipeline that travels with the weights: what it says of a picture, and that strangers can use it."""
+"""The pipeline that travels with the weights: what it says of an image, and that strangers can use it."""
 
 import json
 import subprocess
@@ -69,26 +69,26 @@ def test_boxes_are_those_of_scipy_s_labels():
         assert {tuple(box.values()) for box in boxes} == expected and len(boxes) == len(expected)
 
 
-def test_what_is_said_of_a_picture():
+def test_what_is_said_of_a_image():
     model = tiny_model()
-    pipe, picture = DefectDetectionPipeline(model, image_processor=PROCESSOR), noise()
+    pipe, image = DefectDetectionPipeline(model, image_processor=PROCESSOR), noise()
     with torch.no_grad():
-        output = model(PROCESSOR(picture, return_tensors="pt")["pixel_values"])
+        output = model(PROCESSOR(image, return_tensors="pt")["pixel_values"])
     probabilities = output.logits.softmax(dim=1)[0].tolist()
-    said = pipe(picture)
+    said = pipe(image)
     assert said["scores"] == pytest.approx(dict(zip(("good", "scratch", "pit"), probabilities, strict=True)))
     assert said["score"] == max(said["scores"].values()) == said["scores"][said["label"]]
     assert said["defect_score"] == pytest.approx(1 - probabilities[0])
     assert said["defective"] is (said["defect_score"] >= 0.5)
-    assert said["heat_map"].mode == "L" and said["heat_map"].size == picture.size
+    assert said["heat_map"].mode == "L" and said["heat_map"].size == image.size
     heat = torch.nn.functional.interpolate(output.saliency.sigmoid(), (70, 50), mode="bilinear")[0, 0].numpy()
     assert np.abs(np.asarray(said["heat_map"]) / 255 - heat).max() <= 0.5 / 255 + 1e-6
     threshold = float(np.median(heat))
-    assert pipe(picture, box_threshold=threshold)["boxes"] == hot_boxes(heat, threshold)
+    assert pipe(image, box_threshold=threshold)["boxes"] == hot_boxes(heat, threshold)
     threshold_of_the_pipeline = DefectDetectionPipeline(model, image_processor=PROCESSOR, box_threshold=threshold)
-    assert threshold_of_the_pipeline(picture)["boxes"] == hot_boxes(heat, threshold)
+    assert threshold_of_the_pipeline(image)["boxes"] == hot_boxes(heat, threshold)
     with pytest.raises(ValueError, match="box_threshold=2"):
-        pipe(picture, box_threshold=2)
+        pipe(image, box_threshold=2)
 
 
 def test_the_stored_operating_point_decides():
@@ -105,17 +105,17 @@ def test_every_label_has_its_own_probability_where_several_may_hold():
     assert list(said["scores"].values()) == pytest.approx(logits.sigmoid()[0].tolist())
 
 
-def test_batches_paths_and_pictures_give_the_same(tmp_path):
+def test_batches_paths_and_images_give_the_same(tmp_path):
     pipe = detector()
-    pictures = [noise(50, 70, 0), noise(40, 30, 1), noise(64, 64, 2)]
+    images = [noise(50, 70, 0), noise(40, 30, 1), noise(64, 64, 2)]
     paths = [str(tmp_path / f"{index}.png") for index in range(3)]
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
-    single = [comparable(pipe(picture)) for picture in pictures]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    single = [comparable(pipe(image)) for image in images]
     assert [comparable(pipe(path)) for path in paths] == single
     assert [comparable(said) for said in pipe(paths)] == single
     for batch_size in (2, 3):
-        for said, one in zip(pipe(pictures, batch_size=batch_size), single, strict=True):
+        for said, one in zip(pipe(images, batch_size=batch_size), single, strict=True):
             assert said["scores"] == pytest.approx(one["scores"], abs=1e-6)
             assert said["label"] == one["label"] and said["defective"] == one["defective"]
             assert said["heat_map"].size == (len(one["heat_map"][0]), len(one["heat_map"]))
@@ -123,7 +123,7 @@ def test_batches_paths_and_pictures_give_the_same(tmp_path):
             assert np.abs(difference).max() <= 1
 
 
-def test_a_picture_turned_by_its_exif_tag_is_looked_at_upright(tmp_path):
+def test_a_image_turned_by_its_exif_tag_is_looked_at_upright(tmp_path):
     upright = noise(30, 64)
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6  # to be turned by 90 degrees clockwise
@@ -150,16 +150,16 @@ from transformers import pipeline
 
 folder, again = sys.argv[1:]
 torch.set_num_threads(1)
-ordinary = pipeline("image-classification", model=folder, trust_remote_code=True)(folder + "/picture.png")
+ordinary = pipeline("image-classification", model=folder, trust_remote_code=True)(folder + "/image.png")
 detector = pipeline("defect-detection", model=folder, trust_remote_code=True)
 assert type(pipeline(model=folder, trust_remote_code=True)) is type(detector)  # the task need not be named
-said = detector(folder + "/picture.png", box_threshold=0.1)
+said = detector(folder + "/image.png", box_threshold=0.1)
 detector.model.save_pretrained(again + "/model")
 detector.image_processor.save_pretrained(again + "/model")
 detector.save_pretrained(again + "/pipeline")
 for saved in (again + "/model", again + "/pipeline"):
     from_there = pipeline("defect-detection", model=saved, trust_remote_code=True)
-    assert from_there(folder + "/picture.png", box_threshold=0.1) == said
+    assert from_there(folder + "/image.png", box_threshold=0.1) == said
 said["heat_map"] = list(said["heat_map"].tobytes())
 print(json.dumps({"ordinary": ordinary, "detector": said}))
 """
@@ -170,7 +170,7 @@ def test_it_travels_with_the_weights(tmp_path, auto_image_processor):
     model = tiny_model()
     model.save_pretrained(folder)
     PROCESSOR.save_pretrained(folder)
-    noise().save(folder / "picture.png")
+    noise().save(folder / "image.png")
     process = subprocess.run(
         [sys.executable, "-c", IN_A_STRANGER_S_PROCESS, str(folder), str(tmp_path / "again")],
         capture_output=True, text=True, cwd=tmp_path,

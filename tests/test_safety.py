@@ -23,13 +23,14 @@ from transformers import ResNetModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.trainer_pt_utils import safe_globals
 
-from kgl.building import ModelArguments, build_model
-from kgl.data import DataArguments, load_defect_dataset
+from kgl.data.arguments import DataArguments
+from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
+from kgl.evaluation.predict_folder import run as predict
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.predict import run as predict
-from kgl.prior import load_classifier
 from kgl.train import parse, run
+from kgl.training.arguments import ModelArguments
+from kgl.training.model_init import build_model, load_classifier
 
 
 class _Harmful:
@@ -145,9 +146,9 @@ def test_a_backbones_code_is_never_run(tmp_path):
     assert not proof.exists()
 
 
-def _repository(folder: Path, pictures: list[dict], masks: list[dict] | None = None) -> DataArguments:
-    """A data set of the Hub whose rows hold these values for pictures."""
-    columns = {"image": pictures, "label": [at % 2 for at in range(len(pictures))]}
+def _repository(folder: Path, images: list[dict], masks: list[dict] | None = None) -> DataArguments:
+    """A dataset of the Hub whose rows hold these values for images."""
+    columns = {"image": images, "label": [at % 2 for at in range(len(images))]}
     features = {"image": Image(decode=False), "label": ClassLabel(names=["good", "scratch"])}
     if masks is not None:
         columns["mask"], features["mask"] = masks, Image(decode=False)
@@ -163,7 +164,7 @@ def test_a_data_sets_rows_open_no_file_but_its_own(image_folder, tmp_path, monke
     secret = tmp_path / "secret.png"
     PILImage.new("L", (32, 32)).save(secret)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("kgl.tables.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("kgl.data.readers.hub.HF_HUB_CACHE", str(tmp_path / "cache"))
     cached = tmp_path / "cache" / "datasets--me--private" / "snapshots" / "0" / "secret.png"
     cached.parent.mkdir(parents=True)
     shutil.copy(secret, cached)
@@ -174,8 +175,8 @@ def test_a_data_sets_rows_open_no_file_but_its_own(image_folder, tmp_path, monke
     }[where]  # fmt: skip
     content = [{"bytes": (image_folder / "good" / f"{at}.png").read_bytes(), "path": None} for at in range(8)]
     asked = [*content[:2], {"bytes": None, "path": path}, *content[3:]]
-    pictures, masks = (asked, None) if column == "image" else (content, asked)
-    args = _repository(tmp_path / "hub", pictures, masks)
+    images, masks = (asked, None) if column == "image" else (content, asked)
+    args = _repository(tmp_path / "hub", images, masks)
     (tmp_path / "hub" / "link.png").symlink_to(secret)
     args.mask_column = "mask" if column == "mask" else None
     with pytest.raises(InputError, match=rf"--hub_dataset .*hub, split train, row 3: {column} .* is no file of this"):
@@ -195,15 +196,14 @@ def test_an_archive_writes_nowhere_else(image_folder, tmp_path, monkeypatch):
         str(tmp_path / "evil.png"),
     ]
     with zipfile.ZipFile(folder / "train.zip", "w") as archive:
-        pictures = sorted(image_folder.rglob("*.png"))
-        for name, picture in zip(names, pictures, strict=True):
-            archive.write(picture, name)
+        images = sorted(image_folder.rglob("*.png"))
+        for name, image in zip(names, images, strict=True):
+            archive.write(image, name)
         rows = [
-            {"file_name": name, "label": picture.parent.name}
-            for name, picture in zip(names[:15], pictures, strict=False)
+            {"file_name": name, "label": image.parent.name} for name, image in zip(names[:15], images, strict=False)
         ]
         archive.writestr("metadata.jsonl", "\n".join(map(json.dumps, rows)))
-    with _written() as written, suppress(InputError):  # some versions want a row for every picture
+    with _written() as written, suppress(InputError):  # some versions want a row for every image
         load_defect_dataset(DataArguments("hub", hub_dataset=str(folder), validation_share=0, num_folds=2))
     assert written
     assert not [path for path in written if not path.is_relative_to(cache)]
@@ -249,14 +249,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from transformers.image_utils import load_image
 
-folder, picture = {str(saved)!r}, {str(image_folder / "good" / "0.png")!r}
+folder, image = {str(saved)!r}, {str(image_folder / "good" / "0.png")!r}
 model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
 processor = AutoImageProcessor.from_pretrained(folder)
 with torch.no_grad():
-    logits = model(**processor(load_image(picture), return_tensors="pt")).logits
-found = pipeline("defect-detection", model=folder, trust_remote_code=True)(picture)
+    logits = model(**processor(load_image(image), return_tensors="pt")).logits
+found = pipeline("defect-detection", model=folder, trust_remote_code=True)(image)
 assert abs(found["scores"]["pit"] - logits.softmax(-1)[0, 2].item()) < 1e-6
-assert pipeline("image-classification", model=folder, trust_remote_code=True)(picture)
+assert pipeline("image-classification", model=folder, trust_remote_code=True)(image)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=saved.parent, env={**os.environ, "PYTHONPATH": ""})
 

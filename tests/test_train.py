@@ -16,22 +16,24 @@ import yaml
 from datasets import load_from_disk
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import TRAIN_SCRIPT, launched, make_pictures, shared
+from tiny import TRAIN_SCRIPT, launched, make_images, shared
 from transformers import pipeline
 
 import kgl.train
-import kgl.trainer
-from kgl.building import image_processor_of, initial_model
-from kgl.data import load_defect_dataset
+import kgl.training.trainer
+from kgl.data.loading import load_defect_dataset
+from kgl.data.storage import lock, write_json
 from kgl.errors import InputError
+from kgl.evaluation.report import comparison_table
+from kgl.knowledge.saliency_priors import add_saliency_priors
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.prior import add_saliency_priors
-from kgl.report import comparison_table
-from kgl.runs import claim, last_whole_checkpoint, lock, write_json
 from kgl.train import parse, run
+from kgl.training.callbacks import last_complete_checkpoint
+from kgl.training.model_init import initial_model, make_image_processor
+from kgl.training.run_dir import claim
 
 
-MAP_MEASURES = ("ap", "picture_ap", "cell_ap", "pointing", "entropy", "area90")
+MAP_MEASURES = ("ap", "image_ap", "cell_ap", "pointing", "entropy", "area90")
 SETTINGS = {
     "defect_free_label": "good", "image_height": 32, "image_width": 48, "num_folds": 2, "out_features": ["stage2"],
     "validation_share": 0,
@@ -59,16 +61,16 @@ def train(*arguments: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, request):
-    """One whole run on a folder of pictures; its recipe, its output folder and what it printed."""
+    """One whole run on a folder of images; its recipe, its output folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    make_pictures(folder / "pictures")
-    settings = recipe(folder, data_dir=str(folder / "pictures"))
+    make_images(folder / "images")
+    settings = recipe(folder, data_dir=str(folder / "images"))
     done = train(settings, "--output_dir", folder / "out")
     assert done.returncode == 0, done.stderr
     return settings, folder / "out", done.stdout
 
 
-def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
+def test_a_run_leaves_models_priors_metrics_and_images(finished):
     settings, out, printed = finished
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["results"]) == {"plain", "guided"}
@@ -77,7 +79,7 @@ def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
     expected = {"ece", "seconds"} | with_intervals | {f"{name}_interval" for name in with_intervals}
     assert set(metrics["results"]["plain"]) == expected  # no masks, so no map metrics
     assert comparison_table(metrics["results"]) in printed
-    assert metrics["pictures"] == {"train": 9, "test": 9}
+    assert metrics["images"] == {"train": 9, "test": 9}
     assert set(metrics["differences"]) == with_intervals
     assert metrics["validation"] == {"plain": None, "guided": None}
     table = list(csv.DictReader((out / "predictions.csv").open()))
@@ -86,10 +88,10 @@ def test_a_run_leaves_models_priors_metrics_and_pictures(finished):
     assert metrics["results"]["guided"]["seconds"] == pytest.approx(sum(metrics["seconds"].values()))
     for name in ("grid_train.png", "grid_test.png"):
         assert Image.open(out / name).size[0] > 400
-    pictures, priors = load_defect_dataset(parse([settings]).data)["train"], load_from_disk(out / "priors")
-    assert priors["file_name"] == pictures["file_name"]
+    images, priors = load_defect_dataset(parse([settings]).data)["train"], load_from_disk(out / "priors")
+    assert priors["file_name"] == images["file_name"]
     blank = np.asarray(priors["saliency_prior"]).max(axis=(1, 2)) == 0
-    assert blank.tolist() == [label == 0 for label in pictures["label"]]
+    assert blank.tolist() == [label == 0 for label in images["label"]]
     logs = json.loads((out / "final" / "trainer_state.json").read_text())["log_history"]
     assert {"loss", "loss_cls", "loss_kg", "kg_lambda"} <= set(logs[0])
     assert "kg_lambda" not in (out / "primary" / "trainer_state.json").read_text()
@@ -115,11 +117,11 @@ assert not torch.distributed.is_initialized(), "a group left standing can abort 
 
 
 def test_two_processes_end_as_one_does(tmp_path):
-    make_pictures(tmp_path / "pictures")
+    make_images(tmp_path / "images")
     (tmp_path / "job.py").write_text(IN_EACH_PROCESS)
-    settings = [recipe(tmp_path, data_dir=str(tmp_path / "pictures")), "--num_train_epochs", "1"]
+    settings = [recipe(tmp_path, data_dir=str(tmp_path / "images")), "--num_train_epochs", "1"]
     job = [*launched(2), str(tmp_path / "job.py"), *settings, "--output_dir", str(tmp_path / "out")]
-    for says in ("9 held-out pictures", "this very run, finished"):
+    for says in ("9 held-out images", "this very run, finished"):
         done = subprocess.run(job, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(says) == 1
@@ -128,14 +130,14 @@ def test_two_processes_end_as_one_does(tmp_path):
 def test_the_trained_model_is_a_pipeline(finished, auto_image_processor):
     _, out, _ = finished
     classifier = pipeline("image-classification", model=str(out / "final"), trust_remote_code=True)
-    picture = sorted((out.parent / "pictures" / "scratch").iterdir())[0]
-    assert {one["label"] for one in classifier(str(picture))} == {"good", "scratch"}
+    image = sorted((out.parent / "images" / "scratch").iterdir())[0]
+    assert {one["label"] for one in classifier(str(image))} == {"good", "scratch"}
     for folder in (out / "primary", out / "final", out / "final" / "checkpoint-9"):
         detector = pipeline("defect-detection", model=str(folder), trust_remote_code=True)
-        assert detector(str(picture))["heat_map"].size == (48, 40)
+        assert detector(str(image))["heat_map"].size == (48, 40)
 
 
-def test_both_classifiers_start_from_the_same_weights_and_pictures(finished):
+def test_both_classifiers_start_from_the_same_weights_and_images(finished):
     """With the guidance at no weight at all, phase 2 is phase 1 again, up to rounding."""
     settings, out, _ = finished
     unguided = train(settings, "--output_dir", out.parent / "unguided", "--kg_lambda", "0")
@@ -147,52 +149,52 @@ def test_both_classifiers_start_from_the_same_weights_and_pictures(finished):
     assert any((plain[name] != guided[name]).any() for name in plain)
 
 
-def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_picture(tmp_path, monkeypatch):
+def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_image(tmp_path, monkeypatch):
     """Each scratch stands in two files of equal bytes, so in one group."""
-    folder = make_pictures(tmp_path / "pictures")
+    folder = make_images(tmp_path / "images")
     for path in sorted((folder / "scratch").iterdir()):
         shutil.copy(path, path.with_stem(f"{path.stem}_again"))
     learned = {}
     train_phase = kgl.train.train_phase
 
-    def spy(phase, pictures, *args):
-        learned[phase] = set(pictures["digest"])
-        return train_phase(phase, pictures, *args)
+    def spy(phase, images, *args):
+        learned[phase] = set(images["digest"])
+        return train_phase(phase, images, *args)
 
     monkeypatch.setattr(kgl.train, "train_phase", spy)
     path = recipe(tmp_path, data_dir=str(folder), output_dir=str(tmp_path / "out"))
     settings = parse([path, "--prior_folds", "3"])
     report = run(settings)
-    pictures, priors = load_defect_dataset(settings.data)["train"], load_from_disk(tmp_path / "out" / "priors")
-    everything = set(pictures["digest"])
+    images, priors = load_defect_dataset(settings.data)["train"], load_from_disk(tmp_path / "out" / "priors")
+    everything = set(images["digest"])
     assert list(learned) == ["primary", "primary_fold0", "primary_fold1", "primary_fold2", "final"]
     assert learned["primary"] == learned["final"] == everything
-    seen = dict.fromkeys(range(len(pictures)), 0)
+    seen = dict.fromkeys(range(len(images)), 0)
     for fold in range(3):
         phase = f"primary_fold{fold}"
-        unseen = [index for index, digest in enumerate(pictures["digest"]) if digest not in learned[phase]]
+        unseen = [index for index, digest in enumerate(images["digest"]) if digest not in learned[phase]]
         model = KGLForImageClassification.from_pretrained(tmp_path / "out" / phase)
-        expected = add_saliency_priors(pictures.select(unseen), model, image_processor_of(settings.model))
+        expected = add_saliency_priors(images.select(unseen), model, make_image_processor(settings.model))
         for index, prior in zip(unseen, expected["saliency_prior"], strict=True):
             seen[index] += 1
             assert np.abs(np.subtract(priors[index]["saliency_prior"], prior)).max() <= 1  # batched otherwise
-    assert set(seen.values()) == {1} and priors["digest"] == pictures["digest"]
+    assert set(seen.values()) == {1} and priors["digest"] == images["digest"]
     assert report["seconds"]["primaries of the folds"] > 0
     assert report["results"]["guided"]["seconds"] == pytest.approx(sum(report["seconds"].values()))
-    with pytest.raises(InputError, match=r"--prior_folds 9: too few independent pictures of .*scratch"):
+    with pytest.raises(InputError, match=r"--prior_folds 9: too few independent images of .*scratch"):
         run(parse([path, "--output_dir", str(tmp_path / "other"), "--prior_folds", "9"]))
     with pytest.raises(InputError, match="--prior_folds 1: cross-fitting takes at least 2"):
         parse([path, "--prior_folds", "1"])
 
 
 def test_frozen_stages_stay_as_they_were(tmp_path, monkeypatch):
-    make_pictures(tmp_path / "pictures")
-    path = recipe(tmp_path, data_dir=str(tmp_path / "pictures"), output_dir=str(tmp_path / "out"), num_train_epochs=2)
+    make_images(tmp_path / "images")
+    path = recipe(tmp_path, data_dir=str(tmp_path / "images"), output_dir=str(tmp_path / "out"), num_train_epochs=2)
     settings = parse([path, "--freeze_stages", "1", "--frozen_views", "2", "--prior_folds", "2"])
     columns = []
-    optimise = kgl.trainer.ClassificationTrainer.train
+    optimise = kgl.training.trainer.ClassificationTrainer.train
     monkeypatch.setattr(
-        kgl.trainer.ClassificationTrainer, "train",
+        kgl.training.trainer.ClassificationTrainer, "train",
         lambda self, **kwargs: columns.append(self.train_dataset.column_names) or optimise(self, **kwargs),
     )  # fmt: skip
     run(settings)
@@ -229,14 +231,14 @@ def test_another_setting_in_the_same_folder_is_refused_by_name(finished):
     assert harmless.returncode == 0, harmless.stderr
 
 
-def test_a_changed_picture_is_another_run(finished):
+def test_a_changed_image_is_another_run(finished):
     settings, out, _ = finished
-    picture = out.parent / "pictures" / "good" / "0.png"
-    kept = picture.read_bytes()
-    Image.new("L", (48, 40), 3).save(picture)
+    image = out.parent / "images" / "good" / "0.png"
+    kept = image.read_bytes()
+    Image.new("L", (48, 40), 3).save(image)
     changed = train(settings, "--output_dir", out)
-    picture.write_bytes(kept)
-    assert changed.returncode == 2 and "_pictures is" in changed.stderr
+    image.write_bytes(kept)
+    assert changed.returncode == 2 and "_images is" in changed.stderr
 
 
 @pytest.mark.parametrize("phase", ["primary", "final"])
@@ -297,12 +299,12 @@ def test_one_process_a_folder(tmp_path):
 
 
 def test_only_marked_checkpoints_count(tmp_path):
-    assert last_whole_checkpoint(tmp_path) == (None, 0.0)
+    assert last_complete_checkpoint(tmp_path) == (None, 0.0)
     for step in (9, 10, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (9, 10):
         write_json(tmp_path / f"checkpoint-{step}" / "whole.json", {"seconds": step})
-    assert last_whole_checkpoint(tmp_path) == (tmp_path / "checkpoint-10", 10)
+    assert last_complete_checkpoint(tmp_path) == (tmp_path / "checkpoint-10", 10)
 
 
 def test_a_folder_of_something_else_is_refused(finished, tmp_path):
@@ -352,14 +354,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, finished,
     ],
 )
 def test_settings_that_cannot_work_are_named(arguments, message, tmp_path):
-    path = recipe(tmp_path, data_dir="pictures")
+    path = recipe(tmp_path, data_dir="images")
     with pytest.raises(InputError, match=message):
         run(parse([path, "--output_dir", str(tmp_path / "out"), *arguments]))
 
 
 def test_no_output_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="--output_dir: name a folder"):
-        run(parse([recipe(tmp_path, data_dir="pictures")]))
+        run(parse([recipe(tmp_path, data_dir="images")]))
 
 
 @pytest.mark.parametrize(
@@ -401,11 +403,11 @@ def test_priors_of_another_image_size_are_refused(finished, tmp_path):
     (tmp_path / "out" / "run.json").write_text(json.dumps(stored))
     refused = train(settings, "--output_dir", tmp_path / "out", "--image_height", "64")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "priors holds what another model, other settings or other pictures gave" in refused.stderr
+    assert "priors holds what another model, other settings or other images gave" in refused.stderr
 
 
 def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
-    path = recipe(tmp_path, data_dir=str(make_pictures(tmp_path / "pictures")), output_dir=str(tmp_path / "out"))
+    path = recipe(tmp_path, data_dir=str(make_images(tmp_path / "images")), output_dir=str(tmp_path / "out"))
     for wrong, message in (
         (["--pooling", "attention", "--kg_objective", "cosine"], "go with --pooling avg_max, not with attention"),
         (["--pooling", "attention", "--prior_method", "cam"], "--prior_method cam: CAM needs a layer"),
@@ -420,7 +422,7 @@ def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
 
 
 def test_flags_go_before_the_recipe_s(tmp_path):
-    path = recipe(tmp_path, data_dir="pictures", learning_rate="5e-4")
+    path = recipe(tmp_path, data_dir="images", learning_rate="5e-4")
     model_args, data_args, *_, training_args = parse([path, "--fold", "1", "--output_dir", str(tmp_path / "out")])
     assert (data_args.fold, training_args.learning_rate, model_args.image_width) == (1, 5e-4, 48)
     with pytest.raises(InputError, match="no such recipe"):

@@ -49,8 +49,8 @@ def tiny_model(backbone: str = "resnet", *, seed: int = 0, **config_kwargs: obje
     return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config_kwargs)).eval()
 
 
-def make_pictures(folder: Path) -> Path:
-    """12 good and 6 scratched 48 x 40 grey pictures in `folder`, one folder a class."""
+def make_images(folder: Path) -> Path:
+    """12 good and 6 scratched 48 x 40 grey images in `folder`, one folder a class."""
     generator = np.random.default_rng(0)
     for label, count in (("good", 12), ("scratch", 6)):
         (folder / label).mkdir(parents=True)

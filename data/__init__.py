@@ -1,0 +1,1 @@
+"""Datasets: read, check, split and decode."""

@@ -1,0 +1,1 @@
+"""Predictions, metrics, calibration, visualization and the report."""

@@ -1,0 +1,29 @@
+"""Metrics of a classifier on the test images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+
+from .maps import evaluate_maps
+from .metrics import DefectClassification
+from .predictions import Predictions
+
+
+def evaluate_predictions(
+    predictions: Predictions, dataset: Dataset, defect_free_id: int | None, size: tuple[int, int]
+) -> dict[str, Any]:
+    """
+    Metrics of [`DefectClassification`], and where images have masks, how right the maps are.
+
+    `map_...` is the class map's, `saliency_...` the saliency head's; see [`evaluate_maps`].
+    """
+    results = DefectClassification(keep_in_memory=True).compute(
+        predictions=predictions.probabilities, references=dataset["label"], defect_free_id=defect_free_id
+    )
+    maps = {"map": predictions.class_map, "saliency": predictions.saliency}
+    return results | evaluate_maps(maps, dataset, size)
+
+
+__all__ = ["evaluate_predictions"]

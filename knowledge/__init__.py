@@ -1,0 +1,1 @@
+"""Knowledge as priors: one small map per training image."""

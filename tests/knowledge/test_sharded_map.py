@@ -1,0 +1,219 @@
+"""Sharded passes: the same table stopped, gone on with, streamed, or shared by processes."""
+
+import hashlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Features, IterableDataset, Value, load_from_disk
+
+import kgl.knowledge.sharded_map
+from kgl.data.storage import save_dataset
+from kgl.errors import InputError
+from kgl.knowledge.sharded_map import sharded_map
+
+
+FEATURES = Features(square=Value("int64"))
+
+
+@pytest.fixture(autouse=True)
+def shards_of_four(request, monkeypatch):
+    """So that 100 rows are 25 shards."""
+    if "shards_are_not" not in request.node.name:
+        monkeypatch.setattr(kgl.knowledge.sharded_map, "_LEAST_SHARD", 4)
+
+
+def numbers(count=100):
+    return Dataset.from_dict({"number": list(range(count))})
+
+
+def square(rows):
+    return {"square": [number**2 for number in rows["number"]]}
+
+
+def identify(rows):
+    return hashlib.sha1(repr(rows["number"]).encode()).hexdigest()
+
+
+def run(folder, dataset=None, compute=square, identify=identify, batch_size=4):
+    dataset = numbers() if dataset is None else dataset
+    return sharded_map(
+        dataset, compute, identify, folder / "table", features=FEATURES, batch_size=batch_size, title="Squares"
+    )
+
+
+def test_the_table_is_the_rows_in_order(tmp_path):
+    assert run(tmp_path)["square"] == [number**2 for number in range(100)]
+    assert load_from_disk(tmp_path / "table")["square"] == [number**2 for number in range(100)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table", "table.json"]
+
+
+def test_a_batch_is_as_large_as_wished_and_shards_are_not_its_matter(tmp_path):
+    sizes = []
+
+    def compute(rows):
+        sizes.append(len(rows["number"]))
+        return square(rows)
+
+    for batch_size in (5, 300):  # the second finds everything done
+        run(tmp_path, numbers(130), compute, batch_size=batch_size)
+    assert sizes == [5] * 12 + [4] + [5] * 12 + [4] + [2]  # shards of 64, 64 and 2 rows
+
+
+def test_a_stream_gives_the_same_table_and_is_never_held_whole(tmp_path):
+    pulled, computed, most = 0, 0, 0
+
+    def rows():
+        nonlocal pulled
+        for number in range(1000):
+            pulled += 1
+            yield {"number": number}
+
+    def compute(batch):
+        nonlocal computed, most
+        most = max(most, pulled - computed)
+        computed += len(batch["number"])
+        return square(batch)
+
+    stream = IterableDataset.from_generator(rows, features=Features(number=Value("int64")))
+    assert run(tmp_path, stream, compute)["square"] == [number**2 for number in range(1000)]
+    assert most <= 256 + 1
+
+
+def test_two_at_once_are_refused(tmp_path):
+    def compute(rows):
+        with pytest.raises(InputError, match="another process is running in it"):
+            run(tmp_path)
+        return square(rows)
+
+    run(tmp_path, numbers(4), compute)
+
+
+def test_a_stopped_pass_goes_on_and_a_finished_one_computes_nothing(tmp_path):
+    done = []
+
+    def stopping(rows):
+        if len(done) == 60:
+            raise KeyboardInterrupt
+        done.extend(rows["number"])
+        return square(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, compute=stopping)
+    assert not (tmp_path / "table").exists()
+    rest = []
+    table = run(tmp_path, compute=lambda rows: rest.extend(rows["number"]) or square(rows))
+    assert rest == list(range(60, 100))
+    assert table["square"] == [number**2 for number in range(100)]
+
+    def never(rows):
+        raise AssertionError("computed again")
+
+    assert run(tmp_path, compute=never)["square"] == table["square"]
+
+
+def test_nothing_stale_is_taken_and_nothing_finished_overwritten(tmp_path):
+    def stopping(rows):
+        if rows["number"][0] == 40:
+            raise KeyboardInterrupt
+        return square(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, compute=stopping)
+    computed = []
+
+    def other(rows):
+        return "other settings" + identify(rows)
+
+    run(tmp_path, compute=lambda rows: computed.extend(rows["number"]) or square(rows), identify=other)
+    assert computed == list(range(100))  # the half that was there was made with other settings
+    with pytest.raises(InputError, match="another model, other settings or other images"):
+        run(tmp_path)
+    with pytest.raises(InputError, match="another model, other settings or other images"):
+        run(tmp_path, numbers(96), identify=other)  # fewer rows, each of them there
+    assert load_from_disk(tmp_path / "table")["square"] == [number**2 for number in range(100)]
+
+
+def test_a_folder_that_was_not_made_here_is_left_alone(tmp_path):
+    (tmp_path / "table").mkdir()
+    with pytest.raises(InputError, match="not made here"):
+        run(tmp_path)
+    with pytest.raises(InputError, match="no rows"):
+        run(tmp_path / "other", numbers(0))
+
+
+def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path):
+    """A limit on the size of files stands in for the disk: the last of the shards does not fit."""
+    features = Features(square=Value("string"))
+
+    def growing(rows):
+        return {"square": ["x" * (50_000 if number >= 90 else 1) for number in rows["number"]]}
+
+    def write():
+        sharded_map(numbers(), growing, identify, tmp_path / "table", features=features, batch_size=4, title="Strings")
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot be written: .*make room and run the same again"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    shards = sorted((tmp_path / "table.shards").glob("0*"))
+    assert len(shards) == 22 and not (tmp_path / "table").exists()  # 88 rows in shards of four
+    assert all(len(load_from_disk(shard)) == 4 for shard in shards)
+    write()
+    assert len(load_from_disk(tmp_path / "table")) == 100
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {helpers!r}]
+import kgl.knowledge.sharded_map
+from test_sharded_map import run, square
+kgl.knowledge.sharded_map._LEAST_SHARD = 4
+with open({log!r}, "a") as log:
+    def slow(rows):
+        time.sleep(0.05)
+        print(*rows["number"], file=log, flush=True)
+        return square(rows)
+    run(Path({folder!r}), compute=slow)
+"""
+
+
+def test_a_killed_pass_computes_only_what_is_missing(tmp_path):
+    log, folder = tmp_path / "log", tmp_path / "out"
+    code = KILLED.format(
+        tests=str(Path(__file__).parent), helpers=str(Path(__file__).parents[1]), log=str(log), folder=str(folder)
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("table.shards/0*"))) < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    whole = {int(path.name[:6]) for path in folder.glob("table.shards/0*")}
+    assert 5 <= len(whole) < 25
+    log.unlink()
+    table = run(folder, compute=lambda rows: log.open("a").write(f"{rows['number'][0]}\n") and square(rows))
+    assert {int(line) // 4 for line in log.read_text().split()} == set(range(25)) - whole
+    assert table["square"] == [number**2 for number in range(100)]
+    assert sorted(path.name for path in folder.iterdir()) == ["table", "table.json"]
+
+
+def test_saving_takes_no_folder_of_the_user_s(tmp_path):
+    (tmp_path / "priors.unfinished").mkdir()
+    (tmp_path / "priors.unfinished" / "thesis.txt").write_text("mine")
+    (tmp_path / ".priors-unfinished-abc").mkdir()  # a killed run's
+    save_dataset(numbers(), tmp_path / "priors")
+    assert len(load_from_disk(tmp_path / "priors")) == 100
+    assert (tmp_path / "priors.unfinished" / "thesis.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["priors", "priors.unfinished"]

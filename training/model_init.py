@@ -1,0 +1,147 @@
+"""Build the classifier and its image processor from settings; load a saved one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import BaseImageProcessor, PreTrainedConfig, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers.utils import logging
+
+from ..configuration_kgl import KGLConfig
+from ..errors import InputError
+from ..knowledge.arguments import PriorArguments
+from ..knowledge.saliency_priors import check_saliency_method
+from ..modeling_kgl import KGLForImageClassification
+from .arguments import ModelArguments
+from .feature_cache import check_freezable
+
+
+# What transformers raises of a backbone that it cannot read, find or put together.
+_UNUSABLE = (ImportError, OSError, SafetensorError, StrictDataclassError, TypeError, UnpicklingError, ValueError)
+
+
+def build_model(model_args: ModelArguments, names: list[str], defect_free: str | None) -> KGLForImageClassification:
+    """
+    The classifier with new heads.
+
+    Raises:
+        InputError: there is no such backbone, or its settings are none.
+    """
+    config = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "defect_free_label": defect_free,
+        "fusion_size": model_args.fusion_size,
+        "pooling": model_args.pooling,
+        "detach_saliency": model_args.detach_saliency,
+    }
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a backbone's checkpoint holds more than the backbone, which needs no report
+    try:
+        if model_args.backbone is not None:
+            return KGLForImageClassification.from_backbone(
+                model_args.backbone, out_features=model_args.out_features, **config
+            )
+        backbone_config = model_args.backbone_config
+        if isinstance(backbone_config, str):
+            backbone_config = json.loads(backbone_config)
+        if model_args.out_features is not None:
+            backbone_config = {**backbone_config, "out_features": model_args.out_features}
+        return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config))
+    except _UNUSABLE as error:
+        option = "--backbone" if model_args.backbone is not None else "--backbone_config"
+        message = " ".join(str(error).split())
+        raise InputError(f"{option} {model_args.backbone or model_args.backbone_config}: {message}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def initial_model(
+    model_args: ModelArguments, names: list[str], defect_free: str | None, seed: int
+) -> KGLForImageClassification:
+    """The classifier both phases start from; what is drawn afterwards is the same too: they see the same batches."""
+    set_seed(seed)
+    return build_model(model_args, names, defect_free)
+
+
+@torch.no_grad()
+def check_model(
+    model_args: ModelArguments, prior_args: PriorArguments, names: list[str], defect_free: str | None
+) -> None:
+    """One blank image through an untrained model, so that what cannot work is known before anything is written."""
+    size = (model_args.image_height, model_args.image_width)
+    if min(size) < 1:
+        raise InputError(f"--image_height {size[0]} --image_width {size[1]}: images have at least one pixel.")
+    model = build_model(model_args, names, defect_free).eval()
+    if model_args.freeze_stages != 0:
+        check_freezable(model, model_args.freeze_stages)
+    if model_args.frozen_views < 1:
+        raise InputError(f"--frozen_views {model_args.frozen_views}: it must be at least 1.")
+    try:
+        model(torch.zeros(1, 3, *size))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"The backbone cannot take images of {size[0]} x {size[1]} pixels: {error}") from error
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))  # a blank image hides differences
+    check_saliency_method(noise, model, prior_args)
+
+
+def make_image_processor(model_args: ModelArguments) -> BaseImageProcessor:
+    """Resizing to the size asked for, and the backbone's own normalisation where it has one."""
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if model_args.backbone is not None and model_args.backbone.startswith("timm/"):
+        try:
+            from timm.models import get_pretrained_cfg
+        except ImportError as error:
+            raise InputError(f"--backbone {model_args.backbone}: it needs timm; pip install it first.") from error
+        own = get_pretrained_cfg(model_args.backbone.removeprefix("timm/"))
+        if own is not None:
+            mean, std = own.mean, own.std
+    elif model_args.backbone is not None:
+        try:
+            # Only the numbers: AutoImageProcessor needs torchvision in older versions of transformers.
+            own, _ = BaseImageProcessor.get_image_processor_dict(model_args.backbone)
+            mean, std = own["image_mean"], own["image_std"]
+        except (KeyError, OSError, TypeError) as error:
+            raise InputError(
+                f"--backbone {model_args.backbone}: its image_mean and image_std cannot be read. Give a folder with a "
+                "preprocessor_config.json, or the id of a model of the Hub, which has to be reachable the first time. "
+                f"({' '.join(str(error).split())})"
+            ) from error
+    size = {"height": model_args.image_height, "width": model_args.image_width}
+    return ViTImageProcessorPil(size=size, image_mean=list(mean), image_std=list(std))
+
+
+def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImageProcessor]:
+    """
+    A classifier saved by kgl-train, and its image processor.
+
+    Raises:
+        InputError: there is none; the message names `--model`.
+    """
+    phases = [str(Path(model) / phase) for phase in ("primary", "final") if (Path(model) / phase).is_dir()]
+    if phases:
+        raise InputError(f"--model {model}: this is a run's folder; take {' or '.join(phases)}.")
+    try:
+        if PreTrainedConfig.get_config_dict(model)[0].get("model_type") != KGLConfig.model_type:
+            raise InputError(f"--model {model}: it is no classifier that kgl-train saved.")
+        return (
+            KGLForImageClassification.from_pretrained(model, use_safetensors=True),
+            ViTImageProcessorPil.from_pretrained(model),  # what kgl-train saves
+        )
+    except (OSError, SafetensorError) as error:
+        what = (
+            "it is no saved classifier of kgl"
+            if Path(model).exists()
+            else "there is no such folder, and the Hub gives none"
+        )
+        raise InputError(f"--model {model}: {what}. {error}") from error
+
+
+__all__ = ["build_model", "check_model", "initial_model", "load_classifier", "make_image_processor"]
