@@ -42,7 +42,7 @@ from kgl.hub.push import push, write_card
 from kgl.knowledge.arguments import PriorArguments
 from kgl.knowledge.saliency_priors import add_saliency_priors, with_priors
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.training.losses import teaches_saliency
+from kgl.training.arguments import teaches_saliency
 from kgl.training.model_init import check_model, make_image_processor
 from kgl.training.run_dir import claim, strip_paths
 from kgl.training.settings import Settings, check_settings, deciding_settings, repository_of

@@ -13,8 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..configuration_kgl import KGLConfig
 from ..errors import InputError
 from ..evaluation.report import data_name, headline_rows
-from ..training.arguments import LicenseArguments
-from ..training.losses import teaches_saliency
+from ..training.arguments import LicenseArguments, teaches_saliency
 
 
 _BEGIN = (

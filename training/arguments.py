@@ -1,10 +1,27 @@
-"""Arguments of the training job."""
+"""Arguments of the training job; importing them needs neither torch nor transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..errors import InputError, check_choices
+
+
+DEFAULT_BACKBONE = "microsoft/resnet-18"
+POOLINGS = ("avg_max", "attention", "topk", "saliency")
+SCHEDULES = ("linear", "cosine", "constant", "delayed")
+FORMS = ("additive", "convex")
+CELL_OBJECTIVES = ("otsu_bce", "soft_bce")  # of the saliency logits H
+MAP_OBJECTIVES = ("cosine", "l2", "kl")  # of the class map
+OBJECTIVES = (*CELL_OBJECTIVES, *MAP_OBJECTIVES)
+CLASSIFICATION_LOSSES = ("cross_entropy", "focal")
+CLASS_WEIGHTS = ("none", "balanced")
+
+
+def teaches_saliency(objectives: Iterable[str]) -> bool:
+    """Return whether any of the objectives trains the saliency logits H."""
+    return not set(objectives).isdisjoint(CELL_OBJECTIVES)
 
 
 @dataclass
@@ -12,66 +29,186 @@ class ModelArguments:
     """The classifier, the same in both phases."""
 
     backbone: str | None = field(
-        default=None, metadata={"help": "A pretrained backbone: a folder, a Hub id, or timm/NAME."}
+        default=None,
+        metadata={
+            "help": f"Pretrained backbone: a folder, a Hub id, or timm/NAME ({DEFAULT_BACKBONE} by default).",
+        },
     )
     backbone_config: dict | str | None = field(
-        default=None, metadata={"help": "Or the settings of one to train from scratch, as JSON with its model_type."}
+        default=None,
+        metadata={"help": "Configuration of a backbone to train from scratch, as JSON with its model_type."},
     )
     out_features: list[str] | None = field(
-        default=None, metadata={"help": "Backbone stages to use, finest first (stage2 stage3); the last by default."}
+        default=None,
+        metadata={
+            "help": "Backbone stages to use, finest first (stage2 stage3); stage3 of the default backbone and the "
+            "last stage of any other by default."
+        },
     )
     fusion_size: int = field(default=256, metadata={"help": "Channels that several stages are projected to."})
     pooling: str = field(
         default="avg_max",
         metadata={
-            "help": "What the classifier sees of features F and saliency H: avg_max (the paper's), attention, topk or "
+            "help": "How the classifier pools features F and saliency H: avg_max (the paper), attention, topk or "
             "saliency; see KGLConfig.",
-            "choices": ["avg_max", "attention", "topk", "saliency"],
+            "choices": list(POOLINGS),
         },
     )
     detach_saliency: bool = field(
         default=False, metadata={"help": "Stop the classification gradient at the saliency logits."}
     )
-    freeze_stages: int = field(
-        default=0,
+    freeze_stages: int | None = field(
+        default=None,
         metadata={
-            "help": "Leave the backbone's stem and first so many stages as they are (ResNet, ConvNeXt), and compute "
-            "what they give once: an epoch takes a fraction of the time."
+            "help": "Freeze the backbone's stem and this many stages and cache their features, so that an epoch takes "
+            "a fraction of the time; by default 2 where the backbone is pretrained and allows it, else 0."
         },
     )
-    frozen_views: int = field(
-        default=8,
-        metadata={"help": "With --freeze_stages: in how many ways each image is augmented, once for all epochs."},
+    frozen_views: int = field(default=8, metadata={"help": "With frozen stages: augmented views cached per image."})
+    image_height: int = field(default=160, metadata={"help": "Images are resized to this height."})
+    image_width: int = field(default=160, metadata={"help": "Images are resized to this width."})
+    augment: bool = field(
+        default=True, metadata={"help": "Augment with flips, small affine moves, brightness and contrast."}
     )
-    image_height: int = field(default=224, metadata={"help": "Images are resized to this height."})
-    image_width: int = field(default=224, metadata={"help": "Images are resized to this width."})
-    augment: bool = field(default=True, metadata={"help": "Flips, small moves, brightness and contrast."})
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"pooling": POOLINGS})
+        if self.backbone is not None and self.backbone_config is not None:
+            raise InputError("Give either --backbone (pretrained) or --backbone_config (from scratch), not both.")
+        if min(self.image_height, self.image_width) < 1:
+            raise InputError(
+                f"--image_height {self.image_height} --image_width {self.image_width}: images have at least one pixel."
+            )
+        if self.frozen_views < 1:
+            raise InputError(f"--frozen_views {self.frozen_views}: it must be at least 1.")
+        if self.backbone is None and self.backbone_config is None:
+            self.backbone = DEFAULT_BACKBONE
+            self.out_features = self.out_features or ["stage3"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that images are resized to."""
+        return self.image_height, self.image_width
 
 
 @dataclass
-class LicenseArguments:
-    """What the model card says of licences; nothing is guessed."""
+class GuidanceArguments:
+    """The knowledge-guided loss and the classification loss beside it."""
 
-    model_license: str | None = field(
-        default=None, metadata={"help": "The classifier's licence, as the Hub names it (apache-2.0, mit, other, ...)."}
+    kg_objective: list[str] = field(
+        default_factory=lambda: ["otsu_bce"],
+        metadata={
+            "help": "What guidance trains; several are added. The saliency logits H on the prior above Otsu's "
+            "threshold (otsu_bce) or on its values (soft_bce); the class map to be like the prior (cosine, l2, kl)."
+        },
     )
-    data_license: str | None = field(default=None, metadata={"help": "The licence of the images it learned from."})
-    backbone_license: str | None = field(default=None, metadata={"help": "The licence of the pretrained backbone."})
+    kg_schedule: str = field(
+        default="linear",
+        metadata={
+            "help": "Course of the guidance weight lambda over training: linear or cosine to 0, constant, or delayed "
+            "(0 for a third, then linear).",
+            "choices": list(SCHEDULES),
+        },
+    )
+    kg_lambda: float = field(
+        default=0.3, metadata={"help": "Guidance weight lambda at the start; throughout with constant."}
+    )
+    kg_form: str = field(
+        default="additive",
+        metadata={
+            "help": "additive: L_cls + lambda L_kg; convex (the paper): (1 - lambda) L_cls + lambda L_kg.",
+            "choices": list(FORMS),
+        },
+    )
+    kg_ignore_band: float = field(
+        default=0.0,
+        metadata={"help": "otsu_bce: ignore cells this close to the threshold, as a share of the prior's peak."},
+    )
+    kg_positive_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of a defect cell of H over another cell; by default both kinds have equal weight in sum "
+            "over the training set."
+        },
+    )
+    cls_loss: str = field(
+        default="cross_entropy",
+        metadata={
+            "help": "Classification loss of both phases: cross_entropy, or focal (gamma 2) for rare defects.",
+            "choices": list(CLASSIFICATION_LOSSES),
+        },
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={
+            "help": "Weight of each class in the classification loss: none, or balanced (inverse frequency).",
+            "choices": list(CLASS_WEIGHTS),
+        },
+    )
+    balanced_sampling: bool = field(
+        default=False, metadata={"help": "Draw all classes equally often, rare ones several times per epoch."}
+    )
+
+    def check_guidance(self) -> None:
+        """
+        Check values and their combinations.
+
+        Raises:
+            InputError: a value out of range, or settings that exclude each other.
+        """
+        check_choices(
+            self,
+            {
+                "kg_schedule": SCHEDULES,
+                "kg_form": FORMS,
+                "cls_loss": CLASSIFICATION_LOSSES,
+                "class_weights": CLASS_WEIGHTS,
+            },
+        )
+        unknown = [one for one in self.kg_objective if one not in OBJECTIVES]
+        if unknown or not self.kg_objective:
+            raise InputError(f"--kg_objective {' '.join(unknown)}: choose among {', '.join(OBJECTIVES)}.")
+        if self.kg_lambda < 0 or (self.kg_form == "convex" and self.kg_lambda > 1):
+            raise InputError(
+                f"--kg_lambda {self.kg_lambda}: it must lie in 0..1 (at least 0 with --kg_form additive)."
+            )
+        if (self.kg_form, self.kg_schedule, self.kg_lambda) == ("convex", "constant", 1):
+            raise InputError("--kg_schedule constant with --kg_lambda 1 never trains the classifier; lower lambda.")
+        if not 0 <= self.kg_ignore_band < 0.5:
+            raise InputError(f"--kg_ignore_band {self.kg_ignore_band}: it must lie in 0..0.5.")
+        if self.kg_positive_weight is not None and self.kg_positive_weight <= 0:
+            raise InputError(f"--kg_positive_weight {self.kg_positive_weight}: it must be above 0.")
+        if self.kg_ignore_band > 0 and "otsu_bce" not in self.kg_objective:
+            raise InputError("--kg_ignore_band goes with --kg_objective otsu_bce: no other has a threshold.")
+        if self.kg_positive_weight is not None and not teaches_saliency(self.kg_objective):
+            raise InputError(f"--kg_positive_weight goes with --kg_objective {' or '.join(CELL_OBJECTIVES)}.")
+
+    @property
+    def uses_model_loss(self) -> bool:
+        """Whether the classification loss is the model's own, plain cross-entropy."""
+        return (self.cls_loss, self.class_weights) == ("cross_entropy", "none")
+
+    def check_pooling(self, pooling: str) -> None:
+        """
+        Check that the objectives can be computed with the head's pooling.
+
+        Raises:
+            InputError: an objective needs the class map in closed form, which only `avg_max` has.
+        """
+        if set(self.kg_objective) & set(MAP_OBJECTIVES) and pooling != "avg_max":
+            raise InputError(f"--kg_objective cosine, l2 and kl go with --pooling avg_max, not with {pooling}.")
 
 
 @dataclass
 class OperatingArguments:
-    """What the good/defect decision is for."""
+    """How the threshold of the good/defective decision is chosen on validation images."""
 
     wanted_recall: float = field(
-        default=1.0,
-        metadata={"help": "The decision's threshold is the highest that finds this share of the validation defects."},
+        default=1.0, metadata={"help": "Take the highest threshold that finds this share of the validation defects."}
     )
     miss_cost: float | None = field(
         default=None,
-        metadata={
-            "help": "Or the threshold of least cost on them, a missed defect costing as much as so many false alarms."
-        },
+        metadata={"help": "Take the threshold of least cost instead; a missed defect costs this many false alarms."},
     )
 
     def __post_init__(self) -> None:
@@ -83,4 +220,28 @@ class OperatingArguments:
             raise InputError("--wanted_recall and --miss_cost each choose the threshold: give one of them.")
 
 
-__all__ = ["LicenseArguments", "ModelArguments", "OperatingArguments"]
+@dataclass
+class LicenseArguments:
+    """Licences stated in the model card; none is guessed."""
+
+    model_license: str | None = field(
+        default=None, metadata={"help": "Licence of the classifier, as the Hub names it (apache-2.0, mit, other)."}
+    )
+    data_license: str | None = field(default=None, metadata={"help": "Licence of the training images."})
+    backbone_license: str | None = field(default=None, metadata={"help": "Licence of the pretrained backbone."})
+
+
+__all__ = [
+    "CELL_OBJECTIVES",
+    "DEFAULT_BACKBONE",
+    "FORMS",
+    "MAP_OBJECTIVES",
+    "OBJECTIVES",
+    "POOLINGS",
+    "SCHEDULES",
+    "GuidanceArguments",
+    "LicenseArguments",
+    "ModelArguments",
+    "OperatingArguments",
+    "teaches_saliency",
+]

@@ -12,20 +12,10 @@ from skimage.filters import threshold_otsu
 from torch.nn import functional as F
 
 from ..errors import InputError
+from .arguments import FORMS, MAP_OBJECTIVES, SCHEDULES
 
 
-SCHEDULES = ("linear", "cosine", "constant", "delayed", "early")
-FORMS = ("convex", "additive")
-CELL_OBJECTIVES = ("otsu_bce", "soft_bce")  # of the saliency logits H
-MAP_OBJECTIVES = ("cosine", "l2", "kl")  # of the class map
-OBJECTIVES = (*CELL_OBJECTIVES, *MAP_OBJECTIVES)
 _DELAY = 1 / 3
-_EARLY = 2 / 5
-
-
-def teaches_saliency(objectives: Iterable[str]) -> bool:
-    """Whether one of them is of the saliency logits H."""
-    return not set(objectives).isdisjoint(CELL_OBJECTIVES)
 
 
 def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float:
@@ -33,8 +23,7 @@ def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float
     Lambda at training progress `t` in 0..1.
 
     `linear` (the paper's) falls from `start` to 0 as `1 - t`, `cosine` as half a cosine wave, `constant` stays,
-    `delayed` is 0 for the first third and then falls linearly from `start`; `early` falls linearly to 0 within the
-    first two fifths.
+    `delayed` is 0 for the first third and then falls linearly from `start`.
     """
     if schedule == "linear":
         return start * (1 - progress)
@@ -44,8 +33,6 @@ def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float
         return start
     if schedule == "delayed":
         return 0.0 if progress < _DELAY else start * (1 - progress) / (1 - _DELAY)
-    if schedule == "early":
-        return start * max(0.0, 1 - progress / _EARLY)
     raise ValueError(f"schedule={schedule!r}: choose one of {SCHEDULES}.")
 
 
@@ -226,11 +213,6 @@ def _check_grid(prior: torch.Tensor, saliency: torch.Tensor) -> None:
 
 
 __all__ = [
-    "CELL_OBJECTIVES",
-    "FORMS",
-    "MAP_OBJECTIVES",
-    "OBJECTIVES",
-    "SCHEDULES",
     "CellBalance",
     "balanced_class_weight",
     "combined_loss",
@@ -240,5 +222,4 @@ __all__ = [
     "otsu_threshold",
     "pseudo_mask",
     "saliency_loss",
-    "teaches_saliency",
 ]

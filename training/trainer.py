@@ -17,9 +17,9 @@ from transformers import Trainer
 from ..errors import InputError
 from ..modeling_kgl import KGLImageClassifierOutput
 from ..saliency.cam import layer_cam
+from .arguments import CELL_OBJECTIVES
 from .callbacks import SamplerEpochCallback
 from .losses import (
-    CELL_OBJECTIVES,
     CellBalance,
     balanced_class_weight,
     combined_loss,
@@ -60,7 +60,7 @@ class ClassificationTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The classification loss, a mean over the batch's images."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self.args.own_classification_loss:
+        if not self.args.uses_model_loss:
             gamma = 2.0 if self.args.cls_loss == "focal" else 0.0
             loss = focal_loss(outputs.logits, inputs["labels"], gamma, self._class_weight)
         return (loss, outputs) if return_outputs else loss

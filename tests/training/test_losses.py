@@ -9,8 +9,8 @@ from tiny import tiny_model
 
 from kgl.errors import InputError
 from kgl.saliency.cam import layer_cam
+from kgl.training.arguments import MAP_OBJECTIVES
 from kgl.training.losses import (
-    MAP_OBJECTIVES,
     CellBalance,
     balanced_class_weight,
     combined_loss,
@@ -30,7 +30,6 @@ from kgl.training.losses import (
         ("cosine", [0.8, 0.6828427, 0.4, 0.0]),
         ("constant", [0.8, 0.8, 0.8, 0.8]),
         ("delayed", [0.0, 0.0, 0.6, 0.0]),
-        ("early", [0.8, 0.3, 0.0, 0.0]),
     ],
 )
 def test_schedules(schedule, weights):

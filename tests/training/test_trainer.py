@@ -14,9 +14,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from kgl.errors import InputError
 from kgl.saliency.cam import layer_cam
+from kgl.training.arguments import SCHEDULES
 from kgl.training.augmentation import PairedAugmentation
 from kgl.training.collator import DefectCollator
-from kgl.training.losses import SCHEDULES, CellBalance, consistency_loss, focal_loss, otsu_threshold, saliency_loss
+from kgl.training.losses import CellBalance, consistency_loss, focal_loss, otsu_threshold, saliency_loss
 from kgl.training.trainer import KnowledgeGuidedTrainer
 from kgl.training.training_args import KGLTrainingArguments
 
