@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 
-from kgl.cli.parser import parse_settings, run_command
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
-from kgl.errors import InputError
-from kgl.knowledge.arguments import PriorArguments
+from kgl.knowledge.arguments import PriorArguments, PriorPassArguments
 from kgl.knowledge.saliency_priors import write_saliency_priors
 from kgl.training.model_init import load_classifier
 
 
-@dataclass
-class PriorPassArguments:
-    """Which model makes the priors, and where they go."""
-
-    model: str = field(metadata={"help": "A classifier saved by kgl-train: a folder or a Hub id."})
-    output_dir: str = field(metadata={"help": "Gets priors/, the table of priors (datasets.load_from_disk)."})
-    batch_size: int = field(default=16, metadata={"help": "Images a forward pass."})
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
-
-
 def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: DataArguments) -> Dataset:
     """
-    Write the priors of a dataset's training split to `output_dir/priors`, or go on with writing them.
+    Write the priors of a dataset's training split to `output_dir/priors`, or resume writing them.
 
-    Where several processes do it, their group ends with it.
+    With several processes, their group ends with it.
+
+    Returns:
+        The table of priors.
+
+    Raises:
+        InputError: an input that cannot be used, or an output folder that holds something else.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(pass_args.output_dir) / "priors"
@@ -51,13 +42,14 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
     return priors
 
 
-def main() -> None:
-    """The command `kgl-prior`."""
-    dataclasses = (PriorPassArguments, PriorArguments, DataArguments)
-    run_command("kgl-prior", lambda: run(*parse_settings("kgl-prior", dataclasses, sys.argv[1:])))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `kgl prior`, also as `accelerate launch prior.py`."""
+    from kgl.cli import prior as command
+
+    command.main(sys.argv[1:] if argv is None else argv)
 
 
-__all__ = ["PriorPassArguments", "main", "run"]
+__all__ = ["main", "run"]
 
 
 if __name__ == "__main__":

@@ -1,53 +1,63 @@
-"""`kgl data`: print a dataset summary."""
+"""`kgl data`: print a dataset summary and the issues of the data."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..data.arguments import DataArguments
-from ..data.storage import write_json
-from ..data.summary import format_summary, summarize_dataset
 from ..errors import InputError
-from .parser import parse_settings, run_command
+from .parser import CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
 @dataclass
 class SummaryArguments:
-    """How much of it is told."""
+    """What is printed and written."""
 
-    listed: int = field(default=10, metadata={"help": "Findings of each kind to print; the rest is counted."})
-    output: str | None = field(
-        default=None, metadata={"help": "A .json file for all findings; it must not exist yet."}
-    )
+    listed: int = field(default=10, metadata={"help": "Issues of each kind to print; the others are counted."})
+    output: str | None = field(default=None, metadata={"help": "A new .json file for all issues."})
 
     def __post_init__(self) -> None:
         if self.output is not None and Path(self.output).exists():
-            raise InputError(f"--output {self.output}: it exists already; choose another name.")
+            raise InputError(f"--output {self.output}: the file exists; choose another name.")
 
 
-def run(args: SummaryArguments, data_args: DataArguments) -> int:
-    """Print the summary; what keeps kgl-train from starting: images that cannot be used, no split."""
-    findings = summarize_dataset(data_args)
-    print(format_summary(findings, args.listed))
+HELP = CommandHelp(
+    command="kgl data",
+    usage="IMAGES [--SETTING VALUE ...]",
+    description="Print classes, sizes, splits and issues of the data, before anything is trained on it. Exit code 1 "
+    "where kgl train could not start.",
+    example="kgl data images",
+    positional=("IMAGES", "a folder with one folder per class or a published layout, or a table of images and labels"),
+    groups=(HelpGroup("output", SummaryArguments), HelpGroup("data", DataArguments)),
+)
+
+
+def parse(argv: Sequence[str]) -> tuple[Any, ...]:
+    """Parse the arguments into SummaryArguments and DataArguments."""
+    return parse_settings(HELP.command, (SummaryArguments, DataArguments), argv, images_to_flags)
+
+
+def run(args: SummaryArguments, data_args: DataArguments) -> bool:
+    """Print the summary, and return whether `kgl train` could start on the data."""
+    from ..data.storage import write_json
+    from ..data.summary import format_summary, summarize_dataset
+
+    summary = summarize_dataset(data_args)
+    print(format_summary(summary, args.listed))
     if args.output is not None:
-        write_json(Path(args.output), findings)
-    unusable = sum(one["kind"] == "cannot be used" for one in findings["oddities"])
-    return (unusable if data_args.on_bad_image == "error" else 0) + ("no_split" in findings)
+        write_json(Path(args.output), summary)
+    unusable = any(issue["kind"] == "unusable" for issue in summary["issues"])
+    return "no_split" not in summary and not (unusable and data_args.on_bad_image == "error")
 
 
-def main() -> None:
-    """The command `kgl-data`: `kgl-data FOLDER` or flags; exit code 1 where kgl-train could not start."""
-    arguments = sys.argv[1:]
-    if arguments and not arguments[0].startswith("-") and not Path(arguments[0]).is_file():  # no recipe
-        arguments = ["--data_dir", *arguments]
+def main(argv: Sequence[str]) -> None:
+    """Run the command; exit code 1 where `kgl train` could not start."""
 
     def job() -> None:
-        if run(*parse_settings("kgl-data", (SummaryArguments, DataArguments), arguments)):
+        if not run(*parse(argv)):
             raise SystemExit(1)
 
-    run_command("kgl-data", job)
-
-
-__all__ = ["SummaryArguments", "main", "run"]
+    run_command(HELP.command, job)

@@ -1,78 +1,189 @@
-"""Settings from a recipe and flags; errors as one sentence with exit code 2."""
+"""Settings from flags and a recipe, help texts, and errors as one sentence with exit code 2."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import fields
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from transformers import HfArgumentParser
-from transformers.utils import logging
-
 from ..errors import InputError
 
 
-def parse_settings(command: str, dataclasses: tuple[type, ...], arguments: list[str]) -> tuple[Any, ...]:
+TABLE_ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class HelpGroup:
+    """Settings that the help shows under one title: the named fields of a dataclass, all of them by default."""
+
+    title: str
+    arguments: type
+    names: Sequence[str] | None = None
+
+    def fields(self) -> list[Field]:
+        """The fields in the order of `names`."""
+        known = {one.name: one for one in fields(self.arguments)}
+        return [known[name] for name in (known if self.names is None else self.names)]
+
+
+@dataclass(frozen=True)
+class CommandHelp:
+    """The help page of a subcommand, printed without importing what the command needs."""
+
+    command: str
+    usage: str
+    description: str
+    example: str
+    groups: Sequence[HelpGroup]
+    positional: tuple[str, str] | None = None
+
+    def format(self) -> str:
+        """Return the page, 100 columns wide."""
+        parser = ArgumentParser(
+            prog=self.command,
+            usage=f"{self.command} {self.usage}",
+            description=self.description,
+            epilog=f"example:\n  {self.example}",
+            formatter_class=_formatter,
+            add_help=False,
+        )
+        if self.positional is not None:
+            name, text = self.positional
+            parser.add_argument(name, help=text, nargs="?")
+        for group in self.groups:
+            section = parser.add_argument_group(group.title)
+            for one in group.fields():
+                section.add_argument(f"--{one.name}", metavar=_metavar(one), help=_help_text(one))
+        return parser.format_help()
+
+
+def _formatter(prog: str) -> RawDescriptionHelpFormatter:
+    return RawDescriptionHelpFormatter(prog, max_help_position=32, width=100)
+
+
+def _metavar(one: Field) -> str:
+    if "choices" in one.metadata:
+        return "{" + ",".join(one.metadata["choices"]) + "}"
+    if "bool" in str(one.type):
+        return "true|false"
+    return f"{one.name.rpartition('_')[2].upper()}{' ...' if 'list' in str(one.type) else ''}"
+
+
+def _help_text(one: Field) -> str:
+    text = one.metadata.get("help", "").replace("%", "%%")
+    default = one.default if one.default_factory is MISSING else one.default_factory()
+    if default is MISSING:
+        return f"{text} (required)"
+    if default is None or "default" in text:
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+    return f"{text} (default: {shown.lower() if isinstance(default, bool) else shown})"
+
+
+def parse_settings(
+    command: str,
+    dataclasses: tuple[type, ...],
+    argv: Sequence[str],
+    positional: Callable[[list[str]], list[str]] | None = None,
+) -> tuple[Any, ...]:
     """
-    `[RECIPE.yaml] [--flag value ...]` to one object of each dataclass; flags win over the recipe.
+    Parse `[POSITIONAL ...] [RECIPE.yaml] [--config RECIPE.yaml] [--flag value ...]` into one object per dataclass.
+
+    Flags win over the recipe.
+
+    Args:
+        command: what messages call it, `kgl train`.
+        dataclasses: one per group of settings.
+        argv: the arguments.
+        positional: turns the arguments that follow no flag into flags; without it there may be none.
 
     Raises:
-        InputError: no such recipe or setting, or a value that a setting does not take.
+        InputError: an unknown recipe or setting, or a value that a setting does not take.
     """
-    parser = _Parser(dataclasses, prog=command, allow_abbrev=False)
-    recipe, flags = [], list(arguments)
-    if flags and not flags[0].startswith("-"):
-        recipe = _as_flags(Path(flags.pop(0)))
+    argv, recipes = _without_config(list(argv))
+    parser = _parser(command, dataclasses)
+    loose = _loose_arguments(parser, argv)
+    for argument in loose:
+        del argv[len(argv) - 1 - argv[::-1].index(argument)]
+    recipes += [one for one in loose if Path(one).suffix in (".yaml", ".yml")]
+    loose = [one for one in loose if Path(one).suffix not in (".yaml", ".yml")]
+    if len(recipes) > 1:
+        raise InputError(f"Give one recipe, not {' and '.join(recipes)}.")
+    if loose and positional is None:
+        raise InputError(f"{' '.join(loose)}: {command} takes settings only, such as --flag value; see --help.")
+    flags = [flag for recipe in recipes for flag in _recipe_to_flags(Path(recipe))]
+    flags += [*(positional(loose) if loose else []), *argv]
     try:
         *settings, unknown = parser.parse_args_into_dataclasses(
-            [*recipe, *flags], return_remaining_strings=True, look_for_args_file=False
+            flags, return_remaining_strings=True, look_for_args_file=False
         )
     except InputError:
         raise
-    except (ImportError, TypeError, ValueError) as error:  # what transformers has to say about a setting's value
+    except (ImportError, TypeError, ValueError) as error:  # raised by transformers for a setting's value
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
-        known = [f"--{setting.name}" for one in dataclasses for setting in fields(one)]
-        alike = get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {alike[0]}?" if alike else "see --help."
-        raise InputError(f"there is no setting {' '.join(unknown)}; {hint}")
+        known = [f"--{one.name}" for arguments in dataclasses for one in fields(arguments)]
+        similar = get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else "see --help."
+        raise InputError(f"unknown setting {' '.join(unknown)}; {hint}")
     return tuple(settings)
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """In one sentence: the usage of all settings is pages long."""
-        raise InputError(message)
+def _parser(command: str, dataclasses: tuple[type, ...]) -> Any:
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            """Raise one sentence; the usage of all settings is pages long."""
+            raise InputError(message)
+
+    return Parser(dataclasses, prog=command, allow_abbrev=False)
 
 
-def run_command(command: str, job: Callable[[], object]) -> None:
-    """Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2."""
-    logging.disable_progress_bar()  # transformers', of weights read and written in a moment
-    try:
-        job()
-    except InputError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt as stopped:
-        print(f"\n{command}: stopped. The same command goes on from what is finished.", file=sys.stderr)
-        raise SystemExit(130) from stopped
+def _loose_arguments(parser: Any, argv: list[str]) -> list[str]:
+    """Arguments that follow no flag."""
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
+    _, rest = parser.parse_known_args(argv)
+    for action in required:
+        action.required = True
+    loose = []
+    for argument in rest:  # an unknown flag and its value are reported as such later
+        if argument.startswith("-"):
+            break
+        loose.append(argument)
+    return loose
 
 
-def _as_flags(recipe: Path) -> list[str]:
-    """A recipe's settings as they would be typed, so that they are checked as flags are."""
+def _without_config(argv: list[str]) -> tuple[list[str], list[str]]:
+    recipes = []
+    while "--config" in argv:
+        at = argv.index("--config")
+        if at + 1 == len(argv):
+            raise InputError("--config: name a recipe, a .yaml file.")
+        recipes.append(argv[at + 1])
+        del argv[at : at + 2]
+    return argv, recipes
+
+
+def _recipe_to_flags(recipe: Path) -> list[str]:
+    """Return a recipe's settings as flags, so that they are checked like flags."""
+    import yaml
+
     try:
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{recipe}: there is no such recipe. {error}") from error
+        raise InputError(f"{recipe}: the recipe cannot be read. {error}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{recipe}: it is no YAML. {' '.join(str(error).split())}") from error
+        raise InputError(f"{recipe}: the recipe is not valid YAML. {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
-        raise InputError(f"{recipe}: a recipe is a list of `setting: value` lines.")
+        raise InputError(f"{recipe}: a recipe consists of `setting: value` lines.")
     flags = []
     for name, value in settings.items():
         if value is None:
@@ -82,4 +193,47 @@ def _as_flags(recipe: Path) -> list[str]:
     return flags
 
 
-__all__ = ["parse_settings", "run_command"]
+def images_to_flags(arguments: list[str]) -> list[str]:
+    """
+    Return the flags of a positional IMAGES argument: a folder, or a table by its ending.
+
+    Raises:
+        InputError: there is more than one.
+    """
+    if len(arguments) > 1:
+        raise InputError(f"Give one folder or table of images, not {' and '.join(arguments)}.")
+    table = Path(arguments[0]).suffix.lower() in TABLE_ENDINGS
+    return ["--data_file" if table else "--data_dir", arguments[0]]
+
+
+def run_command(command: str, job: Callable[[], object]) -> None:
+    """Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2."""
+    _silence_library_bars()
+    try:
+        job()
+    except InputError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        _leave_process_group()
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"\n{command}: stopped. Run the same command again to resume.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _silence_library_bars() -> None:
+    """Casting, flattening and loading weights take moments; their bars would hide ours."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def _leave_process_group() -> None:
+    """A process that ends while its group stands may abort, and its exit code is lost."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+__all__ = ["CommandHelp", "HelpGroup", "images_to_flags", "parse_settings", "run_command"]

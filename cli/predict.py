@@ -3,41 +3,67 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..evaluation.predict_folder import run
-from .parser import run_command
+from ..errors import InputError
+from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 
-def main() -> None:
-    """The command `kgl-predict`; exit code 1 where images could not be used."""
-    parser = ArgumentParser(
-        prog="kgl-predict",
-        description="What a trained classifier says of images, and where it looked.",
-        allow_abbrev=False,
+@dataclass
+class PredictArguments:
+    """Which classifier predicts which images."""
+
+    paths: list[str] = field(metadata={"help": "Image files, and folders that are searched at any depth."})
+    model: str = field(metadata={"help": "A classifier saved by kgl train: a folder or a Hub id."})
+    output: str = field(
+        metadata={"help": "Folder for predictions.csv and overlays/; a stopped command resumes in it."}
     )
-    parser.add_argument("paths", nargs="+", type=Path, help="Images, and folders that are searched at any depth.")
-    parser.add_argument("--model", required=True, help="A classifier saved by kgl-train: a folder or a Hub id.")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="Gets predictions.csv and overlays/; a stopped run goes on."
+    batch_size: int = field(default=16, metadata={"help": "Batch size."})
+    box_threshold: float = field(
+        default=0.5, metadata={"help": "Heat-map value in 0..1 from which a pixel belongs to a box."}
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="Images a forward pass (default: 16).")
-    parser.add_argument(
-        "--box_threshold", type=float, default=0.5, help="Boxes go around what is this hot, in 0..1 (default: 0.5)."
-    )
-    args = parser.parse_args()
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
+        if not 0 <= self.box_threshold <= 1:
+            raise InputError(f"--box_threshold {self.box_threshold}: it must lie in 0..1.")
+
+
+HELP = CommandHelp(
+    command="kgl predict",
+    usage="PATHS ... --model CLASSIFIER --output FOLDER [--SETTING VALUE ...]",
+    description="Write predictions.csv, one row per image, and the images under their heat maps. Exit code 1 where "
+    "images could not be used.",
+    example="kgl predict line/monday --model runs/images/final --output predictions",
+    groups=(HelpGroup("settings", PredictArguments),),
+)
+
+
+def parse(argv: Sequence[str]) -> tuple[Any, ...]:
+    """Parse the arguments into PredictArguments."""
+    return parse_settings(HELP.command, (PredictArguments,), argv, lambda paths: ["--paths", *paths])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command; exit code 1 where images could not be used."""
 
     def job() -> None:
-        problems = run(**vars(args))
-        print(f"{args.output / 'predictions.csv'} and {args.output / 'overlays'} are written.")
-        if problems:
-            print(f"{len(problems)} could not be used:", file=sys.stderr)
-            for problem in problems:
-                print(f"  {problem.path}: {problem.why}", file=sys.stderr)
+        (args,) = parse(argv)
+        from ..evaluation.predict_folder import predict_folder
+
+        output = Path(args.output)
+        done = predict_folder(
+            [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold
+        )
+        print(f"{output / 'predictions.csv'} and {output / 'overlays'} are written.")
+        if done.unusable:
+            print(f"{len(done.unusable)} images could not be used:", file=sys.stderr)
+            for one in done.unusable:
+                print(f"  {one.path}: {one.reason}", file=sys.stderr)
             raise SystemExit(1)
 
-    run_command(parser.prog, job)
-
-
-__all__ = ["main"]
+    run_command(HELP.command, job)

@@ -1,48 +1,46 @@
-"""`kgl push`: push a finished run to the Hub."""
+"""`kgl push`: push a finished run to the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..hub.push import check_repo_id, push
+from ..errors import InputError
+from ..hub.arguments import PushArguments
 from ..training.arguments import LicenseArguments
-from .parser import parse_settings, run_command
+from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 
-@dataclass
-class PushArguments:
-    """What is pushed where."""
-
-    run: str = field(
-        metadata={"help": "A finished run's output folder; `kgl-push DIR REPO` is short for --run DIR --repo REPO."}
-    )
-    repo: str = field(metadata={"help": "The repository, OWNER/NAME; yours where no owner is named."})
-    public: bool = field(default=False, metadata={"help": "Let everybody see it; a new repository is private else."})
-
-    def __post_init__(self) -> None:
-        check_repo_id(self.repo)
+HELP = CommandHelp(
+    command="kgl push",
+    usage="RUN OWNER/NAME [--SETTING VALUE ...]",
+    description="Push the final classifier of a finished run, its model card, metrics, report and image grids in one "
+    "commit. A new repository is private.",
+    example="kgl push runs/images owner/scratches --model_license apache-2.0",
+    groups=(HelpGroup("settings", PushArguments), HelpGroup("licences stated in the card", LicenseArguments)),
+)
 
 
-def run_push(args: PushArguments, licenses: LicenseArguments) -> None:
-    """Push and say where to."""
+def parse(argv: Sequence[str]) -> tuple[Any, ...]:
+    """Parse the arguments into PushArguments and LicenseArguments."""
+    return parse_settings(HELP.command, (PushArguments, LicenseArguments), argv, _run_and_repository)
+
+
+def _run_and_repository(arguments: list[str]) -> list[str]:
+    if len(arguments) != 2:
+        raise InputError(f"Give a run's folder and a repository, not {' '.join(arguments)}.")
+    return ["--run", arguments[0], "--repo", arguments[1]]
+
+
+def run(args: PushArguments, licenses: LicenseArguments) -> None:
+    """Push, and print the address."""
+    from ..hub.push import push
+
     address = push(Path(args.run), args.repo, licenses, private=not args.public)
     print(f"Pushed in one commit: {address}")
 
 
-def main() -> None:
-    """The command `kgl-push DIR REPO`."""
-    arguments = sys.argv[1:]
-    if len(arguments) >= 2 and not any(one.startswith("-") for one in arguments[:2]):
-        arguments = ["--run", arguments[0], "--repo", *arguments[1:]]
-    run_command(
-        "kgl-push", lambda: run_push(*parse_settings("kgl-push", (PushArguments, LicenseArguments), arguments))
-    )
-
-
-__all__ = ["PushArguments", "main"]
-
-
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    run_command(HELP.command, lambda: run(*parse(argv)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,19 @@ _FOLDER_READERS = {
 _DUPLICATE_DISTANCE = 16  # copies, recompressed or resized
 
 
+@dataclass(frozen=True)
+class LoadedDataset:
+    splits: DatasetDict
+    issues: list[DataIssue]
+    defect_free_label: str | None
+
+
 def load_defect_dataset(args: DataArguments) -> DatasetDict:
     """[`read_defect_dataset`] without what it noticed."""
-    return read_defect_dataset(args)[0]
+    return read_defect_dataset(args).splits
 
 
-def read_defect_dataset(args: DataArguments) -> tuple[DatasetDict, list[DataIssue]]:
+def read_defect_dataset(args: DataArguments) -> LoadedDataset:
     """
     Read what `args` names into `train`, `test` and, unless `args.validation_share` is 0, `validation` splits.
 
@@ -60,7 +68,7 @@ def read_defect_dataset(args: DataArguments) -> tuple[DatasetDict, list[DataIssu
         InputError: nothing usable there; the message names the folder, the files or the argument.
     """
     images, _, oddities = read_images(args)
-    return split_images(images, args), oddities
+    return LoadedDataset(split_images(images, args), oddities, defect_free_label(args))
 
 
 def split_images(images: DatasetDict, args: DataArguments) -> DatasetDict:

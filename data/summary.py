@@ -105,4 +105,11 @@ def format_summary(findings: dict[str, Any], listed: int) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["format_summary", "summarize_dataset"]
+def print_dataset_summary(data) -> None:
+    names = data.splits["train"].features["label"].names
+    for name, split in data.splits.items():
+        labels = split["label"]
+        print(f"{name}: {len(split)} images ({', '.join(f'{labels.count(i)} {n}' for i, n in enumerate(names))})")
+
+
+__all__ = ["print_dataset_summary", "format_summary", "summarize_dataset"]

@@ -12,7 +12,7 @@ from ..training.arguments import OperatingArguments
 from .metrics import defect_scores, expected_calibration_error
 
 
-def choose_operating_point(scores: np.ndarray, defective: np.ndarray, args: OperatingArguments) -> dict[str, Any]:
+def choose_operating_point(scores: np.ndarray, defective: np.ndarray, wanted_recall, miss_cost) -> dict[str, Any]:
     """
     The threshold on `P(defect)`, from which on an image counts as defective, and what it does on these images.
 
@@ -30,15 +30,13 @@ def choose_operating_point(scores: np.ndarray, defective: np.ndarray, args: Oper
     candidates = np.append(np.unique(scores), 2 - scores.max())[::-1]  # the first one calls nothing defective
     recalls = np.array([(scores[defective] >= score).mean() for score in candidates])
     alarms = np.array([(scores[~defective] >= score).mean() for score in candidates])
-    if args.miss_cost is None:
-        at = int(np.argmax(recalls >= args.wanted_recall))
-        chosen = (
-            f"the highest threshold that finds {100 * args.wanted_recall:.4g} % of the defects in validation images"
-        )
+    if miss_cost is None:
+        at = int(np.argmax(recalls >= wanted_recall))
+        chosen = f"the highest threshold that finds {100 * wanted_recall:.4g} % of the defects in validation images"
     else:
-        cost = args.miss_cost * (1 - recalls) * defective.sum() + alarms * (~defective).sum()
+        cost = miss_cost * (1 - recalls) * defective.sum() + alarms * (~defective).sum()
         at = int(np.argmin(cost))
-        chosen = f"least cost on validation images, a missed defect costing {args.miss_cost:g} false alarms"
+        chosen = f"least cost on validation images, a missed defect costing {miss_cost:g} false alarms"
     below = candidates[at + 1] if at + 1 < len(candidates) else 0.0
     return {
         "threshold": float((candidates[at] + below) / 2),
@@ -74,7 +72,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 
 def calibrate(
-    probabilities: np.ndarray, labels: np.ndarray, defect_free_id: int | None, args: OperatingArguments
+    probabilities: np.ndarray, labels: np.ndarray, defect_free_id: int | None, wanted_recall, miss_cost
 ) -> dict[str, Any]:
     """
     What validation images tell of a model: `temperature`, calibration errors, and its `operating_point`.
@@ -102,7 +100,7 @@ def calibrate(
         defective = labels != defect_free_id
         if defective.any() and not defective.all():
             scores = defect_scores(calibrated, defect_free_id)
-            settled["operating_point"] = choose_operating_point(scores, defective, args)
+            settled["operating_point"] = choose_operating_point(scores, defective, wanted_recall, miss_cost)
     return settled
 
 

@@ -32,6 +32,9 @@ class Predictions:
     class_map: np.ndarray
     saliency: np.ndarray
 
+    def select(self, rows):
+        return Predictions(self.probabilities[rows], self.class_map[rows], self.saliency[rows])
+
 
 def predict(
     model: KGLForImageClassification, dataset: Dataset, image_processor: BaseImageProcessor, batch_size: int = 16

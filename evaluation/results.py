@@ -27,3 +27,20 @@ def evaluate_predictions(
 
 
 __all__ = ["evaluate_predictions"]
+
+
+def evaluate_run(predictions, test, configs, size):
+    import numpy as np
+    from .metrics import paired_bootstrap, wilson_interval, expected_calibration_error
+
+    results = {a: evaluate_predictions(p, test, configs[a].defect_free_id, size) for a, p in predictions.items()}
+    *i, d = paired_bootstrap(
+        predictions["primary"].probabilities,
+        predictions["final"].probabilities,
+        test["label"][:],
+        configs["final"].defect_free_id,
+        300,
+    )
+    for a, one in zip(results, i):
+        results[a] = one | results[a]
+    return results, d

@@ -29,8 +29,7 @@ def select_grid_rows(dataset: Dataset, count: int, defect_free: str | None) -> l
 def draw_comparison_grid(
     path: Path,
     dataset: Dataset,
-    plain: Predictions,
-    guided: Predictions,
+    predictions: dict[str, Predictions],
     size: tuple[int, int],
     title: str,
 ) -> None:
@@ -47,6 +46,7 @@ def draw_comparison_grid(
         size: `(H, W)` that everything is drawn at.
         title: what stands above it all.
     """
+    plain, guided = predictions.values()
     maps = {}
     if "saliency_prior" in dataset.column_names:
         maps["prior"] = np.asarray(dataset["saliency_prior"]) / 255

@@ -13,20 +13,18 @@ WEIGHTINGS = ("keep_all", "drop_wrong", "confidence")
 
 @dataclass
 class PriorArguments:
-    """How priors are made, and how far they are trusted."""
+    """How priors are made from a classifier's saliency, and how they are weighted."""
 
-    prior_method: str = field(
-        default="gradcam++", metadata={"help": "What makes the saliency maps.", "choices": list(METHODS)}
-    )
+    prior_method: str = field(default="gradcam++", metadata={"help": "Saliency method.", "choices": list(METHODS)})
     prior_layers: list[str] | None = field(
         default=None,
-        metadata={"help": "CAM methods: modules whose outputs are looked at, fused; the pooled features by default."},
+        metadata={"help": "CAM methods: modules whose outputs are weighed and fused; the pooled features by default."},
     )
     prior_weighting: str = field(
         default="keep_all",
         metadata={
-            "help": "What a defective image's prior counts: 1 (keep_all), 0 where the primary is wrong about it "
-            "(drop_wrong), or the primary's probability of its class (confidence).",
+            "help": "Weight of a defective image's prior: 1 (keep_all), 0 where the primary misclassifies the image "
+            "(drop_wrong), or the primary's probability of the true class (confidence).",
             "choices": list(WEIGHTINGS),
         },
     )
@@ -37,20 +35,33 @@ class PriorArguments:
 
 @dataclass
 class TrainPriorArguments(PriorArguments):
-    """How priors are made, and by which classifiers."""
+    """How the training job makes priors."""
 
     prior_folds: int | None = field(
         default=None,
         metadata={
-            "help": "Cross-fit: part the training images into so many folds, groups whole, and let each one's prior "
-            "come from a primary that was trained on the others. Costs a training for every fold."
+            "help": "Cross-fit the priors over this many folds, groups kept together: each prior comes from a primary "
+            "trained without its fold. Costs one training per fold."
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prior_folds is not None and self.prior_folds < 2:
-            raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting takes at least 2.")
+            raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting needs at least 2.")
 
 
-__all__ = ["WEIGHTINGS", "PriorArguments", "TrainPriorArguments"]
+@dataclass
+class PriorPassArguments:
+    """Which classifier makes the priors, and where they go."""
+
+    model: str = field(metadata={"help": "A classifier saved by kgl train: a folder or a Hub id."})
+    output_dir: str = field(metadata={"help": "Folder for priors/, the table of priors (datasets.load_from_disk)."})
+    batch_size: int = field(default=16, metadata={"help": "Batch size."})
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
+
+
+__all__ = ["WEIGHTINGS", "PriorArguments", "PriorPassArguments", "TrainPriorArguments"]

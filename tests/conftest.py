@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import run_train, write_recipe
 from tiny import make_images
 from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -32,3 +33,14 @@ def auto_image_processor(tmp_path: Path) -> None:
         AutoImageProcessor.from_pretrained(tmp_path / "processor")
     except ImportError:
         pytest.skip("this transformers needs torchvision for AutoImageProcessor")
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
+    """One finished run on a folder of images: its recipe, its output folder and its standard output."""
+    folder = tmp_path_factory.mktemp("run")
+    make_images(folder / "images")
+    recipe = write_recipe(folder, data_dir=str(folder / "images"))
+    done = run_train(recipe, "--output_dir", folder / "out", "--keep_checkpoints", "true")
+    assert done.returncode == 0, done.stderr
+    return recipe, folder / "out", done.stdout

@@ -9,6 +9,7 @@ from ..errors import InputError, check_choices
 
 
 DEFAULT_BACKBONE = "microsoft/resnet-18"
+DEFAULT_STEPS = 500  # per phase; the length that the evidence was measured at
 POOLINGS = ("avg_max", "attention", "topk", "saliency")
 SCHEDULES = ("linear", "cosine", "constant", "delayed")
 FORMS = ("additive", "convex")
@@ -200,6 +201,44 @@ class GuidanceArguments:
 
 
 @dataclass
+class RecipeArguments:
+    """The settings of `transformers.TrainingArguments` that most users need, with the measured recipe as defaults."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the run; runs/NAME of the dataset by default."}
+    )
+    max_steps: int = field(
+        default=-1, metadata={"help": f"Training steps per phase (default: {DEFAULT_STEPS}, or --num_train_epochs)."}
+    )
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Training epochs per phase, in place of --max_steps."}
+    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Training batch size per device."})
+    per_device_eval_batch_size: int = field(
+        default=16, metadata={"help": "Batch size of predictions and priors per device."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of initialisation, sampling and augmentation."})
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 mixed precision."})
+    logging_steps: float = field(default=50, metadata={"help": "Log the loss terms every this many steps."})
+    save_steps: float = field(default=100, metadata={"help": "Write a checkpoint every this many steps."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept while a phase is trained."})
+    keep_checkpoints: bool = field(
+        default=False, metadata={"help": "Keep the last checkpoints of a finished run; they are deleted by default."}
+    )
+    disable_tqdm: bool | None = field(
+        default=None, metadata={"help": "No progress bars; they only show on a terminal."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the finished run to the Hub."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository to push to, OWNER/NAME; named like the output folder by default."}
+    )
+
+
+@dataclass
 class OperatingArguments:
     """How the threshold of the good/defective decision is chosen on validation images."""
 
@@ -234,6 +273,7 @@ class LicenseArguments:
 __all__ = [
     "CELL_OBJECTIVES",
     "DEFAULT_BACKBONE",
+    "DEFAULT_STEPS",
     "FORMS",
     "MAP_OBJECTIVES",
     "OBJECTIVES",
@@ -243,5 +283,6 @@ __all__ = [
     "LicenseArguments",
     "ModelArguments",
     "OperatingArguments",
+    "RecipeArguments",
     "teaches_saliency",
 ]

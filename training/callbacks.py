@@ -1,63 +1,104 @@
-"""Trainer callbacks: complete checkpoints and sampler epochs."""
+"""Trainer callbacks: complete checkpoints, one progress bar, sampler epochs."""
 
 from __future__ import annotations
 
-import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..data.storage import write_json
+from .run_dir import RunState
 from .sampler import BalancedSampler
-
-
-_MARKER = "whole.json"  # the last file written into a checkpoint, and the first one removed
-
-
-def last_complete_checkpoint(folder: Path) -> tuple[Path | None, float]:
-    """The newest checkpoint that was written to its end and not begun to be deleted, and the seconds up to it."""
-    whole = sorted(folder.glob(f"checkpoint-*/{_MARKER}"), key=lambda path: _step_of(path.parent))
-    if not whole:
-        return None, 0.0
-    return whole[-1].parent, json.loads(whole[-1].read_text())["seconds"]
 
 
 class CompleteCheckpointCallback(TrainerCallback):
     """
-    Marks every checkpoint once all of it is written, with the seconds of training up to it, and then deletes old ones.
+    List every checkpoint in the run's state once all of it is written, and delete old ones afterwards.
 
-    The Trainer would delete before the new checkpoint can be marked: a kill in between would leave none.
+    The Trainer would delete before the new checkpoint is known to be complete: a kill in between would leave none.
+
+    Args:
+        state: of the run.
+        phase: the phase that is trained.
+        keep: how many checkpoints to keep, None for all.
+        seconds_before: training time before the checkpoint that this process resumed from.
     """
 
-    def __init__(self, keep: int | None, seconds_before: float) -> None:
-        self._keep = keep
+    def __init__(self, state: RunState, phase: str, keep: int | None, seconds_before: float) -> None:
+        self._state, self._phase, self._keep = state, phase, keep
         self._started = time.perf_counter() - seconds_before
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Called by the Trainer after it has written a checkpoint."""
+        """List the checkpoint that the Trainer has written."""
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)
-        seconds = time.perf_counter() - self._started
-        write_json(folder / f"checkpoint-{state.global_step}" / _MARKER, {"seconds": seconds})
+        checkpoint = {"step": state.global_step, "seconds": time.perf_counter() - self._started}
+        earlier = [one for one in self._state.checkpoints(self._phase) if one["step"] < state.global_step]
+        listed = [*earlier, checkpoint]
+        kept = listed if self._keep is None else listed[-max(self._keep, 1) :]
+        self._state.set_checkpoints(self._phase, kept)
         if self._keep is not None:
-            for old in sorted(folder.glob("checkpoint-*"), key=_step_of)[: -self._keep]:
-                (old / _MARKER).unlink(missing_ok=True)
-                shutil.rmtree(old)
+            delete_checkpoints(folder, keep=[one["step"] for one in kept])
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def delete_checkpoints(folder: Path, keep: list[int]) -> None:
+    """Delete the checkpoints of a phase's folder but the steps in `keep`."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if int(checkpoint.name.rpartition("-")[2]) not in keep:
+            shutil.rmtree(checkpoint)
+
+
+class ProgressBarCallback(TrainerCallback):
+    """One progress bar per phase with the last loss, on a terminal only."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
+            self._bar = tqdm(desc=self._title, total=state.max_steps, initial=state.global_step, leave=False)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the last loss."""
+        if self._bar is not None and logs is not None and "loss" in logs:
+            self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 class SamplerEpochCallback(TrainerCallback):
     """
-    Tells a sampler of every epoch at its start.
+    Tell a sampler the epoch at its start.
 
-    What accelerate wraps around it tells it too, but not in a resumed epoch of several processes.
+    accelerate's wrapper tells it too, but not in a resumed epoch of several processes.
     """
 
     def __init__(self, sampler: BalancedSampler) -> None:
@@ -66,8 +107,8 @@ class SamplerEpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called by the Trainer; a resumed epoch is the one it was stopped in."""
+        """Set the epoch; a resumed epoch is the one it was stopped in."""
         self._sampler.set_epoch(int(state.epoch))
 
 
-__all__ = ["CompleteCheckpointCallback", "SamplerEpochCallback", "last_complete_checkpoint"]
+__all__ = ["CompleteCheckpointCallback", "ProgressBarCallback", "SamplerEpochCallback", "delete_checkpoints"]

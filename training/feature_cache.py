@@ -29,22 +29,29 @@ from .collator import prior_to_channels, split_channels
 _STEMS = {"resnet": "embedder", "convnext": "embeddings", "convnextv2": "embeddings"}
 
 
+def max_freezable_stages(model: KGLForImageClassification) -> int:
+    """Return how many stages can be frozen: those below the first output, 0 for backbones without separable stages."""
+    if model.config.backbone_config.model_type not in _STEMS:
+        return 0
+    stages = model.backbone.stage_names
+    return max(0, min(stages.index(name) for name in model.backbone.out_features) - 1)
+
+
 def check_freezable(model: KGLForImageClassification, stages: int) -> None:
     """
+    Check that the first `stages` stages can be frozen.
+
     Raises:
-        InputError: the backbone's stages cannot be parted, there are not so many, or one of them is an output.
+        InputError: the backbone's stages cannot be separated, there are not as many, or one of them is an output.
     """
-    kind = model.config.backbone_config.model_type
+    kind, used = model.config.backbone_config.model_type, ", ".join(model.backbone.out_features)
     if kind not in _STEMS:
         raise InputError(f"--freeze_stages: not with a {kind} backbone, only with {', '.join(_STEMS)}.")
-    used = model.backbone.out_features
-    first_used = min(model.backbone.stage_names.index(name) for name in used)
-    if first_used < 2:
-        raise InputError(f"--freeze_stages {stages}: there is no stage below {', '.join(used)}, which is trained.")
-    if not 1 <= stages < first_used:
-        raise InputError(
-            f"--freeze_stages {stages}: it must lie in 1..{first_used - 1}, below {', '.join(used)}, which is trained."
-        )
+    most = max_freezable_stages(model)
+    if most < 1:
+        raise InputError(f"--freeze_stages {stages}: there is no stage below {used}, which is trained.")
+    if not 1 <= stages <= most:
+        raise InputError(f"--freeze_stages {stages}: it must lie in 1..{most}, below {used}, which is trained.")
 
 
 @torch.no_grad()
@@ -226,4 +233,5 @@ __all__ = [
     "check_freezable",
     "compute_frozen_features",
     "make_views",
+    "max_freezable_stages",
 ]

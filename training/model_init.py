@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import BaseImageProcessor, PreTrainedConfig, set_seed
+from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.utils import logging
@@ -20,24 +20,31 @@ from ..knowledge.arguments import PriorArguments
 from ..knowledge.saliency_priors import check_saliency_method
 from ..modeling_kgl import KGLForImageClassification
 from .arguments import ModelArguments
-from .feature_cache import check_freezable
+from .feature_cache import check_freezable, max_freezable_stages
 
 
-# What transformers raises of a backbone that it cannot read, find or put together.
+# Raised by transformers for a backbone that it cannot find, read or build.
 _UNUSABLE = (ImportError, OSError, SafetensorError, StrictDataclassError, TypeError, UnpicklingError, ValueError)
 
 
-def build_model(model_args: ModelArguments, names: list[str], defect_free: str | None) -> KGLForImageClassification:
+def build_model(
+    model_args: ModelArguments, names: list[str], defect_free_label: str | None
+) -> KGLForImageClassification:
     """
-    The classifier with new heads.
+    Build the classifier with new heads.
+
+    Args:
+        model_args: describes it.
+        names: of the classes, in the order of their indices.
+        defect_free_label: the class without defects, None where every class is a defect.
 
     Raises:
-        InputError: there is no such backbone, or its settings are none.
+        InputError: the backbone cannot be found, read or built.
     """
     config = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
-        "defect_free_label": defect_free,
+        "defect_free_label": defect_free_label,
         "fusion_size": model_args.fusion_size,
         "pooling": model_args.pooling,
         "detach_saliency": model_args.detach_saliency,
@@ -63,27 +70,25 @@ def build_model(model_args: ModelArguments, names: list[str], defect_free: str |
         logging.set_verbosity(verbosity)
 
 
-def initial_model(
-    model_args: ModelArguments, names: list[str], defect_free: str | None, seed: int
-) -> KGLForImageClassification:
-    """The classifier both phases start from; what is drawn afterwards is the same too: they see the same batches."""
-    set_seed(seed)
-    return build_model(model_args, names, defect_free)
-
-
 @torch.no_grad()
 def check_model(
-    model_args: ModelArguments, prior_args: PriorArguments, names: list[str], defect_free: str | None
+    model: KGLForImageClassification, size: tuple[int, int], freeze_stages: int, prior_args: PriorArguments
 ) -> None:
-    """One blank image through an untrained model, so that what cannot work is known before anything is written."""
-    size = (model_args.image_height, model_args.image_width)
-    if min(size) < 1:
-        raise InputError(f"--image_height {size[0]} --image_width {size[1]}: images have at least one pixel.")
-    model = build_model(model_args, names, defect_free).eval()
-    if model_args.freeze_stages != 0:
-        check_freezable(model, model_args.freeze_stages)
-    if model_args.frozen_views < 1:
-        raise InputError(f"--frozen_views {model_args.frozen_views}: it must be at least 1.")
+    """
+    Run one image through an untrained model, so that what cannot work is known before anything is written.
+
+    Args:
+        model: as [`build_model`] returns it.
+        size: height and width of the images.
+        freeze_stages: how many stages will be frozen.
+        prior_args: the saliency method that will make the priors.
+
+    Raises:
+        InputError: the stages cannot be frozen, or the backbone or the saliency method cannot take such images.
+    """
+    model.eval()
+    if freeze_stages != 0:
+        check_freezable(model, freeze_stages)
     try:
         model(torch.zeros(1, 3, *size))
     except (RuntimeError, ValueError) as error:
@@ -92,8 +97,20 @@ def check_model(
     check_saliency_method(noise, model, prior_args)
 
 
+def resolve_freeze_stages(model: KGLForImageClassification, model_args: ModelArguments) -> int:
+    """Return how many stages to freeze: as given, else 2 where the backbone is pretrained and allows it, else 0."""
+    if model_args.freeze_stages is not None:
+        return model_args.freeze_stages
+    return 2 if model_args.backbone is not None and max_freezable_stages(model) >= 2 else 0
+
+
 def make_image_processor(model_args: ModelArguments) -> BaseImageProcessor:
-    """Resizing to the size asked for, and the backbone's own normalisation where it has one."""
+    """
+    Build the image processor: resizing to the given size, and the backbone's own normalisation where it has one.
+
+    Raises:
+        InputError: the backbone's normalisation cannot be read.
+    """
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if model_args.backbone is not None and model_args.backbone.startswith("timm/"):
         try:
@@ -120,28 +137,31 @@ def make_image_processor(model_args: ModelArguments) -> BaseImageProcessor:
 
 def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImageProcessor]:
     """
-    A classifier saved by kgl-train, and its image processor.
+    Load a classifier saved by `kgl train`, and its image processor.
+
+    Args:
+        model: a folder or a Hub id.
 
     Raises:
-        InputError: there is none; the message names `--model`.
+        InputError: it is not such a classifier; the message names `--model`.
     """
     phases = [str(Path(model) / phase) for phase in ("primary", "final") if (Path(model) / phase).is_dir()]
     if phases:
-        raise InputError(f"--model {model}: this is a run's folder; take {' or '.join(phases)}.")
+        raise InputError(f"--model {model}: this is the folder of a run; give {' or '.join(phases)}.")
     try:
         if PreTrainedConfig.get_config_dict(model)[0].get("model_type") != KGLConfig.model_type:
-            raise InputError(f"--model {model}: it is no classifier that kgl-train saved.")
+            raise InputError(f"--model {model}: it is not a classifier saved by kgl train.")
         return (
             KGLForImageClassification.from_pretrained(model, use_safetensors=True),
-            ViTImageProcessorPil.from_pretrained(model),  # what kgl-train saves
+            ViTImageProcessorPil.from_pretrained(model),  # the class that kgl train saves
         )
     except (OSError, SafetensorError) as error:
         what = (
-            "it is no saved classifier of kgl"
+            "it is not a classifier saved by kgl train"
             if Path(model).exists()
-            else "there is no such folder, and the Hub gives none"
+            else "there is no such folder, and it cannot be loaded from the Hub"
         )
         raise InputError(f"--model {model}: {what}. {error}") from error
 
 
-__all__ = ["build_model", "check_model", "initial_model", "load_classifier", "make_image_processor"]
+__all__ = ["build_model", "check_model", "load_classifier", "make_image_processor", "resolve_freeze_stages"]

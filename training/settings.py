@@ -1,41 +1,59 @@
-"""All settings of a training job: checks, and the ones that decide its result."""
+"""All settings of a training job: defaults that depend on others, checks, and the ones that decide its result."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+import re
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import DatasetDict
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from ..data.arguments import DataArguments
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
-from ..hub.push import check_repo_id
 from ..knowledge.arguments import TrainPriorArguments
-from .arguments import LicenseArguments, ModelArguments, OperatingArguments
+from .arguments import GuidanceArguments, LicenseArguments, ModelArguments, OperatingArguments
 from .training_args import KGLTrainingArguments
 
 
-# Settings that change how a run is watched, saved or shared, never what comes out of it.
-_OPERATIONAL = {
-    "average_tokens_across_devices", "batch_eval_metrics", "dataloader_persistent_workers", "dataloader_pin_memory",
-    "dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb",
-    "ddp_find_unused_parameters", "ddp_timeout", "debug", "disable_tqdm", "do_eval", "do_predict", "do_train",
-    "enable_jit_checkpoint", "eval_accumulation_steps", "eval_delay", "eval_do_concat_batches", "eval_on_start",
-    "eval_steps", "eval_strategy", "eval_use_gather_object", "greater_is_better", "hub_always_push", "hub_model_id",
-    "hub_private_repo", "hub_revision", "hub_strategy", "hub_token", "include_for_metrics",
-    "include_num_input_tokens_seen", "load_best_model_at_end", "local_rank", "log_level", "log_level_replica",
-    "log_on_each_node", "logging_first_step", "logging_nan_inf_filter", "logging_steps",
-    "logging_strategy", "metric_for_best_model", "output_dir", "per_device_eval_batch_size", "prediction_loss_only",
-    "project", "push_to_hub", "report_to", "restore_callback_states_from_checkpoint", "resume_from_checkpoint",
-    "run_name", "save_on_each_node", "save_only_model", "save_steps", "save_strategy", "save_total_limit",
-    "skip_memory_metrics", "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id",
-    "trackio_static_space_id",
+# Settings of TrainingArguments that change what a run computes. All of ours do, but for the ones about its folder.
+_DECIDING = (
+    "accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size", "bf16", "data_seed",
+    "dataloader_drop_last", "dataloader_num_workers", "deepspeed", "fp16", "fsdp", "fsdp_config", "full_determinism",
+    "gradient_accumulation_steps", "gradient_checkpointing", "ignore_data_skip", "label_smoothing_factor",
+    "learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type", "max_grad_norm", "max_steps", "num_train_epochs",
+    "optim", "optim_args", "optim_target_modules", "per_device_train_batch_size", "seed", "tf32", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "train_sampling_strategy", "use_cpu", "warmup_steps",
+    "weight_decay", *(one.name for one in fields(GuidanceArguments)),
+)  # fmt: skip
+
+_NO_EVALUATION = "validation images are used once, at the end, to calibrate"
+_NO_EFFECT = "it has no effect on this job"
+# Settings of TrainingArguments that are refused, with the reason; the help does not show them.
+UNSUPPORTED = {
+    **dict.fromkeys(
+        ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"), _NO_EVALUATION
+    ),
+    **dict.fromkeys(
+        ("eval_do_concat_batches", "eval_use_gather_object", "prediction_loss_only", "batch_eval_metrics",
+         "include_for_metrics", "do_train", "do_eval", "do_predict", "label_names", "length_column_name",
+         "neftune_noise_alpha", "use_liger_kernel", "liger_kernel_config", "use_cache", "bf16_full_eval",
+         "fp16_full_eval", "include_num_input_tokens_seen", "hub_always_push"),
+        _NO_EFFECT,
+    ),
+    "load_best_model_at_end": "the last weights are taken, none are selected",
+    "metric_for_best_model": "the last weights are taken, none are selected",
+    "greater_is_better": "the last weights are taken, none are selected",
+    "save_only_model": "a checkpoint without the optimizer's state cannot be resumed",
+    "resume_from_checkpoint": "leave it out; the same --output_dir resumes from its last checkpoint",
+    "hub_strategy": "checkpoints are not pushed; the finished run is, once",
+    "remove_unused_columns": "the collator needs the columns that the model does not name",
 }  # fmt: skip
 
 
@@ -50,57 +68,69 @@ class Settings(NamedTuple):
     training: KGLTrainingArguments
 
 
+def default_output_dir(data: DataArguments) -> str:
+    """Return `runs/NAME`, named after the dataset."""
+    source = data.hub_dataset or data.data_file or data.data_dir or data.dataset or "run"
+    name = Path(source).stem if data.data_file == source else Path(source).expanduser().resolve().name
+    return str(Path("runs") / (re.sub(r"[^\w.-]+", "_", name) or "run"))
+
+
 def check_settings(settings: Settings) -> None:
     """
+    Check settings across groups, before anything is read or written.
+
     Raises:
-        InputError: settings that are missing, out of range, or do not go together.
+        InputError: settings that are out of range, not supported, or exclude each other.
     """
-    model_args, training_args = settings.model, settings.training
-    if training_args.output_dir in (None, "trainer_output"):  # the latter is what transformers puts in its place
-        raise InputError("--output_dir: name a folder for the run.")
-    if (model_args.backbone is None) == (model_args.backbone_config is None):
-        raise InputError("Give either --backbone (pretrained) or --backbone_config (from scratch).")
+    training_args = settings.training
+    defaults = {one.name: one for one in fields(training_args)}
+    for name, reason in UNSUPPORTED.items():
+        if name in defaults and vars(training_args)[name] != _default_of(defaults[name]):
+            raise InputError(f"--{name}: {reason}.")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "num_train_epochs"):
         if vars(training_args)[name] <= 0:
             raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
-    if training_args.eval_strategy != "no":
-        raise InputError("--eval_strategy: validation images are used once, at the end, for the operating point.")
-    if training_args.save_strategy == SaveStrategy.BEST or training_args.load_best_model_at_end:
-        raise InputError(
-            "--save_strategy best, --load_best_model_at_end: the last weights are taken, none are chosen."
-        )
-    if training_args.save_only_model:
-        raise InputError("--save_only_model: a checkpoint without the optimizer's state cannot be resumed from.")
-    if training_args.resume_from_checkpoint is not None:
-        raise InputError("--resume_from_checkpoint: leave it out; the same --output_dir resumes by itself.")
+    if training_args.save_strategy == "best":
+        raise InputError("--save_strategy best: the last weights are taken, none are selected.")
     if training_args.push_to_hub:
-        check_repo_id(repository_of(training_args))
-        if training_args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise InputError("--hub_strategy: checkpoints are not pushed; the finished run is, once.")
-    training_args.check_pooling(model_args.pooling)
+        check_repository(repository_name(training_args))
+    training_args.check_pooling(settings.model.pooling)
     try:
         for reporter in get_reporting_integration_callbacks(training_args.report_to):
             reporter()
     except RuntimeError as error:
         raise InputError(f"--report_to {' '.join(training_args.report_to)}: {error}") from error
-    if training_args.n_gpu > 1:
-        raise InputError(
-            f"{training_args.n_gpu} GPUs in one process: start with accelerate launch, one process a GPU."
-        )
 
 
-def repository_of(training_args: KGLTrainingArguments) -> str:
-    """Where a run is pushed: `--hub_model_id`, or called like its output folder."""
+def _default_of(one: Field) -> Any:
+    return one.default_factory() if one.default is MISSING else one.default
+
+
+def repository_name(training_args: KGLTrainingArguments) -> str:
+    """Return the repository that a run is pushed to: `--hub_model_id`, or the output folder's name."""
     return training_args.hub_model_id or Path(training_args.output_dir).absolute().name
 
 
-def deciding_settings(settings: Settings, splits: DatasetDict) -> dict[str, Any]:
-    """All that decides what comes out of a run."""
-    training = {name: value for name, value in settings.training.to_dict().items() if name not in _OPERATIONAL}
-    data = asdict(settings.data) | {f"{name}_images": dataset_fingerprint(split) for name, split in splits.items()}
+def check_repository(name: str) -> None:
+    """
+    Check the name of a Hub repository.
+
+    Raises:
+        InputError: it is not a valid name.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(f"{name}: not a valid repository name. {error}") from error
+
+
+def deciding_settings(settings: Settings, splits: DatasetDict, freeze_stages: int) -> dict[str, dict[str, Any]]:
+    """Return all settings and data that decide a run's result, as JSON values."""
+    training = {name: value for name, value in settings.training.to_dict().items() if name in _DECIDING}
+    data = {f"{name}_images": dataset_fingerprint(split) for name, split in splits.items()}
     stored = {
-        "model": asdict(settings.model),
-        "data": data,
+        "model": asdict(settings.model) | {"freeze_stages": freeze_stages},
+        "data": asdict(settings.data) | data,
         "prior": asdict(settings.prior),
         "operating": asdict(settings.operating),
         "training": training
@@ -112,4 +142,12 @@ def deciding_settings(settings: Settings, splits: DatasetDict) -> dict[str, Any]
     return json.loads(json.dumps(stored, default=str))
 
 
-__all__ = ["Settings", "check_settings", "deciding_settings", "repository_of"]
+__all__ = [
+    "UNSUPPORTED",
+    "Settings",
+    "check_repository",
+    "check_settings",
+    "deciding_settings",
+    "default_output_dir",
+    "repository_name",
+]

@@ -1,202 +1,261 @@
-"""The steps of the two-phase job that train or make something; each can be resumed."""
+"""The steps of the two-phase job that train or make something; a stopped run resumes each of them."""
 
 from __future__ import annotations
 
 import copy
-import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, set_seed
 
 from ..data.image_cache import cache_resized_images
-from ..data.loading import defect_free_label
-from ..data.splits import group_folds
-from ..data.storage import save_dataset, write_json
+from ..data.storage import save_dataset
 from ..errors import InputError
-from ..evaluation.calibration import calibrate
-from ..evaluation.predictions import predict
+from ..knowledge.arguments import PriorArguments
 from ..knowledge.saliency_priors import write_saliency_priors
 from ..modeling_kgl import KGLForImageClassification
 from .augmentation import PairedAugmentation
-from .callbacks import CompleteCheckpointCallback, last_complete_checkpoint
+from .callbacks import CompleteCheckpointCallback, ProgressBarCallback, delete_checkpoints
 from .collator import DefectCollator
 from .feature_cache import FrozenFeatureCollator, bypass_frozen_stages, cache_frozen_features
-from .model_init import initial_model
-from .settings import Settings
+from .run_dir import CACHE_FOLDER, RunState
 from .trainer import ClassificationTrainer, KnowledgeGuidedTrainer
 from .training_args import KGLTrainingArguments
 
 
-def make_collator(
-    train: Dataset, image_processor: BaseImageProcessor, settings: Settings
-) -> tuple[DefectCollator | FrozenFeatureCollator, Dataset | None]:
-    """The collator, and the training images resized once where it reads those."""
-    training_args, model_args = settings.training, settings.model
-    output_dir = Path(training_args.output_dir)
-    augmentation = PairedAugmentation() if model_args.augment else None
-    if model_args.freeze_stages == 0:
+Folds = list[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """
+    What both phases train on.
+
+    Attributes:
+        rows: the training images, with their `index`.
+        collator: turns rows into batches.
+        pixels: the resized images of all rows, where the collator reads those.
+        freeze_stages: how many stages are frozen; the collator then yields their features.
+    """
+
+    rows: Dataset
+    collator: DefectCollator | FrozenFeatureCollator
+    pixels: Dataset | None = None
+    freeze_stages: int = 0
+
+    def select_columns(self, rows: Dataset) -> Dataset:
+        """Return the columns that a phase reads; images that it does not read would be decoded for nothing."""
+        if self.pixels is None and self.freeze_stages == 0:
+            return rows
+        wanted = ("index", "label", "digest", "saliency_prior", "prior_threshold", "prior_weight")
+        rows = rows.select_columns([name for name in wanted if name in rows.column_names])
+        return rows if self.pixels is None else concatenate_datasets([rows, self.pixels.select(rows["index"])], axis=1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    How a classifier is trained, the same in both phases.
+
+    Attributes:
+        new_model: builds the classifier with new heads; called after seeding.
+        image_processor: the classifier's.
+        args: of the Trainer; `output_dir` is the run's folder.
+        calibrate: sets temperature and operating point of a trained model, and returns what the run records of it.
+    """
+
+    new_model: Callable[[], KGLForImageClassification]
+    image_processor: BaseImageProcessor
+    args: KGLTrainingArguments
+    calibrate: Callable[[KGLForImageClassification], dict[str, Any] | None]
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.args.output_dir)
+
+    def initial_model(self) -> KGLForImageClassification:
+        """Build the classifier that every phase starts from; later draws are the same too, so batches are."""
+        set_seed(self.args.seed)
+        return self.new_model()
+
+
+def cache_inputs(
+    train: Dataset,
+    recipe: Recipe,
+    state: RunState,
+    *,
+    augment: bool,
+    freeze_stages: int,
+    views: int,
+    resize_once: bool,
+) -> Inputs:
+    """
+    Cache resized images, or features of frozen stages, and return what the phases train on.
+
+    Args:
+        train: the training images.
+        recipe: of the run.
+        state: of the run; records the seconds as `cache`.
+        augment: whether training images are augmented.
+        freeze_stages: how many stages are frozen.
+        views: with frozen stages, augmented views cached per image.
+        resize_once: without frozen stages, cache the resized images.
+
+    Raises:
+        InputError: there is no space for the cache.
+    """
+    started, args = time.perf_counter(), recipe.args
+    rows = train.add_column("index", list(range(len(train))))
+    augmentation = PairedAugmentation() if augment else None
+    size = (recipe.image_processor.size["height"], recipe.image_processor.size["width"])
+    folder = recipe.output_dir / CACHE_FOLDER
+    if freeze_stages > 0:
+        model = recipe.initial_model().to(args.device)
+        with args.main_process_first(desc="caching features"):
+            folder.mkdir(exist_ok=True)
+            features = cache_frozen_features(
+                folder / "frozen_features.npy", rows, model, recipe.image_processor, freeze_stages,
+                views if augment else 1, augmentation,
+            )  # fmt: skip
+        inputs = Inputs(rows, FrozenFeatureCollator(features, size, augmentation), freeze_stages=freeze_stages)
+    else:
         pixels = None
-        if settings.data.decode_once:
-            with training_args.main_process_first(desc="resizing"):
-                pixels = cache_resized_images(train, image_processor, output_dir)
-        return DefectCollator(image_processor, augmentation), pixels
-    model = _initial_model(train, settings)
-    with training_args.main_process_first(desc="frozen stages"):
-        features = cache_frozen_features(
-            output_dir / "frozen_features.npy",
-            train,
-            model.to(training_args.device),
-            image_processor,
-            model_args.freeze_stages,
-            model_args.frozen_views,
-            augmentation,
-        )
-    size = (model_args.image_height, model_args.image_width)
-    return FrozenFeatureCollator(features, size, augmentation), None
-
-
-def _initial_model(train: Dataset, settings: Settings) -> KGLForImageClassification:
-    names = train.features["label"].names
-    return initial_model(settings.model, names, defect_free_label(settings.data), settings.training.seed)
-
-
-def select_training_columns(rows: Dataset, pixels: Dataset | None, settings: Settings) -> Dataset:
-    """The columns that a phase reads: images are decoded for nothing where it reads something else."""
-    if pixels is None and settings.model.freeze_stages == 0:
-        return rows
-    wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
-    rows = rows.select_columns([name for name in wanted if name in rows.column_names])
-    if pixels is None:
-        return rows
-    return concatenate_datasets([rows, pixels.select(rows["index"])], axis=1)
+        if resize_once:
+            with args.main_process_first(desc="resizing images"):
+                folder.mkdir(exist_ok=True)
+                pixels = cache_resized_images(rows, recipe.image_processor, folder)
+        inputs = Inputs(rows, DefectCollator(recipe.image_processor, augmentation), pixels)
+    if state.record("cache") is None:
+        state.finish("cache", seconds=time.perf_counter() - started)
+    return inputs
 
 
 def train_phase(
-    phase: str,
-    train: Dataset,
-    validation: Dataset | None,
-    collator: DefectCollator | FrozenFeatureCollator,
-    image_processor: BaseImageProcessor,
-    settings: Settings,
-) -> float:
-    """Train one classifier into `output_dir/phase`, from its last checkpoint where there is one; seconds it took."""
-    training_args, model_args = settings.training, settings.model
-    folder = Path(training_args.output_dir) / phase
-    finished = folder / "phase.json"
-    title = {"primary": "Phase 1, the primary classifier", "final": "Phase 2, the guided classifier"}.get(
-        phase, f"Phase 1, the primary classifier of prior fold {phase.removeprefix('primary_fold')}"
-    )
-    if finished.exists():
-        if training_args.process_index == 0:
+    phase: str, title: str, rows: Dataset, inputs: Inputs, recipe: Recipe, state: RunState
+) -> dict[str, Any]:
+    """
+    Train one classifier into the run's folder `phase`, from its last checkpoint where there is one.
+
+    Args:
+        phase: `primary`, `primary_foldN` or `final`; the last is trained with the knowledge-guided loss.
+        title: what the terminal calls it.
+        rows: training rows, with priors for `final`.
+        inputs: of both phases.
+        recipe: of both phases.
+        state: of the run; records `seconds`, `steps` and `validation` under the phase's name.
+
+    Returns:
+        The record.
+
+    Raises:
+        InputError: training diverged.
+    """
+    record, say = state.record(phase), recipe.args.process_index == 0
+    if record is not None:
+        if say:
             print(f"{title}: finished before.")
-        return json.loads(finished.read_text())["seconds"]
-    args = copy.copy(training_args)
-    args.output_dir = str(folder)
-    args.save_total_limit = None  # WholeCheckpoints deletes the old ones
-    args.push_to_hub = False  # the finished run is pushed, not what the Trainer would
-    args.run_name = f"{training_args.run_name or Path(training_args.output_dir).name}-{phase}"
-    model = _initial_model(train, settings)
+        return record
+    folder = recipe.output_dir / phase
+    model = recipe.initial_model()
+    trainer = _trainer(phase, title, model, inputs.select_columns(rows), inputs, recipe)
+    complete = state.checkpoints(phase)
+    checkpoint = folder / f"checkpoint-{complete[-1]['step']}" if complete else None
+    before = complete[-1]["seconds"] if complete else 0.0
+    if say and checkpoint is not None:
+        print(f"{title}: resumed from {checkpoint}.")
+    trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before))
+    started = time.perf_counter()
+    with bypass_frozen_stages(model, inputs.freeze_stages) if inputs.freeze_stages else nullcontext():
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = before + time.perf_counter() - started
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise InputError(f"Training diverged in the {phase} phase: weights are not finite. Lower --learning_rate.")
+    validation = None
+    if trainer.is_world_process_zero():
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        validation = recipe.calibrate(model)
+        model.save_pretrained(folder)
+        recipe.image_processor.save_pretrained(folder)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    trainer.accelerator.wait_for_everyone()
+    record = state.finish(phase, seconds=seconds, steps=trainer.state.global_step, validation=validation)
+    if say:
+        print(f"{title}: {record['steps']} steps in {seconds:.0f} s, mean loss {result.training_loss:.3f}.")
+        if not recipe.args.keep_checkpoints:
+            delete_checkpoints(folder, keep=[])
+    return record
+
+
+def _trainer(
+    phase: str, title: str, model: KGLForImageClassification, rows: Dataset, inputs: Inputs, recipe: Recipe
+) -> ClassificationTrainer:
+    args = copy.copy(recipe.args)
+    args.output_dir = str(recipe.output_dir / phase)
+    args.save_total_limit = None  # CompleteCheckpointCallback deletes the old ones
+    args.push_to_hub = False  # the finished run is pushed, not what the Trainer would push
+    args.run_name = f"{recipe.args.run_name or recipe.output_dir.name}-{phase}"
     trainer_class = KnowledgeGuidedTrainer if phase == "final" else ClassificationTrainer
     trainer = trainer_class(
         model=model,
         args=args,
-        train_dataset=train,
-        data_collator=collator,
-        processing_class=image_processor,
+        train_dataset=rows,
+        data_collator=inputs.collator,
+        processing_class=recipe.image_processor,
+        callbacks=[ProgressBarCallback(title)],
     )
-    checkpoint, before = last_complete_checkpoint(folder)
-    if trainer.is_world_process_zero():
-        print(f"{title}: {f'goes on from {checkpoint}' if checkpoint else folder}")
-    trainer.add_callback(CompleteCheckpointCallback(training_args.save_total_limit, before))
-    started = time.perf_counter()
-    with bypass_frozen_stages(model, model_args.freeze_stages) if model_args.freeze_stages else nullcontext():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = before + time.perf_counter() - started
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise InputError(f"Training diverged in the {phase} phase: weights are not finite. Lower --learning_rate.")
-    if trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        settled = _settle(model, validation, image_processor, settings)
-        model.save_pretrained(folder)
-        image_processor.save_pretrained(folder)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        write_json(finished, {"seconds": seconds, "steps": trainer.state.global_step, "validation": settled})
-    trainer.accelerator.wait_for_everyone()
-    return seconds
+    for printing in (PrinterCallback, ProgressCallback):  # they print every logged value
+        trainer.remove_callback(printing)
+    return trainer
 
 
-def _settle(
-    model: KGLForImageClassification,
-    validation: Dataset | None,
-    image_processor: BaseImageProcessor,
-    settings: Settings,
-) -> dict[str, Any] | None:
-    """Give a trained model the temperature and the operating point that validation images ask for."""
-    if not validation:
-        return None
-    predictions = predict(model, validation, image_processor, settings.training.per_device_eval_batch_size)
-    labels = np.asarray(validation["label"])
-    settled = calibrate(predictions.probabilities, labels, model.config.defect_free_id, settings.operating)
-    model.config.temperature = settled["temperature"]
-    model.config.operating_point = settled["operating_point"]
-    return settled
+def make_priors(train: Dataset, folds: Folds, recipe: Recipe, state: RunState, prior_args: PriorArguments) -> Dataset:
+    """
+    Make the priors of all training images at `priors` in the run's folder.
 
+    Args:
+        train: the training images.
+        folds: for cross-fitting, `(rest, held out)` indices; each fold's priors are made by the primary that was
+            trained without it. Empty: the one primary makes all.
+        recipe: of the run.
+        state: of the run; records the seconds as `priors`.
+        prior_args: how priors are made.
 
-def split_prior_folds(train: Dataset, settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Which training images each fold's primary learns from, and which it makes the priors of; none by default."""
-    if settings.prior.prior_folds is None:
-        return []
-    return group_folds(train, settings.prior.prior_folds, settings.data.split_seed, "--prior_folds")
+    Returns:
+        The table of priors, one row per training image.
 
-
-def make_priors(
-    output_dir: Path,
-    train: Dataset,
-    folds: list[tuple[np.ndarray, np.ndarray]],
-    image_processor: BaseImageProcessor,
-    settings: Settings,
-) -> Dataset:
-    """The priors of all training images at `output_dir/priors`, each fold's by the primary that did not see it."""
-
-    training_args = settings.training
+    Raises:
+        InputError: as [`write_saliency_priors`].
+    """
+    started, args = time.perf_counter(), recipe.args
 
     def priors_of(phase: str, images: Dataset, folder: Path) -> Dataset:
-        model = KGLForImageClassification.from_pretrained(output_dir / phase).to(training_args.device)
-        batch_size = training_args.per_device_eval_batch_size
-        return write_saliency_priors(images, model, image_processor, folder, batch_size, settings.prior)
+        model = KGLForImageClassification.from_pretrained(recipe.output_dir / phase).to(args.device)
+        batch_size = args.per_device_eval_batch_size
+        return write_saliency_priors(images, model, recipe.image_processor, folder, batch_size, prior_args)
 
-    together = output_dir / "priors"
+    together = recipe.output_dir / "priors"
     if not folds:
-        return priors_of("primary", train, together)
-    parts = []
-    for fold, (_, held_out) in enumerate(folds):
-        phase = f"primary_fold{fold}"
-        parts.append(priors_of(phase, train.select(held_out), output_dir / phase / "priors"))
-    in_order = np.argsort(np.concatenate([held_out for _, held_out in folds]))
-    with training_args.main_process_first(desc="all folds' priors"):
-        if not together.exists():
-            save_dataset(concatenate_datasets(parts).select(in_order), together)
-    return load_from_disk(together)
+        priors = priors_of("primary", train, together)
+    else:
+        parts = []
+        for fold, (_, held_out) in enumerate(folds):
+            phase = f"primary_fold{fold}"
+            parts.append(priors_of(phase, train.select(held_out), recipe.output_dir / phase / "priors"))
+        in_order = np.argsort(np.concatenate([held_out for _, held_out in folds]))
+        with args.main_process_first(desc="joining the priors of the folds"):
+            if not together.exists():
+                save_dataset(concatenate_datasets(parts).select(in_order), together)
+        priors = load_from_disk(together)
+    if state.record("priors") is None:
+        state.finish("priors", seconds=time.perf_counter() - started)
+    return priors
 
 
-def load_or_save_seconds(path: Path, seconds: float, training_args: KGLTrainingArguments) -> float:
-    """The seconds of the attempt that finished something; doing it again finds it done."""
-    with training_args.main_process_first(desc="noting the time"):
-        if not path.exists():
-            write_json(path, seconds)
-    return json.loads(path.read_text())
-
-
-__all__ = [
-    "load_or_save_seconds",
-    "make_collator",
-    "make_priors",
-    "select_training_columns",
-    "split_prior_folds",
-    "train_phase",
-]
+__all__ = ["Folds", "Inputs", "Recipe", "cache_inputs", "make_priors", "train_phase"]

@@ -1,0 +1,30 @@
+"""Print docs/cli.md, the reference of the command line: `python -m kgl.cli.reference > docs/cli.md`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .main import COMMANDS, format_help
+
+
+_HEADER = """# Command line
+
+Made by `python -m kgl.cli.reference > docs/cli.md`; a test compares it with the parsers.
+
+`python train.py` and `python prior.py` take the arguments of `kgl train` and `kgl prior`, under `accelerate launch` or
+`torchrun` too. `kgl train --help-all` shows all settings of `transformers.TrainingArguments` beside the ones below.
+Errors are one sentence on standard error with exit code 2.
+"""
+
+
+def format_reference() -> str:
+    """Return the page."""
+    parts = [_HEADER, f"## kgl\n\n```text\n{format_help()}```\n"]
+    for name in COMMANDS:
+        command = import_module(f".{name}", __package__)
+        parts.append(f"## kgl {name}\n\n```text\n{command.HELP.format()}```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(format_reference(), end="")

@@ -1,0 +1,110 @@
+"""`kgl train`: train a classifier on a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, get_type_hints
+
+from ..data.arguments import DataArguments
+from ..knowledge.arguments import TrainPriorArguments
+from ..training.arguments import (
+    GuidanceArguments,
+    LicenseArguments,
+    ModelArguments,
+    OperatingArguments,
+    RecipeArguments,
+)
+from .parser import CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
+
+
+if TYPE_CHECKING:
+    from ..training.settings import Settings
+
+
+HELP = CommandHelp(
+    command="kgl train",
+    usage="[IMAGES | RECIPE.yaml] [--config RECIPE.yaml] [--SETTING VALUE ...]",
+    description="Train a defect classifier in two phases and write it with a report into a run folder. Flags win over "
+    "the recipe. The same command resumes a stopped run.\n--help-all shows all settings, those of "
+    "transformers.TrainingArguments among them.",
+    example="kgl train images --max_steps 300 --output_dir runs/images",
+    positional=("IMAGES", "a folder with one folder per class or a published layout, or a table of images and labels"),
+    groups=(
+        HelpGroup(
+            "data",
+            DataArguments,
+            ("dataset", "image_column", "label_column", "hub_dataset", "defect_free_label", "on_bad_image",
+             "validation_share", "num_folds", "fold", "train_per_class"),
+        ),
+        HelpGroup(
+            "classifier",
+            ModelArguments,
+            ("backbone", "out_features", "image_height", "image_width", "freeze_stages", "pooling"),
+        ),
+        HelpGroup(
+            "training",
+            RecipeArguments,
+            ("output_dir", "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "seed",
+             "bf16"),
+        ),
+        HelpGroup("rare defects", GuidanceArguments, ("balanced_sampling", "cls_loss", "class_weights")),
+        HelpGroup("guidance", GuidanceArguments, ("kg_lambda", "kg_form")),
+        HelpGroup("priors", TrainPriorArguments, ("prior_method",)),
+        HelpGroup("threshold", OperatingArguments),
+        HelpGroup("Hub", RecipeArguments, ("push_to_hub", "hub_model_id")),
+    ),
+)  # fmt: skip
+
+
+def help_all() -> CommandHelp:
+    """Return the help page of all settings but the ones that are refused."""
+    from dataclasses import fields, replace
+
+    from ..training.settings import UNSUPPORTED
+    from ..training.training_args import KGLTrainingArguments
+
+    own = {one.name for arguments in (RecipeArguments, GuidanceArguments) for one in fields(arguments)}
+    others = [one.name for one in fields(KGLTrainingArguments) if one.name not in own | UNSUPPORTED.keys()]
+    return replace(
+        HELP,
+        groups=(
+            HelpGroup("data", DataArguments),
+            HelpGroup("classifier", ModelArguments),
+            HelpGroup("training", RecipeArguments),
+            HelpGroup("losses", GuidanceArguments),
+            HelpGroup("priors", TrainPriorArguments),
+            HelpGroup("threshold", OperatingArguments),
+            HelpGroup("licences stated in the model card", LicenseArguments),
+            HelpGroup("transformers.TrainingArguments", KGLTrainingArguments, others),
+        ),
+    )
+
+
+def parse(argv: Sequence[str]) -> Settings:
+    """
+    Parse `[IMAGES | RECIPE.yaml] [--flag value ...]`.
+
+    Raises:
+        InputError: an unknown recipe or setting, or a value that a setting does not take.
+    """
+    from ..training.settings import Settings
+
+    dataclasses = tuple(get_type_hints(Settings).values())
+    return Settings(*parse_settings(HELP.command, dataclasses, argv, images_to_flags))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    if "--help-all" in argv:
+        print(help_all().format(), end="")
+        return
+    if "--help" in argv or "-h" in argv:
+        print(HELP.format(), end="")
+        return
+
+    def job() -> None:
+        from ..train import run
+
+        run(parse(argv))
+
+    run_command(HELP.command, job)

@@ -1,0 +1,117 @@
+"""The training job stopped, killed, resumed, and run again in the same folder."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from jobs import run_train, train_command
+from PIL import Image
+from safetensors.torch import load_file
+
+from kgl.training.run_dir import RunState
+
+
+def assert_same_weights(out, other):
+    expected, found = (load_file(folder / "final" / "model.safetensors") for folder in (out, other))
+    for name, weights in expected.items():
+        assert (found[name] == weights).all(), name
+
+
+def test_finished_run_is_not_repeated(finished_run):
+    recipe, out, printed = finished_run
+    before = {path: path.stat().st_mtime for path in out.rglob("*")}
+    again = run_train(recipe, "--output_dir", out)
+    assert again.returncode == 0, again.stderr
+    assert "finished before" in again.stdout
+    assert again.stdout.splitlines()[-6:] == printed.splitlines()[-6:]  # the same table
+    assert {path: path.stat().st_mtime for path in out.rglob("*")} == before
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(finished_run):
+    recipe, out, _ = finished_run
+    other = run_train(recipe, "--output_dir", out, "--learning_rate", "0.01", "--fold", "1")
+    assert other.returncode == 2
+    assert (
+        "fold is 0 there and 1 here" in other.stderr and "learning_rate is 0.001 there and 0.01 here" in other.stderr
+    )
+    assert "Traceback" not in other.stderr
+    harmless = run_train(recipe, "--output_dir", out, "--logging_steps", "7", "--save_total_limit", "3")
+    assert harmless.returncode == 0, harmless.stderr
+
+
+def test_changed_image_is_another_run(finished_run):
+    recipe, out, _ = finished_run
+    image = out.parent / "images" / "good" / "0.png"
+    kept = image.read_bytes()
+    Image.new("L", (48, 40), 3).save(image)
+    changed = run_train(recipe, "--output_dir", out)
+    image.write_bytes(kept)
+    assert changed.returncode == 2 and "_images is" in changed.stderr
+
+
+@pytest.mark.parametrize("phase", ["primary", "final"])
+def test_killed_run_resumes_to_the_same_weights(finished_run, phase, tmp_path):
+    recipe, out, _ = finished_run
+    process = subprocess.Popen(train_command(recipe, "--output_dir", tmp_path / "out"), stdout=-3, stderr=-3)
+    deadline = time.monotonic() + 120
+    while not RunState(tmp_path / "out").checkpoints(phase):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert RunState(tmp_path / "out").record(phase) is None
+    resumed = run_train(recipe, "--output_dir", tmp_path / "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed from {tmp_path / 'out' / phase / 'checkpoint-'}" in resumed.stdout
+    assert_same_weights(out, tmp_path / "out")
+
+
+def test_leftovers_of_a_killed_run_do_no_harm(finished_run, tmp_path):
+    """Half-written settings, priors and checkpoints, as a kill at the worst moments leaves them."""
+    recipe, out, _ = finished_run
+    half = tmp_path / "out"
+    shutil.copytree(out / "primary", half / "primary")
+    shutil.copy(out / "run.json", half / "run.json")
+    state = json.loads((out / "state.json").read_text())
+    state["steps"] = {name: state["steps"][name] for name in ("cache", "primary")}
+    (half / "state.json").write_text(json.dumps(state))
+    (half / "run.json.unfinished").write_text("{")
+    (half / ".priors-unfinished-abc" / "priors").mkdir(parents=True)
+    (half / "priors.json").write_text('{"seconds": 1}')
+    (half / "final" / "checkpoint-3").mkdir(parents=True)
+    resumed = run_train(recipe, "--output_dir", half)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Phase 1, primary classifier: finished before" in resumed.stdout
+    assert not (half / ".priors-unfinished-abc").exists()
+    assert_same_weights(out, half)
+
+
+def test_priors_of_another_image_size_are_refused(finished_run, tmp_path):
+    recipe, out, _ = finished_run
+    shutil.copytree(out, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "final")
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    state["steps"] = {name: state["steps"][name] for name in ("cache", "primary")}
+    (tmp_path / "out" / "state.json").write_text(json.dumps(state))
+    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    stored["model"]["image_height"] = 64
+    (tmp_path / "out" / "run.json").write_text(json.dumps(stored))
+    refused = run_train(recipe, "--output_dir", tmp_path / "out", "--image_height", "64")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "priors holds" in refused.stderr
+
+
+def test_old_checkpoints_are_deleted_while_training(finished_run, tmp_path):
+    recipe, out, _ = finished_run
+    limited = run_train(
+        recipe, "--output_dir", tmp_path / "out", "--save_total_limit", "2", "--keep_checkpoints", "true"
+    )
+    assert limited.returncode == 0, limited.stderr
+    assert {path.name for path in (out / "final").glob("checkpoint-*")} == {"checkpoint-9"}
+    assert {path.name for path in (tmp_path / "out" / "final").glob("checkpoint-*")} == {
+        "checkpoint-6",
+        "checkpoint-9",
+    }
