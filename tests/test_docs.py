@@ -1,4 +1,4 @@
-"""README and docs: links, Python snippets and the files named in commands."""
+"""README and docs: links, Python snippets, commands and settings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import kgl
+from kgl.cli.main import check_arguments
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,12 +26,19 @@ README_LINES = 150
 
 # Names in commands that stand for the reader's own files, and ids on the Hub.
 USER_PATHS = re.compile(
-    r"(images|runs/.+|line/.+|models/.+|part\.png|parts\.csv|my_recipe\.yaml|priors|predicted|grid\.png|\.venv(/.*)?"
+    r"(images|runs/.+|line/.+|models/.+|part\.png|parts\.csv|priors|predicted|grid\.png|\.venv(/.*)?"
     r"|OWNER/\w+|microsoft/resnet-18|timm/\w+)"
 )
+SUBCOMMANDS = ("train", "prior", "data", "predict", "export", "push", "saliency")
+FOREIGN_SETTINGS = {  # in the text, of other commands than kgl
+    "--num_processes", "--mixed_precision", "--nproc-per-node", "--help", "--help-all", "--search",
+    "--trust_remote_code", "--labelled",
+}  # fmt: skip
+BENCHMARK_PAGES = re.compile(r"docs/(evidence|priors|results)\w*\.md")  # they name the settings of benchmarks
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_SETTING = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -126,3 +134,43 @@ def test_citation_file_is_valid_yaml():
     assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
     assert [author["family-names"] for author in paper["authors"]] == ["Dong", "Liu", "Ye", "Liu"]
     assert paper["title"] in text_of("README.md")
+
+
+def arguments_of_kgl(command: list[str]) -> list[str] | None:
+    """Return the arguments of `kgl` that a command amounts to, None where it is another program's."""
+    if command[0] == "kgl":
+        return command[1:]
+    for script in ("train", "prior"):
+        if command[0] in ("accelerate", "torchrun", "python") and f"{script}.py" in command:
+            return [script, *command[command.index(f"{script}.py") + 1 :]]
+    return None
+
+
+def kgl_commands(page: str) -> list[list[str]]:
+    """Return the arguments of every kgl command on a page, in bash blocks and in the text."""
+    in_text = [code.strip("`") for code in _INLINE_CODE.findall(_FENCE.sub("", text_of(page)))]
+    in_text = [shlex.split(code) for code in in_text if re.match(r"kgl |.*\b(train|prior)\.py ", code)]
+    found = (arguments_of_kgl(words) for words in [*commands(page), *in_text])
+    return [arguments for arguments in found if arguments is not None]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_parse(page, monkeypatch):
+    monkeypatch.chdir(ROOT)  # for the recipes
+    for arguments in kgl_commands(page):
+        if not arguments or arguments[0].startswith("--help"):
+            continue
+        assert arguments[0] in SUBCOMMANDS, arguments
+        if len(arguments) > 1 and not arguments[1].startswith("--help"):  # `kgl train` alone is a name in the text
+            check_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != "CHANGELOG.md" and not BENCHMARK_PAGES.match(page)]
+)
+def test_settings_named_in_the_text_exist(page):
+    reference = set(_SETTING.findall(text_of("docs/cli.md")))
+    named = {
+        setting for code in _INLINE_CODE.findall(_FENCE.sub("", text_of(page))) for setting in _SETTING.findall(code)
+    }
+    assert named <= reference | FOREIGN_SETTINGS, named - reference - FOREIGN_SETTINGS
