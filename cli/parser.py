@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
@@ -47,7 +48,7 @@ class CommandHelp:
         parser = ArgumentParser(
             prog=self.command,
             usage=f"{self.command} {self.usage}",
-            description=self.description,
+            description="\n\n".join(textwrap.fill(part, 98) for part in self.description.split("\n")),
             epilog=f"example:\n  {self.example}",
             formatter_class=_formatter,
             add_help=False,
@@ -59,7 +60,7 @@ class CommandHelp:
             section = parser.add_argument_group(group.title)
             for one in group.fields():
                 section.add_argument(f"--{one.name}", metavar=_metavar(one), help=_help_text(one))
-        return parser.format_help()
+        return f"{parser.format_help().rstrip()}\n"
 
 
 def _formatter(prog: str) -> RawDescriptionHelpFormatter:

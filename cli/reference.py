@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from . import train
 from .main import COMMANDS, format_help
 
 
@@ -12,7 +13,7 @@ _HEADER = """# Command line
 Made by `python -m kgl.cli.reference > docs/cli.md`; a test compares it with the parsers.
 
 `python train.py` and `python prior.py` take the arguments of `kgl train` and `kgl prior`, under `accelerate launch` or
-`torchrun` too. `kgl train --help-all` shows all settings of `transformers.TrainingArguments` beside the ones below.
+`torchrun` too. `kgl train --help-all` shows the other settings of `transformers.TrainingArguments` beside these.
 Errors are one sentence on standard error with exit code 2.
 """
 
@@ -21,8 +22,8 @@ def format_reference() -> str:
     """Return the page."""
     parts = [_HEADER, f"## kgl\n\n```text\n{format_help()}```\n"]
     for name in COMMANDS:
-        command = import_module(f".{name}", __package__)
-        parts.append(f"## kgl {name}\n\n```text\n{command.HELP.format()}```\n")
+        page = train.help_own() if name == "train" else import_module(f".{name}", __package__).HELP
+        parts.append(f"## kgl {name}\n\n```text\n{page.format()}```\n")
     return "\n".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, get_type_hints
 
 from ..data.arguments import DataArguments
@@ -56,27 +57,30 @@ HELP = CommandHelp(
 )  # fmt: skip
 
 
-def help_all() -> CommandHelp:
-    """Return the help page of all settings but the ones that are refused."""
-    from dataclasses import fields, replace
+def help_own() -> CommandHelp:
+    """Return the help page of all settings of kgl."""
+    groups = (
+        HelpGroup("data", DataArguments),
+        HelpGroup("classifier", ModelArguments),
+        HelpGroup("training", RecipeArguments),
+        HelpGroup("losses", GuidanceArguments),
+        HelpGroup("priors", TrainPriorArguments),
+        HelpGroup("threshold", OperatingArguments),
+        HelpGroup("licences stated in the model card", LicenseArguments),
+    )
+    return replace(HELP, groups=groups)
 
+
+def help_all() -> CommandHelp:
+    """Return the help page of all settings, those of `transformers.TrainingArguments` too, but the refused ones."""
     from ..training.settings import UNSUPPORTED
     from ..training.training_args import KGLTrainingArguments
 
     own = {one.name for arguments in (RecipeArguments, GuidanceArguments) for one in fields(arguments)}
     others = [one.name for one in fields(KGLTrainingArguments) if one.name not in own | UNSUPPORTED.keys()]
+    page = help_own()
     return replace(
-        HELP,
-        groups=(
-            HelpGroup("data", DataArguments),
-            HelpGroup("classifier", ModelArguments),
-            HelpGroup("training", RecipeArguments),
-            HelpGroup("losses", GuidanceArguments),
-            HelpGroup("priors", TrainPriorArguments),
-            HelpGroup("threshold", OperatingArguments),
-            HelpGroup("licences stated in the model card", LicenseArguments),
-            HelpGroup("transformers.TrainingArguments", KGLTrainingArguments, others),
-        ),
+        page, groups=(*page.groups, HelpGroup("transformers.TrainingArguments", KGLTrainingArguments, others))
     )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from ..training.arguments import OperatingArguments
 from .metrics import defect_scores, expected_calibration_error
 
 

@@ -30,8 +30,7 @@ __all__ = ["evaluate_predictions"]
 
 
 def evaluate_run(predictions, test, configs, size):
-    import numpy as np
-    from .metrics import paired_bootstrap, wilson_interval, expected_calibration_error
+    from .metrics import paired_bootstrap
 
     results = {a: evaluate_predictions(p, test, configs[a].defect_free_id, size) for a, p in predictions.items()}
     *i, d = paired_bootstrap(

@@ -13,6 +13,8 @@ import yaml
 
 import kgl
 from kgl.cli.main import check_arguments
+from kgl.cli.reference import format_reference
+from kgl.cli.train import help_all
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,8 +171,12 @@ def test_commands_parse(page, monkeypatch):
     "page", [page for page in PAGES if page != "CHANGELOG.md" and not BENCHMARK_PAGES.match(page)]
 )
 def test_settings_named_in_the_text_exist(page):
-    reference = set(_SETTING.findall(text_of("docs/cli.md")))
+    reference = set(_SETTING.findall(text_of("docs/cli.md"))) | set(_SETTING.findall(help_all().format()))
     named = {
         setting for code in _INLINE_CODE.findall(_FENCE.sub("", text_of(page))) for setting in _SETTING.findall(code)
     }
     assert named <= reference | FOREIGN_SETTINGS, named - reference - FOREIGN_SETTINGS
+
+
+def test_command_line_reference_is_up_to_date():
+    assert text_of("docs/cli.md") == format_reference()  # python -m kgl.cli.reference > docs/cli.md
