@@ -1,8 +1,8 @@
 """
 Classify images of surfaces in the browser, with heat maps.
 
-It needs the files of this folder and `requirements.txt`, not kgl: a model's code travels with its weights. It runs on
-your machine (`python space/app.py --help`) and, unchanged, as a Space, where variables replace the flags.
+It needs this folder and the packages in `requirements.txt`, not kgl: a model's code travels with its weights. It runs
+on your machine (`python space/app.py --help`) and, unchanged, as a Space, where variables replace the flags.
 """
 
 import argparse
@@ -37,8 +37,8 @@ class Inputs:
     examples: list[Example]
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Parse the flags; variables are their defaults."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the flags, those of the command line if `argv` is `None`; variables are their defaults."""
     parser = argparse.ArgumentParser(
         prog="app.py", description=__doc__.strip().split("\n")[0], allow_abbrev=False,
         epilog="On a Space: the variables KGL_MODEL, KGL_TRUST_REMOTE_CODE=1, KGL_LABELLED and KGL_EXAMPLES.",
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--examples", type=Path, default=os.environ.get("KGL_EXAMPLES"),
         help="A folder of images to choose from (default: examples/ here or one level up).",
     )  # fmt: skip
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def read_inputs(args: argparse.Namespace) -> Inputs:

@@ -149,7 +149,7 @@ def build_page(pipeline: Callable, labelled_set: LabelledSet | None, examples: l
             with gr.Column(elem_classes="results"):
                 opacity = gr.Slider(
                     0, 1, 0.6, step=0.05, label="Heat map opacity", elem_id="heat",
-                    info="The redder, the more likely a defect. Boxes surround regions above 0.5 in defective images.",
+                    info="Red: likely a defect. Boxes, in defective images, surround regions above 0.5.",
                 )  # fmt: skip
                 results = gr.HTML(NO_RESULTS, js_on_load=RESULTS_JS, apply_default_css=False, elem_id="results")
             with gr.Column(elem_classes="threshold", visible=config.defect_free_label is not None):

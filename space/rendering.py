@@ -90,9 +90,9 @@ def confusion_html(labelled_set: LabelledSet | None, threshold: float) -> str:
         return '<p class="hint">Upload predictions.csv of a training run to see the decisions at this threshold.</p>'
     counts = count_decisions(labelled_set, threshold)
     rates = (
-        ("Recall: defective images found", counts.recall),
-        ("False-alarm rate: good images called defective", counts.false_alarm_rate),
-        ("Precision: defective among images called so", counts.precision),
+        ("Recall (of defective images)", counts.recall),
+        ("False-alarm rate (of good images)", counts.false_alarm_rate),
+        ("Precision (of defective calls)", counts.precision),
     )
     rows = "".join(
         f"<tr><th>{name}</th><td>{'n/a' if rate is None else f'{100 * rate:.1f} %'}</td></tr>" for name, rate in rates

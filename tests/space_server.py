@@ -25,6 +25,14 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 ROOT = Path(__file__).resolve().parents[1]
 SPACE_PYTHON = ROOT / ".venv-space" / "bin" / "python"
 CLASSES = ["good", "scratch", "<b>pit"]
+TABLE = """file_name,label,final_defect_score
+a.png,good,0.1
+b.png,good,0.6
+c.png,scratch,0.3
+d.png,scratch,0.9
+e.png,<b>pit,0.5
+"""
+THRESHOLD = 0.43215  # between two positions of the slider
 UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
 
 

@@ -6,17 +6,7 @@ from pathlib import Path
 import pytest
 from browser import chromium
 from space_page import Page
-from space_server import save_model, served
-
-
-THRESHOLD = 0.43215  # between two positions of the slider
-LABELLED = """file_name,label,final_defect_score
-a.png,good,0.1
-b.png,good,0.6
-c.png,scratch,0.3
-d.png,scratch,0.9
-e.png,<b>pit,0.5
-"""
+from space_server import TABLE, THRESHOLD, save_model, served
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +15,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     tmp = tmp_path_factory.mktemp("served")
     point = {"threshold": THRESHOLD, "chosen": "for <i>tests", "recall": 0.9, "false_alarm_rate": 0.1}
     save_model(tmp / "model", operating_point=point | {"defective": 10, "good": 20})
-    (tmp / "labelled.csv").write_text(LABELLED)
+    (tmp / "labelled.csv").write_text(TABLE)
     flags = ("--model", str(tmp / "model"), "--trust_remote_code")
     with served(tmp, *flags, KGL_LABELLED=str(tmp / "labelled.csv")) as (address, log):
         yield address, tmp, log

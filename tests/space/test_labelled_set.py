@@ -1,20 +1,13 @@
 """Labelled sets are read from CSV, and decisions on them counted."""
 
 import pytest
-from space_server import CLASSES
+from space_server import CLASSES, TABLE
 
 from input_error import InputError
 from labelled_set import Confusion, count_decisions, read_labelled_set
 from rendering import confusion_html
 
 
-TABLE = """file_name,label,final_defect_score
-a.png,good,0.1
-b.png,good,0.6
-c.png,scratch,0.3
-d.png,scratch,0.9
-e.png,<b>pit,0.5
-"""
 RUN_TABLE = """\
 file_name,label,primary_predicted_label,primary_defect_score,primary_defective,primary_probability_good,\
 final_predicted_label,final_defect_score,final_defective,final_probability_good
@@ -32,7 +25,7 @@ def test_decisions_are_counted():
     half = count_decisions(labelled_set, 0.5)
     assert (half.recall, half.false_alarm_rate, half.precision) == (2 / 3, 1 / 2, 2 / 3)
     assert count_decisions(labelled_set, 1).precision is None
-    assert "called so</th><td>n/a</td>" in confusion_html(labelled_set, 1)
+    assert "(of defective calls)</th><td>n/a</td>" in confusion_html(labelled_set, 1)
 
 
 def test_table_of_a_run():

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
-from space_server import ROOT, encode, make_png, noise, stored_names, write
+from space_server import ROOT, THRESHOLD, encode, make_png, noise, stored_names, write
 
 import quotas
 
 
-THRESHOLD = 0.43215  # of the fixture `server`
 MARKUP = "&lt;i&gt;'&amp;"  # Gradio removes the rest from a file's name
 
 

@@ -7,10 +7,13 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 from space_server import ROOT, app_command, save_model, stored_names
 from tiny import tiny_model
 
 import app
+import quotas
 from input_error import InputError
 
 
@@ -88,3 +91,29 @@ def test_space_imports_nothing_of_kgl():
     for path in (ROOT / "space").glob("*.py"):
         lines = path.read_text("utf-8").splitlines()
         assert not [line for line in lines if line.strip().startswith(("import kgl", "from kgl", "from ."))]
+
+
+def test_documented_commands_and_limits():
+    text = (ROOT / "docs" / "space.md").read_text("utf-8")
+    commands = [line.split("space/app.py ")[1] for line in text.splitlines() if "python space/app.py " in line]
+    for command in commands:
+        assert app.parse_arguments(command.split()).model
+    assert len(commands) == 1
+    for limit in (
+        f"{quotas.MAX_FILE_BYTES // 1_000_000} MB;", f"{quotas.MAX_IMAGE_PIXELS // 1_000_000} million pixels",
+        f"at least {quotas.MIN_IMAGE_SIDE} on", f"at once | {quotas.MAX_IMAGES_PER_REQUEST} |",
+        f"client | {quotas.MAX_IMAGES_PER_MINUTE} |", f"client | {quotas.MAX_UPLOADS_PER_MINUTE} |",
+        f"{quotas.MAX_STORED_BYTES // 1_000_000_000} GB in all", f"labelled set | {quotas.MAX_LABELLED_ROWS:,} |",
+        f"waiting | {quotas.MAX_QUEUED_REQUESTS} |",
+    ):  # fmt: skip
+        assert limit in text
+    assert (quotas.UPLOAD_SECONDS, quotas.LEFTOVER_SECONDS) == (600, 660)  # "ten minutes", "a minute later"
+
+
+def test_space_settings_fit_the_folder():
+    _, settings, _ = (ROOT / "space" / "README.md").read_text("utf-8").split("---\n", 2)
+    settings = yaml.safe_load(settings)
+    assert (ROOT / "space" / settings["app_file"]).is_file() and len(settings["short_description"]) <= 60
+    lines = (ROOT / "space" / "requirements.txt").read_text().splitlines()
+    gradio = next(one for one in map(Requirement, lines) if one.name == "gradio")
+    assert gradio.specifier.contains(settings["sdk_version"])
