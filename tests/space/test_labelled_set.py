@@ -1,9 +1,13 @@
 """Labelled sets are read from CSV, and decisions on them counted."""
 
+import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset
 from space_server import CLASSES, TABLE
+from tiny import tiny_model
 
 from input_error import InputError
+from kgl.evaluation.predictions import Predictions, write_predictions
 from labelled_set import Confusion, count_decisions, read_labelled_set
 from rendering import confusion_html
 
@@ -30,6 +34,18 @@ def test_decisions_are_counted():
 
 def test_table_of_a_run():
     labelled_set = read_labelled_set(RUN_TABLE.encode(), "predictions.csv", CLASSES, "good")
+    assert labelled_set.scores.tolist() == [0.25, 0.75] and labelled_set.defective.tolist() == [False, True]
+
+
+def test_table_written_by_kgl(tmp_path):
+    test = Dataset.from_dict({"file_name": ["a", "b"], "label": [0, 1]})
+    test = test.cast_column("label", ClassLabel(names=CLASSES))
+    probabilities = np.array([[0.75, 0.125, 0.125], [0.25, 0.5, 0.25]])
+    predictions = {"final": Predictions(probabilities, *np.zeros((2, 2, 1, 1)))}
+    config = tiny_model(id2label=dict(enumerate(CLASSES))).config
+    write_predictions(tmp_path / "predictions.csv", test, predictions, {"final": config})
+    raw = (tmp_path / "predictions.csv").read_bytes()
+    labelled_set = read_labelled_set(raw, "predictions.csv", CLASSES, "good")
     assert labelled_set.scores.tolist() == [0.25, 0.75] and labelled_set.defective.tolist() == [False, True]
 
 
