@@ -29,7 +29,7 @@ lint: .venv/installed
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[test]"
 	touch $@
 
-# What app.py runs in as a Space, without kgl: its tests start it there.
+# The environment of space/app.py, without kgl, as on a Space: its tests start it there.
 .venv-space/installed: space/requirements.txt constraints.txt
 	test -x .venv-space/bin/python || $(PYTHON) -m venv .venv-space
 	.venv-space/bin/python -m pip install --quiet --constraint constraints.txt --requirement space/requirements.txt

@@ -1,0 +1,130 @@
+"""HTML of the page: result cards, decisions on the labelled set, examples. All text is escaped."""
+
+import base64
+import html
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from image_files import Example, shrink
+from labelled_set import LabelledSet, count_decisions
+
+
+IMAGE_SIDE = 800  # pixels of an image on the page
+HEAT_MAP_SIDE = 256  # pixels of a heat map on the page; it has far fewer cells
+HEAT_COLOURS = np.array([(255, 225, 90), (255, 125, 0), (190, 0, 30)], dtype=float)  # at 0, 0.5 and 1
+
+NO_RESULTS = '<p class="hint empty">Results appear here.</p>'
+
+
+def data_url(image: Image.Image, format: str, **options: Any) -> str:
+    """Encode an image into a `data:` address, so that the server needs to serve no files."""
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def colour_heat_map(heat_map: Image.Image) -> Image.Image:
+    """Colour a grey heat map, RGBA: yellow over orange to red, opacity in proportion to the value."""
+    heat = np.asarray(heat_map) / 255
+    values = np.linspace(0, 1, len(HEAT_COLOURS))
+    channels = [np.interp(heat, values, colours) for colours in HEAT_COLOURS.T]
+    return Image.fromarray(np.stack([*channels, 255 * heat], axis=-1).round().astype(np.uint8))
+
+
+def problem_html(name: str, message: str) -> str:
+    """Render the problem with an upload."""
+    return f'<p class="problem" role="alert"><b>{html.escape(name)}</b> {html.escape(message)}</p>'
+
+
+def card_html(name: str, image: Image.Image, prediction: dict[str, Any], threshold: float) -> str:
+    """
+    Render an image under its heat map, and the prediction.
+
+    Args:
+        image: upright, of the heat map's size.
+        prediction: the pipeline's output for it.
+        threshold: on P(defect); unused where the model has no defect-free class.
+    """
+    data, decision = "", ""
+    if (score := prediction["defect_score"]) is not None:
+        data = f' data-score="{score!r}" data-decision="{"defective" if score >= threshold else "good"}"'
+        decision = f"""
+<p class="decision"><span class="is-defective">✕ Defective</span><span class="is-good">✓ Good</span></p>
+<div class="meter" title="P(defect); the line is the threshold"><span style="width:{100 * score:.2f}%"></span></div>
+<p class="line">P(defect) <b>{score:.3f}</b></p>"""
+    rows = "".join(
+        f"<tr><td>{html.escape(label)}</td><td>{value:.3f}</td>"
+        f'<td><span class="bar" style="width:{100 * value:.1f}%"></span></td></tr>'
+        for label, value in prediction["scores"].items()
+    )
+    return f"""<article class="card"{data}>
+<h3>{html.escape(name)}</h3>
+{_overlay_html(name, image, prediction)}{decision}
+<p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>
+<details><summary>All class probabilities</summary><table class="classes">{rows}</table></details>
+</article>"""
+
+
+def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any]) -> str:
+    """Render the image, the heat map over it, and the boxes over both."""
+    width, height = image.size
+    heat_map = colour_heat_map(shrink(prediction["heat_map"], HEAT_MAP_SIDE))
+    boxes = "".join(
+        f'<rect x="{box["xmin"]}" y="{box["ymin"]}" width="{box["xmax"] - box["xmin"]}" '
+        f'height="{box["ymax"] - box["ymin"]}"/>'
+        for box in prediction["boxes"]
+    )
+    return f"""<div class="overlay" style="aspect-ratio:{width}/{height};max-width:calc(26rem*{width / height:.4f})">
+<img class="image" alt="{html.escape(name)}" src="{data_url(shrink(image, IMAGE_SIDE), "JPEG", quality=88)}">
+<img class="heat" alt="Heat map" src="{data_url(heat_map, "PNG")}">
+<svg class="boxes" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>
+</div>"""
+
+
+def confusion_html(labelled_set: LabelledSet | None, threshold: float) -> str:
+    """Render the decisions on the labelled set at a threshold."""
+    if labelled_set is None:
+        return '<p class="hint">Upload predictions.csv of a training run to see the decisions at this threshold.</p>'
+    counts = count_decisions(labelled_set, threshold)
+    rates = (
+        ("Recall (of defective images)", counts.recall),
+        ("False-alarm rate (of good images)", counts.false_alarm_rate),
+        ("Precision (of defective calls)", counts.precision),
+    )
+    rows = "".join(
+        f"<tr><th>{name}</th><td>{'n/a' if rate is None else f'{100 * rate:.1f} %'}</td></tr>" for name, rate in rates
+    )
+    return f"""<p class="hint">{html.escape(labelled_set.name)}: {len(labelled_set.scores):,} images</p>
+<table class="confusion"><thead><tr><th></th><th>called<br>defective</th><th>called<br>good</th></tr></thead>
+<tbody><tr><th>is defective</th><td class="right"><b>{counts.found}</b>found</td>
+<td class="wrong"><b>{counts.missed}</b>missed</td></tr>
+<tr><th>is good</th><td class="wrong"><b>{counts.false_alarms}</b>false alarms</td>
+<td class="right"><b>{counts.passed}</b>passed</td></tr></tbody></table>
+<table class="rates">{rows}</table>"""
+
+
+def operating_point_html(point: dict[str, Any] | None) -> str:
+    """Render the threshold that the model stores, and how it was chosen."""
+    if point is None:
+        return '<p class="hint">The model stores no threshold: 0.5 is the default.</p>'
+    text = f"Stored in the model: {point['threshold']:.3f}."
+    if "chosen" in point:
+        text = (
+            f"Stored in the model: {point['threshold']:.3f}, {point['chosen']}. On those images ({point['defective']} "
+            f"defective, {point['good']} good): recall {100 * point['recall']:.1f} %, false-alarm rate "
+            f"{100 * point['false_alarm_rate']:.1f} %."
+        )
+    return f'<p class="hint">{html.escape(text)}</p>'
+
+
+def examples_html(examples: list[Example]) -> str:
+    """Render a button per example; `data-index` is its place in the list."""
+    buttons = "".join(
+        f'<button type="button" data-index="{index}"><img alt="" src="{data_url(one.thumbnail, "JPEG", quality=85)}">'
+        f"<span>{html.escape(one.path.stem)}</span></button>"
+        for index, one in enumerate(examples)
+    )
+    return f'<p class="hint">Or choose an example:</p><div class="examples">{buttons}</div>'
