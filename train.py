@@ -21,24 +21,16 @@ from datasets import Dataset, DatasetDict
 from transformers import BaseImageProcessor
 
 from kgl.cli.parser import parse_settings, run_command
-from kgl.configuration_kgl import KGLConfig
 from kgl.data.image_cache import FOLDER as PIXELS
 from kgl.data.loading import defect_free_label, read_defect_dataset
 from kgl.data.masks import count_masks, drop_masks
 from kgl.data.storage import lock, write_json
-from kgl.evaluation.calibration import apply_temperature
-from kgl.evaluation.metrics import (
-    decision_rates,
-    defect_scores,
-    expected_calibration_error,
-    paired_bootstrap,
-    wilson_interval,
-)
 from kgl.evaluation.predictions import Predictions, predict, write_predictions
 from kgl.evaluation.report import comparison_table, write_report
-from kgl.evaluation.results import evaluate_predictions
+from kgl.evaluation.results import evaluate_run
 from kgl.evaluation.visualization import draw_comparison_grid, select_grid_rows
-from kgl.hub.push import push, write_card
+from kgl.hub.model_card import write_card
+from kgl.hub.push import push
 from kgl.knowledge.arguments import PriorArguments
 from kgl.knowledge.saliency_priors import add_saliency_priors, with_priors
 from kgl.modeling_kgl import KGLForImageClassification
@@ -56,9 +48,6 @@ from kgl.training.two_phase import (
 )
 
 
-BOOTSTRAP = 300  # draws of the test images for the intervals
-
-
 def parse(arguments: list[str]) -> Settings:
     """`[RECIPE.yaml] [--flag value ...]` to settings; flags win over the recipe."""
     return Settings(*parse_settings("kgl-train", tuple(get_type_hints(Settings).values()), arguments))
@@ -71,7 +60,7 @@ def run(settings: Settings) -> dict[str, Any]:
     Where several processes do it, their group ends with the last training; the main one goes on alone.
 
     Returns:
-        What `metrics.json` holds: `results` for `plain` and `guided`, and the settings and versions behind them.
+        What `metrics.json` holds: `results` for `primary` and `final`, and the settings and versions behind them.
 
     Raises:
         InputError: something given cannot be used, or the folder holds another run.
@@ -129,37 +118,32 @@ def run(settings: Settings) -> dict[str, Any]:
         return {}
 
     models = {
-        arm: KGLForImageClassification.from_pretrained(output_dir / phase).to(training_args.device)
-        for arm, phase in (("plain", "primary"), ("guided", "final"))
+        name: KGLForImageClassification.from_pretrained(output_dir / name).to(training_args.device)
+        for name in ("primary", "final")
     }
-    judged = {
-        arm: predict(model, splits["test"], image_processor, training_args.per_device_eval_batch_size)
-        for arm, model in models.items()
+    configs = {name: model.config for name, model in models.items()}
+    test_predictions = {
+        name: predict(model, splits["test"], image_processor, training_args.per_device_eval_batch_size)
+        for name, model in models.items()
     }
-    results = {arm: test_metrics(judged[arm], splits["test"], models[arm].config, settings) for arm in models}
-    results["plain"]["seconds"] = primary_seconds
-    results["guided"]["seconds"] = primary_seconds + fold_seconds + prior_seconds + final_seconds
-    *intervals, differences = paired_bootstrap(
-        judged["plain"].probabilities, judged["guided"].probabilities, splits["test"]["label"][:],
-        models["guided"].config.defect_free_id, BOOTSTRAP,
-    )  # fmt: skip
+    results, differences = evaluate_run(test_predictions, splits["test"], configs, settings.model.size)
+    results["primary"]["seconds"] = primary_seconds
+    results["final"]["seconds"] = primary_seconds + fold_seconds + prior_seconds + final_seconds
     report = {
-        # Those of counted rates are Wilson's, and stay.
-        "results": {arm: of_arm | results[arm] for arm, of_arm in zip(results, intervals, strict=True)},
+        "results": results,
         "differences": differences,
         "validation": {
-            arm: json.loads((output_dir / phase / "phase.json").read_text())["validation"]
-            for arm, phase in (("plain", "primary"), ("guided", "final"))
+            name: json.loads((output_dir / name / "phase.json").read_text())["validation"] for name in models
         },
         "seconds": {
-            "images or features made once": once_seconds,
+            "feature_cache": once_seconds,
             "primary": primary_seconds - once_seconds,
-            "primaries of the folds": fold_seconds,
+            "fold_primaries": fold_seconds,
             "priors": prior_seconds,
             "final": final_seconds,
         },
         "images": {name: len(split) for name, split in splits.items()},
-        "oddities": [asdict(one) for one in oddities],
+        "issues": [asdict(one) for one in oddities],
         "settings": strip_paths(stored),  # this is shared; run.json keeps them
         "licenses": asdict(settings.licenses),
         "versions": {
@@ -167,17 +151,16 @@ def run(settings: Settings) -> dict[str, Any]:
             **{module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
         },
     }  # fmt: skip
-    _draw(output_dir, splits["test"], train, models, image_processor, settings)
-    configs = {arm: model.config for arm, model in models.items()}
-    write_predictions(output_dir / "predictions.csv", splits["test"], judged, configs)
+    _draw(output_dir, splits["test"], test_predictions, train, models, image_processor, settings)
+    write_predictions(output_dir / "predictions.csv", splits["test"], test_predictions, configs)
     write_report(
         output_dir / "report.html",
         report,
         splits["test"],
-        judged,
-        {arm: _log_of(output_dir / phase) for arm, phase in (("plain", "primary"), ("guided", "final"))},
-        lambda images: _maps_of(images, models["plain"], image_processor, settings),
-        models["guided"].config,
+        test_predictions,
+        {name: _log_of(output_dir / name) for name in models},
+        lambda images: _maps_of(images, models["primary"], image_processor, settings),
+        models["final"].config,
     )
     shutil.copy(output_dir / "grid_test.png", output_dir / "final")  # the card shows it
     write_card(output_dir, report)
@@ -213,22 +196,6 @@ def _drop_intermediate(output_dir: Path) -> None:
         shutil.rmtree(output_dir / PIXELS)
 
 
-def test_metrics(predictions: Predictions, test: Dataset, config: KGLConfig, settings: Settings) -> dict[str, Any]:
-    """A model's figures on the test images."""
-    size = (settings.model.image_height, settings.model.image_width)
-    results = evaluate_predictions(predictions, test, config.defect_free_id, size)
-    labels = np.asarray(test["label"][:])
-    results["accuracy_interval"] = wilson_interval(predictions.probabilities.argmax(axis=1) == labels)
-    results["ece"] = expected_calibration_error(predictions.probabilities, labels)
-    if config.temperature != 1:
-        uncalibrated = apply_temperature(predictions.probabilities, 1 / config.temperature)
-        results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
-    if config.operating_point is not None:
-        scores = defect_scores(predictions.probabilities, config.defect_free_id)
-        results |= decision_rates(labels != config.defect_free_id, scores, config.threshold)
-    return results
-
-
 def print_dataset_summary(splits: DatasetDict) -> None:
     names = splits["train"].features["label"].names
     for split_name, split in splits.items():
@@ -241,14 +208,14 @@ def print_dataset_summary(splits: DatasetDict) -> None:
 def print_results(report: dict[str, Any], output_dir: Path) -> None:
     print(f"\n{comparison_table(report['results'])}\n")
     print(
-        f"On {report['images']['test']} held-out images; the guided classifier's seconds include the plain one's, "
-        f"which it needs. See report.html, metrics.json and predictions.csv in {output_dir}."
+        f"On {report['images']['test']} held-out images; the final classifier's seconds include the primary one's. "
+        f"See report.html, metrics.json and predictions.csv in {output_dir}."
     )
-    guided = report["results"]["guided"]
-    if "recall_at_operating_point" in guided:
+    final = report["results"]["final"]
+    if "recall_at_operating_point" in final:
         print(
-            f"At its operating point the guided classifier finds {guided['recall_at_operating_point']:.0%} of their "
-            f"defects and calls {guided['false_alarm_rate_at_operating_point']:.0%} of the good ones defective."
+            f"At its threshold the final classifier finds {final['recall_at_operating_point']:.0%} of their "
+            f"defects and calls {final['false_alarm_rate_at_operating_point']:.0%} of the good ones defective."
         )
 
 
@@ -269,17 +236,20 @@ def _maps_of(
 def _draw(
     output_dir: Path,
     test: Dataset,
+    test_predictions: dict[str, Predictions],
     train: Dataset,
     models: dict[str, KGLForImageClassification],
     image_processor: BaseImageProcessor,
     settings: Settings,
 ) -> None:
-    size = (settings.model.image_height, settings.model.image_width)
-    images = {"train": (train, 6, "Training images"), "test": (test, 8, "Held-out images")}
-    for name, (split, count, title) in images.items():
-        rows = split.select(select_grid_rows(split, count, models["plain"].config.defect_free_label))
-        plain, guided = (predict(model, rows, image_processor, count) for model in models.values())
-        draw_comparison_grid(output_dir / f"grid_{name}.png", rows, plain, guided, size, title)
+    size = settings.model.size
+    defect_free = models["final"].config.defect_free_label
+    rows = select_grid_rows(test, 8, defect_free)
+    shown = {name: predicted.select(rows) for name, predicted in test_predictions.items()}
+    draw_comparison_grid(output_dir / "grid_test.png", test.select(rows), shown, size, "Held-out test images")
+    images = train.select(select_grid_rows(train, 6, defect_free))
+    shown = {name: predict(model, images, image_processor) for name, model in models.items()}
+    draw_comparison_grid(output_dir / "grid_train.png", images, shown, size, "Training images")
 
 
 def main() -> None:

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..hub.push import check_repo_id, push
+from ..hub.arguments import PushArguments
+from ..hub.push import push
 from ..training.arguments import LicenseArguments
 from .parser import parse_settings, run_command
 
 
-@dataclass
-class PushArguments:
-    """What is pushed where."""
-
-    run: str = field(
-        metadata={"help": "A finished run's output folder; `kgl-push DIR REPO` is short for --run DIR --repo REPO."}
-    )
-    repo: str = field(metadata={"help": "The repository, OWNER/NAME; yours where no owner is named."})
-    public: bool = field(default=False, metadata={"help": "Let everybody see it; a new repository is private else."})
-
-    def __post_init__(self) -> None:
-        check_repo_id(self.repo)
-
-
 def run_push(args: PushArguments, licenses: LicenseArguments) -> None:
-    """Push and say where to."""
-    address = push(Path(args.run), args.repo, licenses, private=not args.public)
-    print(f"Pushed in one commit: {address}")
+    """Push the run and print the URL of the commit."""
+    url = push(Path(args.run), args.repo, licenses, private=not args.public)
+    print(f"Pushed in one commit: {url}")
 
 
 def main() -> None:
-    """The command `kgl-push DIR REPO`."""
+    """Run the command `kgl-push DIR REPO`, short for `--run DIR --repo REPO`."""
     arguments = sys.argv[1:]
     if len(arguments) >= 2 and not any(one.startswith("-") for one in arguments[:2]):
         arguments = ["--run", arguments[0], "--repo", *arguments[1:]]
@@ -41,7 +27,7 @@ def main() -> None:
     )
 
 
-__all__ = ["PushArguments", "main"]
+__all__ = ["main"]
 
 
 if __name__ == "__main__":

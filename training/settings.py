@@ -15,7 +15,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from ..data.arguments import DataArguments
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
-from ..hub.push import check_repo_id
+from ..hub.arguments import check_repo_id
 from ..knowledge.arguments import TrainPriorArguments
 from .arguments import LicenseArguments, ModelArguments, OperatingArguments
 from .training_args import KGLTrainingArguments

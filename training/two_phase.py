@@ -6,6 +6,7 @@ import copy
 import json
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,13 @@ def _settle(
         return None
     predictions = predict(model, validation, image_processor, settings.training.per_device_eval_batch_size)
     labels = np.asarray(validation["label"])
-    settled = calibrate(predictions.probabilities, labels, model.config.defect_free_id, settings.operating)
-    model.config.temperature = settled["temperature"]
-    model.config.operating_point = settled["operating_point"]
-    return settled
+    operating = settings.operating
+    calibration = calibrate(
+        predictions.probabilities, labels, model.config.defect_free_id, operating.wanted_recall, operating.miss_cost
+    )
+    model.config.temperature = calibration.temperature
+    model.config.operating_point = calibration.operating_point
+    return asdict(calibration)
 
 
 def split_prior_folds(train: Dataset, settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
