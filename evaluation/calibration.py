@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,34 +11,13 @@ from scipy.special import log_softmax, softmax
 from .metrics import defect_scores, expected_calibration_error
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """
-    Temperature and decision threshold of a model.
-
-    Args:
-        images: number of validation images.
-        temperature: divisor of the logits, in 1..20; 1 where not every class has a validation image.
-        ece_uncalibrated: expected calibration error at temperature 1.
-        ece: expected calibration error at `temperature`.
-        operating_point: the result of [`choose_operating_point`], None where no class is defect-free or the
-            validation images are all of one kind.
-    """
-
-    images: int
-    temperature: float
-    ece_uncalibrated: float
-    ece: float
-    operating_point: dict[str, Any] | None
-
-
 def calibrate(
     probabilities: np.ndarray,
     labels: np.ndarray,
     defect_free_id: int | None,
     wanted_recall: float = 1.0,
     miss_cost: float | None = None,
-) -> Calibration:
+) -> dict[str, Any]:
     """
     Fit the temperature and choose the decision threshold on validation images.
 
@@ -49,6 +27,11 @@ def calibrate(
         defect_free_id: index of the class without defects.
         wanted_recall: see [`choose_operating_point`].
         miss_cost: see [`choose_operating_point`].
+
+    Returns:
+        The number of `images`; the `temperature`, which is 1 where not every class has an image; the expected
+        calibration errors `ece_uncalibrated` at temperature 1 and `ece`; and `operating_point`, the result of
+        [`choose_operating_point`], None where no class is defect-free or all images are of one kind.
     """
     temperature = 1.0
     if len(np.unique(labels)) == probabilities.shape[1]:
@@ -60,13 +43,13 @@ def calibrate(
         if defective.any() and not defective.all():
             scores = defect_scores(calibrated, defect_free_id)
             operating_point = choose_operating_point(scores, defective, wanted_recall, miss_cost)
-    return Calibration(
-        images=len(labels),
-        temperature=temperature,
-        ece_uncalibrated=expected_calibration_error(probabilities, labels),
-        ece=expected_calibration_error(calibrated, labels),
-        operating_point=operating_point,
-    )
+    return {
+        "images": len(labels),
+        "temperature": temperature,
+        "ece_uncalibrated": expected_calibration_error(probabilities, labels),
+        "ece": expected_calibration_error(calibrated, labels),
+        "operating_point": operating_point,
+    }
 
 
 def choose_operating_point(
@@ -133,4 +116,4 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return softmax(np.log(probabilities) / temperature, axis=1)
 
 
-__all__ = ["Calibration", "apply_temperature", "calibrate", "choose_operating_point", "fit_temperature"]
+__all__ = ["apply_temperature", "calibrate", "choose_operating_point", "fit_temperature"]

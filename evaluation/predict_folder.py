@@ -125,7 +125,7 @@ def _claim_output(
         "paths": sorted({os.path.abspath(path) for path in paths}),
     }
     # Through JSON, so that the settings compare equal to the stored ones.
-    claim(output, json.loads(json.dumps({"predictions": settings}, default=str)), "--output")
+    claim(output, json.loads(json.dumps({"predictions": settings}, default=str)), flag="--output")
     return lock(output, "--output")
 
 

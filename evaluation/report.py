@@ -142,7 +142,7 @@ def write_report(
 
 def data_name(data: dict[str, Any]) -> str:
     """Return the name of the images, given the data settings of a run."""
-    return data["hub_dataset"] or data["data_dir"] or data["data_file"] or data["dataset"]
+    return data["hub_dataset"] or data["data_dir"] or data["data_file"] or data["dataset"] or "images"
 
 
 def _format_metric(name: str, value: float | None, interval: list[float] | None = None, sign: str = "") -> str:

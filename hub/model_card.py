@@ -49,7 +49,7 @@ class UserPart:
         metadata: YAML entries that the run does not write.
         above: text above our marks.
         below: text below our marks.
-        unmarked: the whole card, where our marks were removed; the other fields are empty then.
+        unmarked: the whole card, where our marks were removed.
     """
 
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -60,34 +60,25 @@ class UserPart:
 
 def write_card(run: Path, report: dict[str, Any]) -> None:
     """
-    Write `final/README.md` of a run; what the user wrote into an existing one is kept.
+    Write `final/README.md` of a run, keeping what the user wrote into an existing one.
 
     Args:
         run: output folder of the run.
         report: the content of `metrics.json`.
-
-    Raises:
-        InputError: the YAML of the existing card cannot be read.
     """
-    config = KGLConfig.from_pretrained(run / "final")
     path = run / "final" / REPOCARD_NAME
     user = read_user_part(path.read_text("utf-8"), report) if path.exists() else UserPart()
-    write_text(path, render_card(report, config, user))
+    write_text(path, render_card(report, KGLConfig.from_pretrained(run / "final"), user))
 
 
 def run_metadata(report: dict[str, Any]) -> dict[str, Any]:
-    """
-    Return the YAML that a run writes into its card, with its metrics as the Hub's `model-index`.
-
-    Args:
-        report: the content of `metrics.json`.
-    """
-    data, backbone = report["settings"]["data"], report["settings"]["model"]["backbone"]
-    final = report["results"]["final"]
+    """Return the YAML that a run writes into its card, given `metrics.json`; metrics are its `model-index`."""
+    settings, final = report["settings"], report["results"]["final"]
+    data, backbone = settings["data"], settings["model"]["backbone"]
     metrics = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=data["hub_dataset"] or data["dataset"],
+            dataset_type=data["hub_dataset"] or data["dataset"] or data_name(data),
             dataset_name=data_name(data),
             dataset_split="test",
             metric_type=kind,
@@ -112,11 +103,7 @@ def run_metadata(report: dict[str, Any]) -> dict[str, Any]:
 
 def read_user_part(text: str, report: dict[str, Any]) -> UserPart:
     """
-    Return what the user wrote into a card.
-
-    Args:
-        text: the card.
-        report: the content of `metrics.json`.
+    Return what the user wrote into the card of a run, given the card and `metrics.json`.
 
     Raises:
         InputError: the YAML of the card cannot be read.
@@ -124,8 +111,9 @@ def read_user_part(text: str, report: dict[str, Any]) -> UserPart:
     try:
         card = RepoCard(text)
     except (ValueError, yaml.YAMLError) as error:
-        message = " ".join(str(error).split())
-        raise InputError(f"The YAML of the model card cannot be read; correct README.md. {message}") from error
+        raise InputError(
+            f"The YAML of the model card cannot be read; correct README.md. {' '.join(str(error).split())}"
+        ) from error
     ours = _OUR_PART.search(card.text)
     if ours is None and card.text.strip():
         return UserPart(unmarked=text)
@@ -135,10 +123,10 @@ def read_user_part(text: str, report: dict[str, Any]) -> UserPart:
         if name == "tags":
             value = [tag for tag in value if tag not in written["tags"]]
         elif name == "model-index":
-            value = [entry for entry in value if entry["name"] != _MODEL_NAME]
+            value = [entry for entry in value if entry.get("name") != _MODEL_NAME]
         elif name in written:
             continue
-        if value:
+        if value != []:
             metadata[name] = value
     if ours is None:
         return UserPart(metadata)
@@ -147,20 +135,18 @@ def read_user_part(text: str, report: dict[str, Any]) -> UserPart:
 
 def merge_user_parts(local: UserPart, remote: UserPart, local_name: str, remote_name: str) -> UserPart:
     """
-    Return what the user wrote into two copies of a card; text and YAML entries of one copy alone are taken from it.
+    Return what the user wrote into two copies of a card; what only one copy has is kept.
 
     Raises:
         InputError: both copies have text or a YAML entry of the user's, and they differ.
     """
-    texts = [(part.above, part.below, part.unmarked) for part in (local, remote)]
-    texts = {text for text in texts if any(text)}
-    shared = local.metadata.keys() & remote.metadata.keys()
-    if len(texts) > 1 or any(local.metadata[name] != remote.metadata[name] for name in shared):
+    texts = {text for part in (local, remote) if any(text := (part.above, part.below, part.unmarked))}
+    if len(texts) > 1 or local.metadata | remote.metadata != remote.metadata | local.metadata:
         raise InputError(
             f"The model card was edited in {local_name} and differently in {remote_name}: make your text and YAML the "
             "same in both, then push again."
         )
-    return UserPart(local.metadata | remote.metadata, *(texts.pop() if texts else ()))
+    return UserPart(local.metadata | remote.metadata, *next(iter(texts), ()))
 
 
 def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo: str | None = None) -> str:
@@ -171,7 +157,7 @@ def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo:
         report: the content of `metrics.json`.
         config: the final classifier's.
         user: kept as it is.
-        repo: repository on the Hub, for the lines of code that load the model.
+        repo: repository on the Hub, for the code that loads the model.
     """
     if user.unmarked:
         return user.unmarked

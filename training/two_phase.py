@@ -6,7 +6,6 @@ import copy
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +145,9 @@ def _settle(
     calibration = calibrate(
         predictions.probabilities, labels, model.config.defect_free_id, operating.wanted_recall, operating.miss_cost
     )
-    model.config.temperature = calibration.temperature
-    model.config.operating_point = calibration.operating_point
-    return asdict(calibration)
+    model.config.temperature = calibration["temperature"]
+    model.config.operating_point = calibration["operating_point"]
+    return calibration
 
 
 def split_prior_folds(train: Dataset, settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:

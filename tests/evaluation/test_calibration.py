@@ -75,9 +75,9 @@ def test_temperature_is_recovered(true_temperature):
     distorted = apply_temperature(probabilities, 1 / true_temperature)
     assert fit_temperature(distorted, labels) == pytest.approx(true_temperature, rel=0.1)
     calibration = calibrate(distorted, labels, None)
-    assert calibration.operating_point is None and calibration.ece < 0.03
-    assert calibration.ece <= calibration.ece_uncalibrated + 0.01
-    better = log_loss(labels, apply_temperature(distorted, calibration.temperature))
+    assert calibration["operating_point"] is None and calibration["ece"] < 0.03
+    assert calibration["ece"] <= calibration["ece_uncalibrated"] + 0.01
+    better = log_loss(labels, apply_temperature(distorted, calibration["temperature"]))
     assert better <= log_loss(labels, distorted) + 1e-6
 
 
@@ -93,7 +93,7 @@ def test_very_small_scores_are_decided_as_in_calibration():
     logits = torch.tensor([[20.0, 0.0, -60.0], [22.0, 0.0, -60.0], [80.0, 0.0, -60.0]])
     probabilities = logits.double().softmax(dim=1).clamp(torch.finfo(torch.double).eps, 1).numpy()
     labels = np.array([1, 0, 0])
-    model.config.operating_point = calibrate(probabilities, labels, 0).operating_point
+    model.config.operating_point = calibrate(probabilities, labels, 0)["operating_point"]
     assert model.config.threshold < 1e-8
     assert model.decide(logits)[1].tolist() == [True, False, False]
 
@@ -109,7 +109,7 @@ def test_calibration_error_by_hand():
 def test_one_kind_of_image_gives_no_threshold_and_no_temperature():
     probabilities = np.array([[0.7, 0.3], [0.6, 0.4]])
     calibration = calibrate(probabilities, np.array([0, 0]), 0)
-    assert calibration.operating_point is None and calibration.temperature == 1
+    assert calibration["operating_point"] is None and calibration["temperature"] == 1
 
 
 @pytest.mark.parametrize("wrong", [{"wanted_recall": 0}, {"wanted_recall": 1.1}, {"miss_cost": 0}])
@@ -152,8 +152,8 @@ def test_run_calibrates_its_classifiers_on_validation_images(tmp_path):
     make_images(tmp_path / "images")
     flags = [
         "--data_dir", str(tmp_path / "images"), "--defect_free_label", "good", "--num_folds", "2",
-        "--freeze_stages", "0", "--validation_share", "0.3", "--image_height", "32", "--image_width", "48", "--output_dir",
-        str(tmp_path / "out"), "--backbone_config",
+        "--freeze_stages", "0", "--validation_share", "0.3", "--image_height", "32", "--image_width", "48",
+        "--output_dir", str(tmp_path / "out"), "--backbone_config",
         '{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}',
         "--num_train_epochs", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none",
     ]  # fmt: skip

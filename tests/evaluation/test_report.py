@@ -2,8 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict
 
+import datasets
 import numpy as np
 import pytest
 from browser import chromium, loaded_images
@@ -12,8 +12,7 @@ from PIL import Image
 from tiny import tiny_model
 
 from kgl.data.arguments import DataArguments
-from kgl.data.images import encode_png
-from kgl.data.loading import read_defect_dataset
+from kgl.data.loading import load_defect_dataset
 from kgl.data.schema import defect_dataset
 from kgl.data.synthetic import generate_surface
 from kgl.evaluation.calibration import calibrate
@@ -25,6 +24,10 @@ from kgl.evaluation.results import evaluate_predictions
 
 NAMES = ["good", "scratch", "pit"]
 EVIL = '<img src=x onerror="console.error(1)">.png'
+
+
+def encoded(pixels):
+    return datasets.Image().encode_example(Image.fromarray(pixels))
 
 
 def predictions(labels, generator, sharpness):
@@ -42,10 +45,10 @@ def page(tmp_path_factory):
     surfaces = [generate_surface(NAMES[label], 64, index) for index, label in enumerate(labels)]
     files = [EVIL, *(f"part {index}.png" for index in range(1, 60))]
     test = defect_dataset(
-        images=[encode_png(one.image) for one in surfaces],
+        images=[encoded(one.image) for one in surfaces],
         labels=[NAMES[label] for label in labels],
         names=NAMES,
-        masks=[encode_png(one.mask.astype(np.uint8) * 255) for one in surfaces],
+        masks=[encoded(one.mask.astype(np.uint8) * 255) for one in surfaces],
         file_names=files,
     )
     test_predictions = {"primary": predictions(labels, generator, 0.5), "final": predictions(labels, generator, 1.5)}
@@ -53,8 +56,8 @@ def page(tmp_path_factory):
     calibration = calibrate(test_predictions["final"].probabilities, np.array(labels), 0, wanted_recall=0.8)
     config = tiny_model(
         id2label=dict(enumerate(NAMES)),
-        operating_point=calibration.operating_point,
-        temperature=calibration.temperature,
+        operating_point=calibration["operating_point"],
+        temperature=calibration["temperature"],
     ).config
     rates = {"recall_at_operating_point": 0.8, "false_alarm_rate_at_operating_point": 0.25, "seconds": 12.0}
     *intervals, differences = paired_bootstrap(
@@ -66,7 +69,7 @@ def page(tmp_path_factory):
             for model, around in zip(test_predictions, intervals, strict=True)
         },
         "differences": differences,
-        "validation": {"primary": asdict(calibration), "final": asdict(calibration)},
+        "validation": {"primary": calibration, "final": calibration},
         "images": {"train": 100, "validation": 20, "test": 60},
         "issues": [{"kind": "near-duplicates", "files": ["a.png", EVIL], "note": "looks alike"}],
         "settings": {"data": {"dataset": "imagefolder", "data_dir": "tiles", "data_file": None, "hub_dataset": None}},
@@ -140,8 +143,8 @@ def test_page_in_a_browser(page, width, tmp_path):
 
 def test_report_without_a_defect_free_class(page, tmp_path, image_folder):
     """Every class has its curve, and there are no missed defects and false alarms."""
-    splits, issues = read_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))
-    test, generator = splits["test"], np.random.default_rng(0)
+    test = load_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))["test"]
+    generator = np.random.default_rng(0)
     test = test.cast_column("label", ClassLabel(names=["good", "a$_$ <b>"]))
     probabilities = generator.dirichlet([1, 1], len(test))
     maps = generator.random((2, len(test), 4, 4))
@@ -152,7 +155,7 @@ def test_report_without_a_defect_free_class(page, tmp_path, image_folder):
             model: evaluate_predictions(of_model, test, None, (32, 32)) | {"seconds": 1}
             for model, of_model in test_predictions.items()
         },
-        "differences": {}, "validation": {"primary": None, "final": None}, "issues": [vars(one) for one in issues],
+        "differences": {}, "validation": {"primary": None, "final": None}, "issues": [],
     }  # fmt: skip
     write_report(
         tmp_path / "report.html", report, test, test_predictions, {"primary": [], "final": []},

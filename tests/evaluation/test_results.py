@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
 from tiny import tiny_model
 
-from kgl.data.images import encode_png
 from kgl.evaluation.calibration import apply_temperature
 from kgl.evaluation.metrics import decision_rates, expected_calibration_error, wilson_interval
 from kgl.evaluation.predictions import Predictions, most_probable_defects, predict_batches, write_predictions
@@ -23,7 +23,7 @@ POINT = {"threshold": 0.4}
 def test_split() -> Dataset:
     """30 labelled rows; those with a defect have a mask."""
     labels = [index % 3 for index in range(30)]
-    mask = encode_png(np.eye(8, dtype=np.uint8) * 255)
+    mask = Image().encode_example(PILImage.fromarray(np.eye(8, dtype=np.uint8) * 255))
     return Dataset.from_dict(
         {
             "file_name": [f"{index}.png" for index in range(30)],
