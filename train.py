@@ -30,7 +30,8 @@ from kgl.evaluation.predictions import Predictions, predict, write_predictions
 from kgl.evaluation.report import comparison_table, write_report
 from kgl.evaluation.results import evaluate_run
 from kgl.evaluation.visualization import draw_comparison_grid, select_grid_rows
-from kgl.hub.push import push, write_card
+from kgl.hub.model_card import write_card
+from kgl.hub.push import push
 from kgl.knowledge.arguments import PriorArguments
 from kgl.knowledge.saliency_priors import add_saliency_priors, with_priors
 from kgl.modeling_kgl import KGLForImageClassification

@@ -59,9 +59,9 @@ def main(argv: Sequence[str]) -> None:
         done = predict_folder(
             [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold
         )
-        print(f"{output / 'predictions.csv'} and {output / 'overlays'} are written.")
+        decided = f"{done.defective} defective, {done.good} good, " if done.defective + done.good else ""
+        print(f"{done.images} images: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
         if done.unusable:
-            print(f"{len(done.unusable)} images could not be used:", file=sys.stderr)
             for one in done.unusable:
                 print(f"  {one.path}: {one.reason}", file=sys.stderr)
             raise SystemExit(1)

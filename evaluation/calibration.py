@@ -11,36 +11,81 @@ from scipy.special import log_softmax, softmax
 from .metrics import defect_scores, expected_calibration_error
 
 
-def choose_operating_point(scores: np.ndarray, defective: np.ndarray, wanted_recall, miss_cost) -> dict[str, Any]:
+def calibrate(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    defect_free_id: int | None,
+    wanted_recall: float = 1.0,
+    miss_cost: float | None = None,
+) -> dict[str, Any]:
     """
-    The threshold on `P(defect)`, from which on an image counts as defective, and what it does on these images.
+    Fit the temperature and choose the decision threshold on validation images.
 
-    It lies half-way between the last score that it calls defective and the next one below, so that rounding elsewhere
-    (another device, an exported graph) turns no decision round.
+    Args:
+        probabilities: the model's at temperature 1, `(N, K)`.
+        labels: `(N,)`.
+        defect_free_id: index of the class without defects.
+        wanted_recall: see [`choose_operating_point`].
+        miss_cost: see [`choose_operating_point`].
+
+    Returns:
+        The number of `images`; the `temperature`, which is 1 where not every class has an image; the expected
+        calibration errors `ece_uncalibrated` at temperature 1 and `ece`; and `operating_point`, the result of
+        [`choose_operating_point`], None where no class is defect-free or all images are of one kind.
+    """
+    temperature = 1.0
+    if len(np.unique(labels)) == probabilities.shape[1]:
+        temperature = fit_temperature(probabilities, labels)
+    calibrated = apply_temperature(probabilities, temperature)
+    operating_point = None
+    if defect_free_id is not None:
+        defective = labels != defect_free_id
+        if defective.any() and not defective.all():
+            scores = defect_scores(calibrated, defect_free_id)
+            operating_point = choose_operating_point(scores, defective, wanted_recall, miss_cost)
+    return {
+        "images": len(labels),
+        "temperature": temperature,
+        "ece_uncalibrated": expected_calibration_error(probabilities, labels),
+        "ece": expected_calibration_error(calibrated, labels),
+        "operating_point": operating_point,
+    }
+
+
+def choose_operating_point(
+    scores: np.ndarray, defective: np.ndarray, wanted_recall: float = 1.0, miss_cost: float | None = None
+) -> dict[str, Any]:
+    """
+    Choose the threshold on `P(defect)` at and above which an image counts as defective.
+
+    The threshold lies half-way between the lowest score that it calls defective and the next lower one, so that
+    rounding elsewhere (another device, an exported model) changes no decision.
 
     Args:
         scores: `P(defect)`, `(N,)` in 0..1.
-        defective: `(N,)` bool; some are and some are not.
+        defective: `(N,)` bool, with both values.
+        wanted_recall: take the highest threshold with at least this recall, in 0..1.
+        miss_cost: take the threshold of lowest cost instead, a missed defect costing this many false alarms.
 
     Returns:
-        `threshold`, `recall`, `false_alarm_rate`, how many `defective` and `good` images it was chosen on, and how
-        (`chosen`); what a model's config stores.
+        `threshold`; `recall` and `false_alarm_rate` on these images; the number of `defective` and `good` images; and
+        `chosen`, the rule in words. This is what a model's config stores.
     """
     candidates = np.append(np.unique(scores), 2 - scores.max())[::-1]  # the first one calls nothing defective
     recalls = np.array([(scores[defective] >= score).mean() for score in candidates])
-    alarms = np.array([(scores[~defective] >= score).mean() for score in candidates])
+    false_alarms = np.array([(scores[~defective] >= score).mean() for score in candidates])
     if miss_cost is None:
-        at = int(np.argmax(recalls >= wanted_recall))
-        chosen = f"the highest threshold that finds {100 * wanted_recall:.4g} % of the defects in validation images"
+        best = int(np.argmax(recalls >= wanted_recall))
+        chosen = f"highest threshold that finds at least {100 * wanted_recall:.4g} % of the validation defects"
     else:
-        cost = miss_cost * (1 - recalls) * defective.sum() + alarms * (~defective).sum()
-        at = int(np.argmin(cost))
-        chosen = f"least cost on validation images, a missed defect costing {miss_cost:g} false alarms"
-    below = candidates[at + 1] if at + 1 < len(candidates) else 0.0
+        cost = miss_cost * (1 - recalls) * defective.sum() + false_alarms * (~defective).sum()
+        best = int(np.argmin(cost))
+        chosen = f"lowest cost on the validation images, one missed defect costing {miss_cost:g} false alarms"
+    below = candidates[best + 1] if best + 1 < len(candidates) else 0.0
     return {
-        "threshold": float((candidates[at] + below) / 2),
-        "recall": float(recalls[at]),
-        "false_alarm_rate": float(alarms[at]),
+        "threshold": float((candidates[best] + below) / 2),
+        "recall": float(recalls[best]),
+        "false_alarm_rate": float(false_alarms[best]),
         "defective": int(defective.sum()),
         "good": int((~defective).sum()),
         "chosen": chosen,
@@ -49,9 +94,10 @@ def choose_operating_point(scores: np.ndarray, defective: np.ndarray, wanted_rec
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
-    The temperature T at which `softmax(log p / T)` has the least cross-entropy (Guo et al. 2017), in 1..20.
+    Return the temperature T in 1..20 of least cross-entropy of `softmax(log p / T)` (Guo et al. 2017).
 
-    It softens only: few validation images that are all told apart would ask for no end of sharpening.
+    Temperatures below 1 are left out: a few validation images that are all classified correctly would ask for
+    unlimited sharpening.
 
     Args:
         probabilities: `(N, K)`.
@@ -66,41 +112,8 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities `(N, K)` at a temperature."""
+    """Return probabilities `(N, K)` at another temperature."""
     return softmax(np.log(probabilities) / temperature, axis=1)
-
-
-def calibrate(
-    probabilities: np.ndarray, labels: np.ndarray, defect_free_id: int | None, wanted_recall, miss_cost
-) -> dict[str, Any]:
-    """
-    What validation images tell of a model: `temperature`, calibration errors, and its `operating_point`.
-
-    The operating point is None where no class is free of defects, or one of the two sides has no validation image;
-    the temperature is 1 where not all classes have one.
-
-    Args:
-        probabilities: the model's at temperature 1, `(N, K)`.
-        labels: `(N,)`.
-        defect_free_id: index of the class without defects.
-    """
-    temperature = 1.0
-    if len(np.unique(labels)) == probabilities.shape[1]:
-        temperature = fit_temperature(probabilities, labels)
-    calibrated = apply_temperature(probabilities, temperature)
-    settled: dict[str, Any] = {
-        "images": len(labels),
-        "temperature": temperature,
-        "ece_uncalibrated": expected_calibration_error(probabilities, labels),
-        "ece": expected_calibration_error(calibrated, labels),
-        "operating_point": None,
-    }
-    if defect_free_id is not None:
-        defective = labels != defect_free_id
-        if defective.any() and not defective.all():
-            scores = defect_scores(calibrated, defect_free_id)
-            settled["operating_point"] = choose_operating_point(scores, defective, wanted_recall, miss_cost)
-    return settled
 
 
 __all__ = ["apply_temperature", "calibrate", "choose_operating_point", "fit_temperature"]

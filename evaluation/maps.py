@@ -1,4 +1,4 @@
-"""How well maps agree with true masks."""
+"""Agreement of maps with true masks, and concentration of maps."""
 
 from __future__ import annotations
 
@@ -13,59 +13,61 @@ from ..data.masks import mask_to_array, mask_to_grid
 
 def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int, int]) -> dict[str, float]:
     """
-    How right maps are over the images with a defect in their mask; nothing where there is none.
+    Compare maps with true masks, over the images whose mask marks a defect; an empty result without such images.
 
-    `NAME_ap` is that of the pixels at `size = (H, W)`, maps enlarged bilinearly, all images pooled, so that large
-    defects count most; `NAME_image_ap` the mean of each image's own, so that all count alike. `NAME_cell_ap`
-    (pooled) and `NAME_pointing` (the share of peaks that lie on the defect) are on the maps' own grid, where a cell is
-    defect if any of its pixels is; `NAME_entropy` and `NAME_area90` those of [`concentration`].
+    `NAME_ap` is the pixel AP at `size = (H, W)`, maps upsampled bilinearly and all images pooled, so that large
+    defects count most; `NAME_image_ap` is the mean of the pixel AP per image, so that all images count alike.
+    `NAME_cell_ap` (pooled) and `NAME_pointing` (share of map peaks that lie on the defect) are computed on the maps'
+    own grid, where a cell is defect if any of its pixels is; `NAME_entropy` and `NAME_area90` are those of
+    [`concentration`].
 
     Args:
-        maps: by name, `(N, h, w)`, one map for every image.
+        maps: name to maps `(N, h, w)`, one for every image.
         dataset: column `mask`.
-        size: of the pixels.
+        size: height and width of the pixel grid.
     """
     masks = [mask_to_array(mask, size) for mask in dataset["mask"]]
     marked = [index for index, mask in enumerate(masks) if mask is not None and mask.any()]
     results: dict[str, float] = {}
-    if marked:
-        truth = np.stack([masks[index] for index in marked])
-        for name, of_all in maps.items():
-            of_marked = of_all[marked]
-            cells = list(mask_to_grid(truth, of_marked.shape[1:]))
-            enlarged = list(upsample_maps(of_marked, size))
-            results[f"{name}_ap"] = pixel_average_precision(enlarged, truth)
-            each = [pixel_average_precision([one], [mask]) for one, mask in zip(enlarged, truth, strict=True)]
-            results[f"{name}_image_ap"] = float(np.mean(each))
-            results[f"{name}_cell_ap"] = pixel_average_precision(list(of_marked), cells)
-            results[f"{name}_pointing"] = pointing_game(list(of_marked), cells)
-            results |= {f"{name}_{measure}": value for measure, value in concentration(of_marked).items()}
+    if not marked:
+        return results
+    truth = np.stack([masks[index] for index in marked])
+    for name, all_maps in maps.items():
+        marked_maps = all_maps[marked]
+        cells = list(mask_to_grid(truth, marked_maps.shape[1:]))
+        upsampled = list(upsample_maps(marked_maps, size))
+        per_image = [pixel_average_precision([one], [mask]) for one, mask in zip(upsampled, truth, strict=True)]
+        results[f"{name}_ap"] = pixel_average_precision(upsampled, truth)
+        results[f"{name}_image_ap"] = float(np.mean(per_image))
+        results[f"{name}_cell_ap"] = pixel_average_precision(list(marked_maps), cells)
+        results[f"{name}_pointing"] = pointing_game(list(marked_maps), cells)
+        results |= {f"{name}_{measure}": value for measure, value in concentration(marked_maps).items()}
     return results
 
 
 def upsample_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Maps `(N, h, w)` at `size = (H, W)`, bilinearly."""
+    """Return maps `(N, h, w)` at `size = (H, W)`, interpolated bilinearly."""
     tensor = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32))
     return F.interpolate(tensor[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
 def pixel_average_precision(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:
-    """AP of all pixels of `maps` against `masks`, each pair `(H, W)`, pooled over the images."""
+    """Return the AP of all pixels of `maps` against `masks`, each pair `(H, W)`, pooled over the images."""
     truth = np.concatenate([mask.ravel() for mask in masks])
     return float(average_precision_score(truth, np.concatenate([one.ravel() for one in maps])))
 
 
 def pointing_game(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:
-    """The share of images whose map has its peak on the mask (Zhang et al. 2016), each pair `(H, W)`."""
+    """Return the share of images whose map peaks on the mask (Zhang et al. 2016), each pair `(H, W)`."""
     return float(np.mean([mask.flat[one.argmax()] for one, mask in zip(maps, masks, strict=True)]))
 
 
 def concentration(maps: np.ndarray) -> dict[str, float]:
     """
-    How concentrated maps `(N, h, w)`, not negative, are: means over the images, those of an all-zero map left out.
+    Return how concentrated non-negative maps `(N, h, w)` are: means over the images, all-zero maps left out.
 
-    `entropy` is that of the map as a distribution over cells, 1 where all are alike and 0 where one has everything;
-    `area90` the smallest share of the cells that holds 90 % of the sum.
+    `entropy` is that of the map as a distribution over cells: 1 for a constant map, 0 for a single cell. `area90` is
+    the smallest share of the cells that holds 90 % of the sum. Both are NaN where every map is zero.
     """
     flat = maps.reshape(len(maps), -1).astype(np.float64)
     flat = flat[flat.sum(axis=1) > 0]
@@ -81,10 +83,10 @@ def concentration(maps: np.ndarray) -> dict[str, float]:
 
 
 def precision_and_recall(found: list[np.ndarray], masks: list[np.ndarray]) -> tuple[float, float]:
-    """Of bool arrays against masks of the same grids, all cells pooled; precision is 0 where nothing was found."""
-    taken, truth = (np.concatenate([one.ravel() for one in arrays]) for arrays in (found, masks))
-    hits = np.count_nonzero(taken & truth)
-    return hits / max(np.count_nonzero(taken), 1), hits / max(np.count_nonzero(truth), 1)
+    """Return precision and recall of bool arrays against masks of the same shapes, all cells pooled; 0 of nothing."""
+    predicted, truth = (np.concatenate([one.ravel() for one in arrays]) for arrays in (found, masks))
+    hits = np.count_nonzero(predicted & truth)
+    return hits / max(np.count_nonzero(predicted), 1), hits / max(np.count_nonzero(truth), 1)
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Classification metrics as an `evaluate.Metric` that needs no network."""
+"""Classification metrics as an `evaluate.Metric` that needs no network, their intervals and their titles."""
 
 from __future__ import annotations
 
@@ -11,29 +11,62 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 
+FALSE_ALARM_RATE = 0.05  # at which `recall_at_false_alarm_rate` is given by default
+
+# JSON key of a metric -> its title in reports, model cards and tables.
+METRIC_TITLES = {
+    "ap": "AP",
+    "auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "defect_ap": "AP, defective against good",
+    "defect_auroc": "AUROC, defective against good",
+    "f1_max": "F1 at its best threshold",
+    "recall_at_false_alarm_rate": f"Defects found at {100 * FALSE_ALARM_RATE:g} % false alarms",
+    "false_alarm_rate_at_zero_missed": "False alarms when no defect is missed",
+    "recall_at_operating_point": "Defects found at the threshold",
+    "false_alarm_rate_at_operating_point": "False alarms at the threshold",
+    "ece_uncalibrated": "Calibration error before temperature scaling",
+    "ece": "Calibration error",
+    "map_ap": "Class map, pixel AP",
+    "map_image_ap": "Class map, pixel AP per image",
+    "map_cell_ap": "Class map, cell AP",
+    "map_pointing": "Class map, peak on the defect",
+    "map_entropy": "Class map, entropy",
+    "map_area90": "Class map, area with 90 % of the sum",
+    "saliency_ap": "Heat map, pixel AP",
+    "saliency_image_ap": "Heat map, pixel AP per image",
+    "saliency_cell_ap": "Heat map, cell AP",
+    "saliency_pointing": "Heat map, peak on the defect",
+    "saliency_entropy": "Heat map, entropy",
+    "saliency_area90": "Heat map, area with 90 % of the sum",
+    "seconds": "Training time in seconds",
+}
+
+
 class DefectClassification(evaluate.Metric):
     """
-    How right class probabilities are, and how well they part defects from good parts.
+    Metrics of class probabilities, and of how well they separate defective from good images.
 
     `compute(predictions=probabilities (N, K), references=labels (N,), defect_free_id=None, false_alarm_rate=0.05,
     bootstrap=0, seed=0)` returns
 
-    - `accuracy` and `balanced_accuracy` of the likeliest class;
-    - `ap` and `auroc`: with two classes of the defect class (the second, or the one that is not `defect_free_id`),
-      with more the macro averages of one class against the rest, whose parts are `ap_per_class` and
-      `auroc_per_class`; then also `macro_...` and `..._per_class` of the three figures below, each class being the
-      defect in its turn;
-    - with two classes, or with `defect_free_id`, how all defects rank against the good class by `1 - P(good)`:
-      `defect_ap` and `defect_auroc` (with more than two classes), `f1_max`, the best F1 of any threshold;
-      `recall_at_false_alarm_rate`, the largest share of defects found where at most `false_alarm_rate` of the good
-      parts are called defective; and `false_alarm_rate_at_zero_missed`, the share of good parts that are called so
-      where every defect is found;
-    - with `bootstrap` draws, stratified by class, `<figure>_interval`: the 2.5 and 97.5 % quantiles of each figure.
+    - `accuracy` and `balanced_accuracy` of the most probable class;
+    - `ap` and `auroc`: with two classes those of the defect class (the second one, or the one that is not
+      `defect_free_id`); with more classes the macro averages of each class against the rest, whose parts are
+      `ap_per_class` and `auroc_per_class`, and also `macro_...` and `..._per_class` of the three metrics below, each
+      class in turn taken as the defect;
+    - with two classes, or with `defect_free_id`, ranking all defects against the good class by `1 - P(good)`:
+      `defect_ap` and `defect_auroc` (with more than two classes), `f1_max`, the best F1 of any threshold,
+      `recall_at_false_alarm_rate`, the largest share of defects found while at most `false_alarm_rate` of the good
+      images are called defective, and `false_alarm_rate_at_zero_missed`, the share of good images called defective
+      while every defect is found;
+    - with `bootstrap` draws, stratified by class, `<metric>_interval`: the 2.5 and 97.5 % quantiles of each metric.
 
-    What is not defined, because one of the two sides has no images, is NaN; macro averages leave such classes out.
+    A metric that needs images of both kinds is NaN where one kind is missing; macro averages leave such classes out.
 
     Raises:
-        ValueError: hard labels instead of probabilities.
+        ValueError: hard labels instead of probabilities, or no predictions.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -50,7 +83,7 @@ class DefectClassification(evaluate.Metric):
         predictions: list[list[float]],
         references: list[int],
         defect_free_id: int | None = None,
-        false_alarm_rate: float = 0.05,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
         bootstrap: int = 0,
         seed: int = 0,
     ) -> dict[str, float | list[float]]:
@@ -61,70 +94,70 @@ class DefectClassification(evaluate.Metric):
             raise ValueError("predictions are hard labels: AP and AUROC rank, so they need probabilities.")
         results = _classification_metrics(scores, labels, defect_free_id, false_alarm_rate)
         if bootstrap > 0:
-            drawn = [
-                _classification_metrics(scores[picked], labels[picked], defect_free_id, false_alarm_rate)
-                for picked in _bootstrap_draws(labels, bootstrap, seed)
+            draws = [
+                _classification_metrics(scores[rows], labels[rows], defect_free_id, false_alarm_rate)
+                for rows in _bootstrap_rows(labels, bootstrap, seed)
             ]
             for name in [name for name, value in results.items() if isinstance(value, float)]:
-                results[f"{name}_interval"] = _interval([one[name] for one in drawn])
+                results[f"{name}_interval"] = _interval([draw[name] for draw in draws])
         return results
 
 
 def paired_bootstrap(
-    before: np.ndarray,
-    after: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
     labels: Sequence[int],
     defect_free_id: int | None,
     draws: int,
-    false_alarm_rate: float = 0.05,
+    false_alarm_rate: float = FALSE_ALARM_RATE,
     seed: int = 0,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, dict[str, float | list[float]]]]:
     """
-    95 % intervals of two models' figures of [`DefectClassification`] on the same images, and of their difference.
+    Return 95 % intervals of two models' metrics on the same images, and of the differences between them.
 
     Args:
-        before: probabilities `(N, K)`.
-        after: the other model's.
+        first: probabilities `(N, K)` of one model.
+        second: those of the other model.
         labels: `(N,)`.
         defect_free_id: index of the class without defects.
-        draws: of the images, the same ones for both, stratified by class.
+        draws: bootstrap draws of the images, the same ones for both models, stratified by class.
         false_alarm_rate: as in [`DefectClassification`].
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
-        `<figure>_interval` of the first and of the second, and `difference` (after less before) with its `interval`
-        of every figure.
+        `<metric>_interval` of the first model, that of the second, and for each metric `difference` (second minus
+        first) with its `interval`.
     """
     labels = np.asarray(labels)
 
-    def figures(picked: np.ndarray) -> list[dict[str, float]]:
+    def metrics_of_both(rows: np.ndarray) -> list[dict[str, float]]:
         return [
-            _classification_metrics(scores[picked], labels[picked], defect_free_id, false_alarm_rate)
-            for scores in (before, after)
+            _classification_metrics(scores[rows], labels[rows], defect_free_id, false_alarm_rate)
+            for scores in (first, second)
         ]
 
-    one, other = figures(np.arange(len(labels)))
-    names = [name for name, value in one.items() if isinstance(value, float)]
-    drawn = [figures(picked) for picked in _bootstrap_draws(labels, draws, seed)]
+    of_first, of_second = metrics_of_both(np.arange(len(labels)))
+    names = [name for name, value in of_first.items() if isinstance(value, float)]
+    pairs = [metrics_of_both(rows) for rows in _bootstrap_rows(labels, draws, seed)]
     intervals = [
-        {f"{name}_interval": _interval([pair[at][name] for pair in drawn]) for name in names} for at in (0, 1)
+        {f"{name}_interval": _interval([pair[index][name] for pair in pairs]) for name in names} for index in (0, 1)
     ]
     differences = {
         name: {
-            "difference": other[name] - one[name],
-            "interval": _interval([pair[1][name] - pair[0][name] for pair in drawn]),
+            "difference": of_second[name] - of_first[name],
+            "interval": _interval([pair[1][name] - pair[0][name] for pair in pairs]),
         }
         for name in names
     }
     return *intervals, differences
 
 
-def _bootstrap_draws(labels: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Bootstrap draws of row numbers, every class as large as it is."""
+def _bootstrap_rows(labels: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the row numbers of each draw; every class keeps its size."""
     generator = np.random.default_rng(seed)
-    of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    for _ in range(count):
-        yield np.concatenate([generator.choice(rows, len(rows)) for rows in of_class])
+    rows_per_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for _ in range(draws):
+        yield np.concatenate([generator.choice(rows, len(rows)) for rows in rows_per_class])
 
 
 def _interval(values: list[float]) -> list[float]:
@@ -134,31 +167,32 @@ def _interval(values: list[float]) -> list[float]:
 def _classification_metrics(
     scores: np.ndarray, labels: np.ndarray, defect_free_id: int | None, false_alarm_rate: float
 ) -> dict[str, float | list[float]]:
-    answers = scores.argmax(axis=1)
+    predicted = scores.argmax(axis=1)
     present = np.unique(labels)
     results: dict[str, float | list[float]] = {
-        "accuracy": float((answers == labels).mean()),
-        "balanced_accuracy": float(np.mean([(answers[labels == label] == label).mean() for label in present])),
+        "accuracy": float((predicted == labels).mean()),
+        "balanced_accuracy": float(np.mean([(predicted[labels == label] == label).mean() for label in present])),
     }
-    two = scores.shape[1] == 2
-    if two:
+    two_classes = scores.shape[1] == 2
+    if two_classes:
         defect_free_id = 0 if defect_free_id is None else defect_free_id
     else:
-        one_by_one = [(labels == index, scores[:, index]) for index in range(scores.shape[1])]
-        each = [_ranking(*one) | _decisions(*one, false_alarm_rate) for one in one_by_one]
-        for name in each[0]:
-            parts = [one[name] for one in each]
-            macro = float(np.mean([part for part in parts if not np.isnan(part)] or [np.nan]))
+        one_against_rest = [(labels == index, scores[:, index]) for index in range(scores.shape[1])]
+        per_class = [_ranking_metrics(*one) | _threshold_metrics(*one, false_alarm_rate) for one in one_against_rest]
+        for name in per_class[0]:
+            values = [metrics[name] for metrics in per_class]
+            macro = float(np.mean([value for value in values if not np.isnan(value)] or [np.nan]))
             results[name if name in ("ap", "auroc") else f"macro_{name}"] = macro
-            results[f"{name}_per_class"] = parts
+            results[f"{name}_per_class"] = values
     if defect_free_id is not None:
         defective, defect = labels != defect_free_id, defect_scores(scores, defect_free_id)
-        results |= {name if two else f"defect_{name}": value for name, value in _ranking(defective, defect).items()}
-        results |= _decisions(defective, defect, false_alarm_rate)
+        ranking = _ranking_metrics(defective, defect)
+        results |= ranking if two_classes else {f"defect_{name}": value for name, value in ranking.items()}
+        results |= _threshold_metrics(defective, defect, false_alarm_rate)
     return results
 
 
-def _ranking(positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def _ranking_metrics(positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     if positive.all() or not positive.any():
         return {"ap": float("nan"), "auroc": float("nan")}
     return {
@@ -167,61 +201,73 @@ def _ranking(positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     }
 
 
-def _decisions(positive: np.ndarray, scores: np.ndarray, false_alarm_rate: float) -> dict[str, float]:
-    """What the best thresholds reach, `score >= threshold` meaning defect."""
+def _threshold_metrics(positive: np.ndarray, scores: np.ndarray, false_alarm_rate: float) -> dict[str, float]:
+    """Return what the best thresholds reach; `score >= threshold` means positive."""
     names = ("f1_max", "recall_at_false_alarm_rate", "false_alarm_rate_at_zero_missed")
     if positive.all() or not positive.any():
         return dict.fromkeys(names, float("nan"))
     precision, recall, _ = precision_recall_curve(positive, scores)
-    alarms, found, _ = roc_curve(positive, scores, drop_intermediate=False)
+    false_alarms, found, _ = roc_curve(positive, scores, drop_intermediate=False)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-    values = (f1.max(), found[alarms <= false_alarm_rate].max(), alarms[found == 1].min())
+    values = (f1.max(), found[false_alarms <= false_alarm_rate].max(), false_alarms[found == 1].min())
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """
-    How far from its accuracy the confidence is, on average over `bins` equal intervals of it (Guo et al. 2017).
+    Return the mean gap between confidence and accuracy over equal bins of the confidence (Guo et al. 2017).
 
     Args:
         probabilities: `(N, K)`.
         labels: `(N,)`.
-        bins: how many.
+        bins: number of bins.
     """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    of_bin = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(of_bin, weights=confidence - right, minlength=bins)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bin_of_image = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(bin_of_image, weights=confidence - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
 
 
 def defect_scores(probabilities: np.ndarray, defect_free_id: int) -> np.ndarray:
-    """`P(not defect-free)`, `(N,)`, of probabilities `(N, K)`; 1 less P(good) would lose what is small."""
+    """Return `P(not defect-free)`, `(N,)`, of probabilities `(N, K)`; `1 - P(good)` would lose small values."""
     return np.delete(probabilities, defect_free_id, axis=1).sum(axis=1)
 
 
 def decision_rates(positive: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float | list[float]]:
-    """The share of the positive images with `score >= threshold`, and of the others, each with its interval."""
-    called = scores >= threshold
+    """
+    Return recall and false-alarm rate of the decision `score >= threshold`, each with Wilson's interval.
+
+    Args:
+        positive: `(N,)` bool, the defective images.
+        scores: `P(defect)`, `(N,)`.
+        threshold: in 0..1.
+    """
+    called_defective = scores >= threshold
     rates: dict[str, float | list[float]] = {}
-    for name, of_kind in (("recall", called[positive]), ("false_alarm_rate", called[~positive])):
-        rates[f"{name}_at_operating_point"] = float(of_kind.mean()) if len(of_kind) else float("nan")
-        rates[f"{name}_at_operating_point_interval"] = wilson_interval(of_kind)
+    for name, decisions in (
+        ("recall", called_defective[positive]),
+        ("false_alarm_rate", called_defective[~positive]),
+    ):
+        rates[f"{name}_at_operating_point"] = float(decisions.mean()) if len(decisions) else float("nan")
+        rates[f"{name}_at_operating_point_interval"] = wilson_interval(decisions)
     return rates
 
 
-def wilson_interval(right: np.ndarray) -> list[float]:
+def wilson_interval(outcomes: np.ndarray) -> list[float]:
     """
-    Wilson's 95 % interval of the share of True in `(N,)` bool; 0..1 where there is nothing.
+    Return Wilson's 95 % interval of the share of True in `(N,)` bool; 0..1 for N = 0.
 
-    A bootstrap has no width where all or none are right, however few there are.
+    A bootstrap interval has no width where all outcomes are alike, however few they are.
     """
-    if len(right) == 0:
+    if len(outcomes) == 0:
         return [0.0, 1.0]
-    around = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return [float(around.low), float(around.high)]
+    interval = binomtest(int(outcomes.sum()), len(outcomes)).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 __all__ = [
+    "FALSE_ALARM_RATE",
+    "METRIC_TITLES",
     "DefectClassification",
     "decision_rates",
     "defect_scores",

@@ -12,144 +12,185 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image as PILImage
 from PIL import ImageDraw
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
 
 from ..data.images import find_images, load_image_file
 from ..data.storage import lock
 from ..errors import InputError
 from ..knowledge.saliency_priors import model_digest
+from ..modeling_kgl import KGLForImageClassification
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
 from ..training.run_dir import claim
 from .visualization import overlay_heat_map
 
 
-_COLUMNS = ["file", "label", "score", "defect_score", "defective", "boxes"]
-_JPEG_SIDE = 65_500  # JPEG has no longer side
+_COLUMNS = ("file_name", "predicted_label", "score", "defect_score", "defective", "boxes")
+_MAX_JPEG_SIDE = 65_500  # the format's own limit
 _BOX_COLOUR = (0, 255, 127)
 
 
 @dataclass(frozen=True)
-class Problem:
-    """An image that could not be looked at, and why."""
+class UnusableImage:
+    """An image file that could not be read, and why."""
 
     path: Path
-    why: str
+    reason: str
 
 
-def run(
-    paths: list[Path], model: str, output: Path, batch_size: int = 16, box_threshold: float = 0.5
-) -> list[Problem]:
+@dataclass(frozen=True)
+class FolderPredictions:
     """
-    Write `output/predictions.csv`, a row an image, and `output/overlays`.
-
-    What [`DefectDetectionPipeline`] says goes into the table as soon as a batch is done. Run again, images that have
-    a row, known by their names, are left out.
+    Counts of a finished [`predict_folder`], earlier attempts in the same output folder included.
 
     Args:
-        paths: images, and folders that are searched at any depth; images in `output` are none.
-        model: a classifier saved by kgl-train, a folder or a Hub id.
-        output: a new folder, or one of the same model, paths and threshold.
-        batch_size: images a forward pass.
-        box_threshold: from which value of the heat map in 0..1 a pixel belongs to a box.
+        images: rows of the table.
+        defective: images called defective; 0 where the model has no defect-free class.
+        good: images called good; 0 where the model has no defect-free class.
+        unusable: images that could not be read.
+    """
 
-    Returns:
-        The images that could not be used.
+    images: int
+    defective: int
+    good: int
+    unusable: list[UnusableImage]
+
+
+def predict_folder(
+    paths: list[Path], model: str, output: Path, batch_size: int = 16, box_threshold: float = 0.5
+) -> FolderPredictions:
+    """
+    Write `output/predictions.csv`, one row per image, and the images under their heat maps to `output/overlays`.
+
+    Each batch of predictions of [`DefectDetectionPipeline`] is written as soon as it is made. Started again with the
+    same settings, images that have a row already are skipped.
+
+    Args:
+        paths: images, and folders that are searched at any depth; images inside `output` are left out.
+        model: a classifier saved by kgl train, a folder or a Hub id.
+        output: a new folder, or that of an unfinished run with the same model, paths and threshold.
+        batch_size: images per forward pass.
+        box_threshold: value of the heat map, in 0..1, at and above which a pixel belongs to a box.
 
     Raises:
-        InputError: something given cannot be used, or `output` holds something else or cannot be written.
+        InputError: an argument cannot be used, or `output` holds something else or cannot be written to.
     """
     if batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: it must be at least 1.")
     if not 0 <= box_threshold <= 1:
         raise InputError(f"--box_threshold {box_threshold}: it must lie in 0..1.")
-    found = _found(paths, output)
+    images = _find_named_images(paths, output)
     classifier, image_processor = load_classifier(model)
+    folder_lock = _claim_output(output, paths, classifier, image_processor, box_threshold)
+    pipeline = DefectDetectionPipeline(classifier, image_processor=image_processor)
+    unusable: list[UnusableImage] = []
+    try:
+        with _Table(output / "predictions.csv", list(classifier.config.label2id)) as table:
+            todo = [(name, path) for name, path in images.items() if name not in table.decisions]
+            progress = tqdm(todo, "Images", len(images), initial=len(images) - len(todo), disable=None)
+            usable = _load_images(progress, unusable)
+            while batch := list(islice(usable, batch_size)):  # older pipelines would hold a whole stream in memory
+                predictions = pipeline(
+                    [image for _, image in batch], batch_size=batch_size, box_threshold=box_threshold
+                )
+                for (name, image), prediction in zip(batch, predictions, strict=True):
+                    _draw_overlay(output / "overlays" / f"{name}.jpg", image, prediction)
+                    table.append(name, prediction)
+    except OSError as error:
+        raise InputError(
+            f"--output {output}: it cannot be written to. {error}. Finished rows are kept; run the same command again "
+            "to continue."
+        ) from error
+    folder_lock.release()
+    decisions = list(table.decisions.values())
+    return FolderPredictions(len(decisions), decisions.count("True"), decisions.count("False"), unusable)
+
+
+def _claim_output(
+    output: Path,
+    paths: list[Path],
+    classifier: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    box_threshold: float,
+) -> FileLock:
+    """Claim the output folder for these settings and lock it."""
     settings = {
         "model": model_digest(classifier),
         "image_processor": image_processor.to_dict(),
         "box_threshold": box_threshold,
         "paths": sorted({os.path.abspath(path) for path in paths}),
     }
-    # There and back, so that what is compared is what was stored.
-    claim(output, json.loads(json.dumps({"predictions": settings}, default=str)), "--output")
-    held = lock(output, "--output")
-    pipeline = DefectDetectionPipeline(classifier, image_processor=image_processor)
-    problems: list[Problem] = []
-    try:
-        with _Table(output / "predictions.csv", list(classifier.config.label2id)) as table:
-            todo = [(name, path) for name, path in found.items() if name not in table.files]
-            shown = tqdm(todo, "Images", len(found), initial=len(found) - len(todo))
-            usable = _usable(shown, problems)
-            while batch := list(islice(usable, batch_size)):  # older pipelines would hold a whole stream in memory
-                images = [image for _, image in batch]
-                answers = pipeline(images, batch_size=batch_size, box_threshold=box_threshold)
-                for (name, image), said in zip(batch, answers, strict=True):
-                    _draw(output / "overlays" / f"{name}.jpg", image, said)
-                    table.add(name, said)
-    except OSError as error:
-        raise InputError(
-            f"--output {output}: it cannot be written. {error}. What is there is kept; the same command goes on."
-        ) from error
-    held.release()
-    return problems
+    # Through JSON, so that the settings compare equal to the stored ones.
+    stored = json.loads(json.dumps({"predictions": settings}, default=str))
+    claim(output, stored, flag="--output", started=(output / "predictions.csv").exists())
+    return lock(output, "--output")
 
 
-def _found(paths: list[Path], output: Path) -> dict[str, Path]:
+def _find_named_images(paths: list[Path], output: Path) -> dict[str, Path]:
     """
-    Every image by its place below what all paths have in common: no two have the same, and none lies outside.
+    Return all images by their unique names, the paths below the deepest folder common to all `paths`.
 
     Raises:
-        InputError: a path that is not there, or a folder without images.
+        InputError: a path does not exist, or a folder has no images.
     """
-    written = Path(os.path.abspath(output))
+    output = Path(os.path.abspath(output))
     images: list[Path] = []
-    tops: list[Path] = []
+    folders: list[Path] = []
     for path in paths:
-        whole = Path(os.path.abspath(path))
-        if not whole.exists():
+        absolute = Path(os.path.abspath(path))
+        if not absolute.exists():
             raise InputError(f"{path}: there is no such file or folder.")
-        if not whole.is_dir():
-            images.append(whole)
-            tops.append(whole.parent)
+        if not absolute.is_dir():
+            images.append(absolute)
+            folders.append(absolute.parent)
             continue
-        below = [image for image in find_images(whole) if written not in image.parents]
-        if not below:
+        in_folder = [image for image in find_images(absolute) if output not in image.parents]
+        if not in_folder:
             raise InputError(f"{path}: there is no image in it.")
-        images += below
-        tops.append(whole)
-    common = os.path.commonpath(tops)
+        images += in_folder
+        folders.append(absolute)
+    common = os.path.commonpath(folders)
     return {image.relative_to(common).as_posix(): image for image in sorted(images)}
 
 
-def _usable(found: Iterable[tuple[str, Path]], problems: list[Problem]) -> Iterator[tuple[str, PILImage.Image]]:
-    """The images that can be used, with their names; the others join `problems`."""
-    for name, path in found:
+def _load_images(
+    images: Iterable[tuple[str, Path]], unusable: list[UnusableImage]
+) -> Iterator[tuple[str, PILImage.Image]]:
+    """Yield the images that can be read, with their names; append the others to `unusable`."""
+    for name, path in images:
         try:
             image = load_image_file(path)
         except ValueError as error:
-            problems.append(Problem(path, str(error)))
+            unusable.append(UnusableImage(path, str(error)))
         else:
             yield name, image
 
 
 class _Table:
-    """A CSV that grows row by row; `files` are those that have one. A row torn by a kill is cut off."""
+    """
+    A CSV that grows by one row at a time; a row cut short by a kill is removed.
+
+    `decisions` maps the file names that have a row to their cell of the column `defective`.
+    """
 
     def __init__(self, path: Path, classes: list[str]) -> None:
-        there = path.read_bytes() if path.exists() else b""
-        whole = there[: there.rfind(b"\n") + 1]
-        # Names of files need not be text at all.
+        content = path.read_bytes() if path.exists() else b""
+        complete = content[: content.rfind(b"\n") + 1]
+        # File names need not be valid UTF-8.
         self._file = path.open("a+", newline="", encoding="utf-8", errors="surrogateescape")
-        self._file.truncate(len(whole))
+        self._file.truncate(len(complete))
         self._file.seek(0)
-        self.files = {row[0] for row in list(csv.reader(self._file))[1:]}
+        column = _COLUMNS.index("defective")
+        self.decisions = {row[0]: row[column] for row in list(csv.reader(self._file))[1:]}
+        # csv, not pandas: rows are appended one by one.
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._classes = classes
-        if not whole:
-            self._writer.writerow([*_COLUMNS, *(f"probability: {name}" for name in classes)])
+        if not complete:
+            self._writer.writerow([*_COLUMNS, *(f"probability_{name}" for name in classes)])
 
     def __enter__(self) -> _Table:
         return self
@@ -157,30 +198,34 @@ class _Table:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def add(self, name: str, said: dict[str, Any]) -> None:
-        """A row of what the pipeline said of an image, on disk when this returns."""
-        boxes = [box | {"score": round(box["score"], 4)} for box in said["boxes"]]
-        defect_score = "" if said["defect_score"] is None else f"{said['defect_score']:.6g}"
-        self._writer.writerow(
-            [
-                *(name, said["label"], f"{said['score']:.6g}", defect_score, said["defective"], json.dumps(boxes)),
-                *(f"{said['scores'][label]:.6g}" for label in self._classes),
-            ]
-        )
+    def append(self, name: str, prediction: dict[str, Any]) -> None:
+        """Write the row of an image; it is on disk when this returns."""
+        boxes = [box | {"score": round(box["score"], 4)} for box in prediction["boxes"]]
+        cells = {
+            "file_name": name,
+            "predicted_label": prediction["label"],
+            "score": f"{prediction['score']:.6g}",
+            "defect_score": "" if prediction["defect_score"] is None else f"{prediction['defect_score']:.6g}",
+            "defective": "" if prediction["defective"] is None else str(prediction["defective"]),
+            "boxes": json.dumps(boxes),
+        }
+        probabilities = (f"{prediction['scores'][label]:.6g}" for label in self._classes)
+        self._writer.writerow([*(cells[column] for column in _COLUMNS), *probabilities])
         self._file.flush()
-        self.files.add(name)
+        self.decisions[name] = cells["defective"]
 
 
-def _draw(path: Path, image: PILImage.Image, said: dict[str, Any]) -> None:
-    """The image under its heat map, boxes around the hot regions of what is not passed as good."""
-    drawn = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("L")), np.asarray(said["heat_map"]) / 255))
-    pen = ImageDraw.Draw(drawn)
-    for box in said["boxes"] if said["defective"] is not False else []:  # passed as good: there is nothing to point at
+def _draw_overlay(path: Path, image: PILImage.Image, prediction: dict[str, Any]) -> None:
+    """Write the image under its heat map as a JPEG, with boxes unless it is called good."""
+    heat = np.asarray(prediction["heat_map"]) / 255
+    overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("L")), heat))
+    pen = ImageDraw.Draw(overlay)
+    for box in prediction["boxes"] if prediction["defective"] is not False else []:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)
-        pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + max(drawn.size) // 500)
-    drawn.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
+        pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + max(overlay.size) // 500)
+    overlay.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.save(path, quality=90)
+    overlay.save(path, quality=90)
 
 
-__all__ = ["Problem", "run"]
+__all__ = ["FolderPredictions", "UnusableImage", "predict_folder"]

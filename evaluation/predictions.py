@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -26,77 +25,84 @@ from .metrics import defect_scores
 
 @dataclass
 class Predictions:
-    """Probabilities `(N, K)`, and maps `(N, h, w)` in 0..1: the likeliest defect class's, and the saliency head's."""
+    """
+    Predictions of a classifier for N images.
+
+    Args:
+        probabilities: `(N, K)`.
+        class_map: LayerCAM of the most probable defect class, `(N, h, w)`, each scaled to peak 1.
+        saliency: heat map of the saliency head, `(N, h, w)` in 0..1.
+    """
 
     probabilities: np.ndarray
     class_map: np.ndarray
     saliency: np.ndarray
 
-    def select(self, rows):
-        return Predictions(self.probabilities[rows], self.class_map[rows], self.saliency[rows])
+    def select(self, rows: Sequence[int]) -> Predictions:
+        """Return the predictions of some of the images."""
+        return Predictions(**{one.name: vars(self)[one.name][rows] for one in fields(self)})
 
 
 def predict(
     model: KGLForImageClassification, dataset: Dataset, image_processor: BaseImageProcessor, batch_size: int = 16
 ) -> Predictions:
-    """Classes and maps of every image, by nothing but the image: labels and masks are not looked at."""
+    """Predict all images of a dataset from its column `image` alone; labels and masks are not read."""
     batches = dataset.select_columns("image").iter(batch_size)
-    shown = tqdm(batches, "Predictions", -(-len(dataset) // batch_size))
-    return predict_batches(model, (to_pixel_values(batch["image"], image_processor) for batch in shown))
+    progress = tqdm(batches, "Predictions", -(-len(dataset) // batch_size), disable=None, leave=False)
+    return predict_batches(model, (to_pixel_values(batch["image"], image_processor) for batch in progress))
 
 
 @torch.no_grad()
 def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Tensor]) -> Predictions:
-    """
-    Classes and maps of batches of `pixel_values (B, 3, H, W)`.
-
-    The model is left in the mode it was in. The class map is the LayerCAM of the most probable class that is a defect,
-    scaled by its own peak.
-    """
+    """Predict batches of `pixel_values (B, 3, H, W)`; the model keeps its training or evaluation mode."""
     parts: dict[str, list[torch.Tensor]] = {"probabilities": [], "class_map": [], "saliency": []}
     with eval_mode(model):
         for pixel_values in batches:
             output = model(pixel_values.to(model.device))
             logits = output.logits.float()
-            defects = likeliest_defects(logits, model.config.defect_free_id)
-            maps = layer_cam(model, output.feature_map, output.saliency, defects)
-            certain = torch.finfo(torch.double).eps  # no exact 0 and 1, which would be hard labels
-            parts["probabilities"].append(logits.double().softmax(dim=1).clamp(certain, 1 - certain).cpu())
+            targets = most_probable_defects(logits, model.config.defect_free_id)
+            maps = layer_cam(model, output.feature_map, output.saliency, targets)
+            epsilon = torch.finfo(torch.double).eps  # exact 0 and 1 would be hard labels
+            parts["probabilities"].append(logits.double().softmax(dim=1).clamp(epsilon, 1 - epsilon).cpu())
             parts["class_map"].append(to_peak_one(maps).cpu())
             parts["saliency"].append(output.saliency[:, 0].float().sigmoid().cpu())
     return Predictions(**{name: torch.cat(tensors).numpy() for name, tensors in parts.items()})
 
 
-def likeliest_defects(scores: torch.Tensor, defect_free_id: int | None) -> torch.Tensor:
-    """The class of the highest score among those that are a defect, `(B,)` for logits or probabilities `(B, K)`."""
+def most_probable_defects(scores: torch.Tensor, defect_free_id: int | None) -> torch.Tensor:
+    """Return the defect class of the highest score, `(B,)`, of logits or probabilities `(B, K)`."""
     if defect_free_id is None:
         return scores.argmax(dim=1)
-    good = torch.arange(scores.shape[1], device=scores.device) == defect_free_id
-    return scores.masked_fill(good, -torch.inf).argmax(dim=1)
+    defect_free = torch.arange(scores.shape[1], device=scores.device) == defect_free_id
+    return scores.masked_fill(defect_free, -torch.inf).argmax(dim=1)
 
 
 def write_predictions(
     path: Path, dataset: Dataset, predictions: dict[str, Predictions], configs: dict[str, KGLConfig]
 ) -> None:
     """
-    A CSV of every image's file name and class, and what each model says of it.
+    Write a CSV with one row per image.
 
-    Columns `MODEL: P(CLASS)` and, where a class is free of defects, `MODEL: P(defect)` and `MODEL: defective` by its
-    operating point (one half where it has none).
+    Columns: `file_name`, `label`, and for each model `MODEL_predicted_label`, `MODEL_defect_score` and
+    `MODEL_defective` (both only where a class is defect-free; decided by the model's threshold), and
+    `MODEL_probability_CLASS`.
+
+    Args:
+        path: the CSV to write.
+        dataset: columns `file_name` and `label`.
+        predictions: model to its predictions of `dataset`.
+        configs: model to its config.
     """
     names = dataset.features["label"].names
     columns = {"file_name": dataset["file_name"][:], "label": [names[label] for label in dataset["label"][:]]}
-    for model, one in predictions.items():
-        columns |= {f"{model}: P({name})": one.probabilities[:, index] for index, name in enumerate(names)}
-        if configs[model].defect_free_id is not None:
-            scores = defect_scores(one.probabilities, configs[model].defect_free_id)
-            columns |= {f"{model}: P(defect)": scores, f"{model}: defective": scores >= configs[model].threshold}
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        table.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
-    write_text(path, text.getvalue())
+    for model, predicted in predictions.items():
+        probabilities, config = predicted.probabilities, configs[model]
+        columns[f"{model}_predicted_label"] = [names[index] for index in probabilities.argmax(axis=1)]
+        if config.defect_free_id is not None:
+            scores = defect_scores(probabilities, config.defect_free_id)
+            columns |= {f"{model}_defect_score": scores, f"{model}_defective": scores >= config.threshold}
+        columns |= {f"{model}_probability_{name}": probabilities[:, index] for index, name in enumerate(names)}
+    write_text(path, pd.DataFrame(columns).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
-__all__ = ["Predictions", "likeliest_defects", "predict", "predict_batches", "write_predictions"]
+__all__ = ["Predictions", "most_probable_defects", "predict", "predict_batches", "write_predictions"]

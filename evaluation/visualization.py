@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from ..data.masks import mask_to_array
@@ -14,50 +15,59 @@ from .maps import upsample_maps
 from .predictions import Predictions
 
 
+_COLOURMAP = "inferno"
+
+
+def overlay_heat_map(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """
+    Return a grey image under a coloured heat map, `(H, W, 3)` uint8.
+
+    Args:
+        image: `(H, W)` uint8.
+        heat: `(H, W)` in 0..1; from 0, which leaves the image as it is, to 1, which covers three quarters of it.
+    """
+    heat = np.clip(heat, 0, 1).astype(np.float32)
+    colours = colormaps[_COLOURMAP](heat, bytes=True)[..., :3]
+    opacity = np.float32(0.75) * heat[..., None]
+    return ((1 - opacity) * image[..., None] + opacity * colours).astype(np.uint8)
+
+
 def select_grid_rows(dataset: Dataset, count: int, defect_free: str | None) -> list[int]:
-    """Up to `count` indices, the classes taking turns, the defect-free one last."""
+    """Return up to `count` row numbers, one per class in turn, the defect-free class last."""
     names = dataset.features["label"].names
-    of_class = {name: [] for name in sorted(names, key=lambda name: (name == defect_free, names.index(name)))}
+    rows: dict[str, list[int]] = {name: [] for name in sorted(names, key=lambda name: name == defect_free)}
     for index, label in enumerate(dataset["label"]):
-        of_class[names[label]].append(index)
-    turns = [
-        index for turn in zip(*(_padded(of_class[name], count) for name in of_class), strict=True) for index in turn
-    ]
-    return [index for index in turns if index is not None][:count]
+        rows[names[label]].append(index)
+    turns = [of_class[turn] for turn in range(count) for of_class in rows.values() if turn < len(of_class)]
+    return turns[:count]
 
 
 def draw_comparison_grid(
-    path: Path,
-    dataset: Dataset,
-    predictions: dict[str, Predictions],
-    size: tuple[int, int],
-    title: str,
+    path: Path, dataset: Dataset, predictions: dict[str, Predictions], size: tuple[int, int], title: str
 ) -> None:
     """
-    Write a PNG: a row an image; image, prior, the plain and the guided classifier's class maps, H, and the true mask.
+    Write a PNG with one row per image: image, prior, class maps of both models, heat map, and true mask.
 
-    A class map is that of the likeliest class with a defect; what the classifier says stands below it.
+    A class map is that of the most probable defect class; the predicted class and its probability stand below it.
 
     Args:
         path: the PNG to write.
-        dataset: the images of the rows, with `saliency_prior` where they were trained on and `mask` where known.
-        plain: the primary's predictions for `dataset`.
-        guided: the final model's.
-        size: `(H, W)` that everything is drawn at.
-        title: what stands above it all.
+        dataset: the images of the rows, with `mask` and, for training images, `saliency_prior`.
+        predictions: `primary` and `final` predictions of `dataset`.
+        size: height and width of each tile in pixels.
+        title: title of the figure.
     """
-    plain, guided = predictions.values()
     maps = {}
     if "saliency_prior" in dataset.column_names:
         maps["prior"] = np.asarray(dataset["saliency_prior"]) / 255
-    maps["plain: class map"] = plain.class_map
-    maps["guided: class map"] = guided.class_map
-    maps["guided: saliency H"] = guided.saliency
     names = dataset.features["label"].names
-    captions = {
-        f"{arm}: class map": [f"says {names[row.argmax()]} {row.max():.2f}" for row in predictions.probabilities]
-        for arm, predictions in (("plain", plain), ("guided", guided))
-    }
+    captions = {}
+    for model, predicted in predictions.items():
+        maps[f"{model}: class map"] = predicted.class_map
+        captions[f"{model}: class map"] = [
+            f"predicted: {names[row.argmax()]} {row.max():.2f}" for row in predicted.probabilities
+        ]
+    maps["final: heat map H"] = predictions["final"].saliency
     scale = "prior and class maps: share of their own peak; H: 0 no defect, 1 defect"
     draw_image_grid(path, dataset, maps, size, title, scale, captions)
 
@@ -72,22 +82,22 @@ def draw_image_grid(
     captions: dict[str, list[str]],
 ) -> None:
     """
-    Write a PNG: a row an image; the image, each of `maps` over it, and the true mask where one is known.
+    Write a PNG with one row per image: the image, each of `maps` over it, and the true masks where there are any.
 
     Args:
         path: the PNG to write.
-        dataset: `image`, `label` and `mask` of the rows.
-        maps: heading to maps `(N, h, w)` in 0..1, enlarged bilinearly.
-        size: `(H, W)` that everything is drawn at.
-        title: what stands above it all.
-        scale: what the colour bar says.
-        captions: heading to what stands below each tile of that column; `image` is a heading too.
+        dataset: columns `image`, `label` and `mask` of the rows.
+        maps: column heading to maps `(N, h, w)` in 0..1, upsampled bilinearly.
+        size: height and width of each tile in pixels.
+        title: title of the figure.
+        scale: label of the colour bar.
+        captions: column heading (`image` or one of `maps`) to the captions below its tiles.
     """
     height, width = size
     names = dataset.features["label"].names
     masks = [mask_to_array(mask, size) for mask in dataset["mask"]]
     headings = ["image", *maps, *(["true mask"] if any(mask is not None for mask in masks) else [])]
-    large = {heading: upsample_maps(of_images, size) for heading, of_images in maps.items()}
+    upsampled = {heading: upsample_maps(of_column, size) for heading, of_column in maps.items()}
 
     tile = 1.9
     figure = Figure(
@@ -96,46 +106,27 @@ def draw_image_grid(
         layout="constrained",
     )
     axes = figure.subplots(len(dataset), len(headings), squeeze=False)
-    heat = None
     for index, row in enumerate(dataset):
         image = np.asarray(row["image"].convert("L").resize((width, height)))
         for axis, heading in zip(axes[index], headings, strict=True):
             axis.set(xticks=[], yticks=[])
             if index == 0:
                 axis.set_title(heading, fontsize=9)
-            if heading != "true mask":
+            if heading in maps:
+                axis.imshow(overlay_heat_map(image, upsampled[heading][index]))
+            elif heading == "image":
                 axis.imshow(image, cmap="gray", vmin=0, vmax=255)
             elif masks[index] is not None:
                 axis.imshow(masks[index], cmap="gray", vmin=0, vmax=1)
             if heading in captions:
-                axis.set_xlabel(plain_text(captions[heading][index]), fontsize=8)
-            if heading in maps:
-                heat = axis.imshow(large[heading][index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
-        axes[index][0].set_ylabel(plain_text(names[row["label"]]), fontsize=9)
+                axis.set_xlabel(captions[heading][index], fontsize=8, parse_math=False)
+        # Names of classes are data: between two dollars, matplotlib would typeset a formula.
+        axes[index][0].set_ylabel(names[row["label"]], fontsize=9, parse_math=False)
     figure.suptitle(title, fontsize=10)
-    figure.colorbar(heat, ax=axes, shrink=0.6, aspect=40, pad=0.02, label=scale)
+    colours = ScalarMappable(cmap=_COLOURMAP)
+    colours.set_clim(0, 1)
+    figure.colorbar(colours, ax=axes, shrink=0.6, aspect=40, pad=0.02, label=scale)
     figure.savefig(path)
 
 
-def plain_text(name: str) -> str:
-    """A name as matplotlib shows it letter by letter: between two dollars it would read a formula."""
-    return name.replace("$", r"\$")
-
-
-def overlay_heat_map(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """
-    A grey image `(H, W)` uint8 under a heat map `(H, W)` in 0..1: `(H, W, 3)` uint8.
-
-    The hotter, the less of the image shows.
-    """
-    heat = np.clip(heat, 0, 1).astype(np.float32)
-    colours = colormaps["inferno"](heat, bytes=True)[..., :3]
-    share = np.float32(0.75) * heat[..., None]
-    return ((1 - share) * image[..., None] + share * colours).astype(np.uint8)
-
-
-def _padded(indices: list[int], count: int) -> list[int | None]:
-    return [*indices[:count], *[None] * (count - len(indices))]
-
-
-__all__ = ["draw_comparison_grid", "draw_image_grid", "overlay_heat_map", "plain_text", "select_grid_rows"]
+__all__ = ["draw_comparison_grid", "draw_image_grid", "overlay_heat_map", "select_grid_rows"]

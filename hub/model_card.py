@@ -1,44 +1,37 @@
-"""The model card: filled by every run, merged with its owner's edits."""
+"""The model card of a run: our part rewritten, the user's part kept."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import CardData, EvalResult, ModelCardData, RepoCard
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from huggingface_hub.constants import REPOCARD_NAME
 
 from ..configuration_kgl import KGLConfig
+from ..data.storage import write_text
 from ..errors import InputError
-from ..evaluation.report import data_name, headline_rows
-from ..training.arguments import LicenseArguments, teaches_saliency
+from ..evaluation.metrics import METRIC_TITLES
+from ..evaluation.report import data_name, results_rows
+from ..training.arguments import teaches_saliency
 
 
-_BEGIN = (
-    "<!-- kgl:begin. From here to kgl:end the text is written anew at every push. Yours goes above or below, and "
-    "stays; without these two lines the whole card is yours. -->"
-)
-_END = "<!-- kgl:end -->"
-_GENERATED = re.compile(r"<!-- kgl:begin.*?-->.*<!-- kgl:end -->", re.DOTALL)
-# A constant, so that these figures are found again, and renewed, in a card that also holds its owner's.
-_MODEL_NAME = "knowledge-guided defect classifier"
-_RENEWED = (
-    "base_model",
-    "datasets",
-    "model-index",
-)  # YAML that says what this run did; the rest is the owner's to change
-_METRICS = {  # figure -> type and name in the model-index
-    "ap": ("average_precision", "AP"),
-    "auroc": ("roc_auc", "AUROC"),
-    "accuracy": ("accuracy", "Accuracy"),
-    "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy"),
-    "f1_max": ("f1", "F1 at its best threshold"),
-    "defect_ap": ("average_precision", "AP, defect against good"),
-    "defect_auroc": ("roc_auc", "AUROC, defect against good"),
+_TEMPLATE = Path(__file__).parents[1] / "hub_card.md"
+_OUR_PART = re.compile(r"<!-- kgl:begin.*?-->.*<!-- kgl:end -->", re.DOTALL)
+_MODEL_NAME = "knowledge-guided defect classifier"  # tells our entry of the model index from the user's
+_METRIC_TYPES = {  # metric -> its type in the Hub's model index
+    "ap": "average_precision",
+    "auroc": "roc_auc",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "f1_max": "f1",
+    "defect_ap": "average_precision",
+    "defect_auroc": "roc_auc",
 }
-_SETTINGS = (  # what the card tells of the settings; metrics.json has all of them
+_SETTINGS = (  # shown in the card; metrics.json has all of them
     "backbone", "backbone_config", "out_features", "pooling", "freeze_stages", "image_height", "image_width",
     "augment", "train_per_class", "train_defect_free", "train_on_masks", "prior_method", "prior_folds",
     "prior_weighting", "kg_objective", "kg_schedule", "kg_lambda", "kg_form", "cls_loss", "class_weights",
@@ -48,161 +41,159 @@ _SETTINGS = (  # what the card tells of the settings; metrics.json has all of th
 
 
 @dataclass(frozen=True)
-class Edits:
+class UserPart:
     """
-    What in a card is its owner's.
+    What the user wrote into a card.
 
-    metadata: YAML that no run writes, or that says something else than the run.
-    before, after: text above and below what the run writes.
-    whole: all of the card, where its owner removed the marks around what the run writes; the others are then empty.
+    Args:
+        metadata: YAML entries that the run does not write.
+        above: text above our marks.
+        below: text below our marks.
+        unmarked: the whole card, where our marks were removed.
     """
 
     metadata: dict[str, Any] = field(default_factory=dict)
-    before: str = ""
-    after: str = ""
-    whole: str | None = None
+    above: str = ""
+    below: str = ""
+    unmarked: str = ""
 
 
-def card_metadata(report: dict[str, Any], config: KGLConfig, licenses: LicenseArguments) -> dict[str, Any]:
+def write_card(run: Path, report: dict[str, Any]) -> None:
     """
-    The YAML of a run's card, its figures as the Hub's `model-index`.
+    Write `final/README.md` of a run, keeping what the user wrote into an existing one.
 
     Args:
-        report: what `metrics.json` holds.
-        config: the guided classifier's.
-        licenses: as stated; what is not stated is left out.
+        run: output folder of the run.
+        report: the content of `metrics.json`.
     """
-    data, backbone = report["settings"]["data"], report["settings"]["model"]["backbone"]
-    guided = report["results"]["guided"]
-    results = [
+    path = run / "final" / REPOCARD_NAME
+    user = read_user_part(path.read_text("utf-8"), report) if path.exists() else UserPart()
+    write_text(path, render_card(report, KGLConfig.from_pretrained(run / "final"), user))
+
+
+def run_metadata(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the YAML that a run writes into its card, given `metrics.json`; metrics are its `model-index`."""
+    settings, final = report["settings"], report["results"]["final"]
+    data, backbone = settings["data"], settings["model"]["backbone"]
+    metrics = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=data["hub_dataset"] or data["dataset"],
+            dataset_type=data["hub_dataset"] or data["dataset"] or data_name(data),
             dataset_name=data_name(data),
             dataset_split="test",
             metric_type=kind,
-            metric_name=name,
-            metric_value=round(guided[figure], 4),
-            metric_args={"interval_95": [round(end, 4) for end in guided[f"{figure}_interval"]]},
+            metric_name=METRIC_TITLES[name],
+            metric_value=round(final[name], 4),
+            metric_args={"interval_95": [round(end, 4) for end in final[f"{name}_interval"]]},
         )
-        for figure, (kind, name) in _METRICS.items()
-        if figure in guided
+        for name, kind in _METRIC_TYPES.items()
+        if name in final
     ]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
-        license=licenses.model_license,
-        # A folder's name has no owner before it.
-        base_model=backbone if backbone is not None and "/" in backbone else None,
+        license=report["licenses"]["model_license"],
+        base_model=backbone if backbone is not None and "/" in backbone else None,  # a local folder has no owner
         datasets=[data["hub_dataset"]] if data["hub_dataset"] else None,
         tags=["kgl", "defect-detection", "saliency", "arxiv:2605.17780"],
         model_name=_MODEL_NAME,
-        eval_results=results,
+        eval_results=metrics,
     ).to_dict()
 
 
-def read_edits(text: str, metadata: dict[str, Any], stated: LicenseArguments) -> Edits:
+def read_user_part(text: str, report: dict[str, Any]) -> UserPart:
     """
-    What in a card is its owner's.
-
-    Args:
-        text: the card.
-        metadata: the YAML that the run writes ([`card_metadata`]).
-        stated: a licence stated now goes before the one in the card.
+    Return what the user wrote into the card of a run, given the card and `metrics.json`.
 
     Raises:
-        InputError: its YAML cannot be read.
+        InputError: the YAML of the card cannot be read.
     """
     try:
         card = RepoCard(text)
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(
-            f"The model card's YAML cannot be read; mend README.md. {' '.join(str(error).split())}"
+            f"The YAML of the model card cannot be read; correct README.md. {' '.join(str(error).split())}"
         ) from error
-    generated = _GENERATED.search(card.text)
-    if generated is None and card.text.strip():
-        return Edits(whole=text)
-    there = card.data.to_dict()
-    renewed = (*_RENEWED, "license") if stated.model_license is not None else _RENEWED
-    own = {name: value for name, value in there.items() if name not in renewed and value != metadata.get(name)}
-    if "tags" in own:
-        own["tags"] = [tag for tag in own["tags"] if tag not in metadata["tags"]]
-    figures = [entry for entry in there.get("model-index", []) if entry["name"] != _MODEL_NAME]
-    if figures:
-        own["model-index"] = figures
-    for name in ("base_model", "datasets"):  # the run has nothing to say where it read local folders
-        if name in there and name not in metadata:
-            own[name] = there[name]
-    if generated is None:
-        return Edits(own)
-    return Edits(own, card.text[: generated.start()].strip(), card.text[generated.end() :].strip())
+    ours = _OUR_PART.search(card.text)
+    if ours is None and card.text.strip():
+        return UserPart(unmarked=text)
+    written = run_metadata(report)
+    metadata = {}
+    for name, value in card.data.to_dict().items():
+        if name == "tags":
+            value = [tag for tag in value if tag not in written["tags"]]
+        elif name == "model-index":
+            value = [entry for entry in value if entry.get("name") != _MODEL_NAME]
+        elif name in written:
+            continue
+        if value != []:
+            metadata[name] = value
+    if ours is None:
+        return UserPart(metadata)
+    return UserPart(metadata, card.text[: ours.start()].strip(), card.text[ours.end() :].strip())
 
 
-def merged_edits(here: Edits, there: Edits, before: Edits) -> Edits:
+def merge_user_parts(local: UserPart, remote: UserPart, local_name: str, remote_name: str) -> UserPart:
     """
-    The owner's part of two cards that were one before.
+    Return what the user wrote into two copies of a card; what only one copy has is kept.
 
     Raises:
-        InputError: both were changed, and not alike.
+        InputError: both copies have text or a YAML entry of the user's, and they differ.
     """
-    if here in (before, there):
-        return there
-    if there == before:
-        return here
-    raise InputError(
-        "The model card was edited both here (final/README.md) and on the Hub: bring the text and the YAML of the one "
-        "into the other, so that both say the same, and push again."
-    )
+    texts = {text for part in (local, remote) if any(text := (part.above, part.below, part.unmarked))}
+    if len(texts) > 1 or local.metadata | remote.metadata != remote.metadata | local.metadata:
+        raise InputError(
+            f"The model card was edited in {local_name} and differently in {remote_name}: make your text and YAML the "
+            "same in both, then push again."
+        )
+    return UserPart(local.metadata | remote.metadata, *next(iter(texts), ()))
 
 
-def card_text(
-    report: dict[str, Any], config: KGLConfig, licenses: LicenseArguments, edits: Edits, repo: str | None = None
-) -> str:
+def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo: str | None = None) -> str:
     """
-    The card, its owner's part kept.
+    Return the text of the card.
 
     Args:
-        report: what `metrics.json` holds.
-        config: the guided classifier's.
-        licenses: as stated.
-        edits: the owner's part.
-        repo: where it is to lie on the Hub, for the lines that load it.
+        report: the content of `metrics.json`.
+        config: the final classifier's.
+        user: kept as it is.
+        repo: repository on the Hub, for the code that loads the model.
     """
-    if edits.whole is not None:
-        return edits.whole
-    metadata = card_metadata(report, config, licenses)
-    lists = {name: metadata.get(name, []) + edits.metadata.get(name, []) for name in ("tags", "model-index")}
-    metadata |= edits.metadata | lists
+    if user.unmarked:
+        return user.unmarked
+    metadata = user.metadata | run_metadata(report)
+    for name in ("tags", "model-index"):
+        metadata[name] = [*metadata[name], *user.metadata.get(name, [])]
     settings = {name: value for part in report["settings"].values() for name, value in part.items()}
-    templates = Environment(
-        loader=PackageLoader("kgl", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    filled = templates.get_template("hub_card.md").render(
+    # RepoCard, not ModelCard: that one merges the entries of a model index under one name.
+    card = RepoCard.from_template(
+        CardData(**metadata),
+        template_path=str(_TEMPLATE),
+        user=user,
         report=report,
-        rows=headline_rows(report),
+        rows=results_rows(report),
         names=list(config.id2label.values()),
-        defect_free=config.defect_free_label,
-        point=config.operating_point,
-        temperature=config.temperature,
+        config=config,
         teaches_saliency=teaches_saliency(settings["kg_objective"]),
         data=report["settings"]["data"],
         data_name=data_name(report["settings"]["data"]),
         settings={name: _format_setting(settings[name]) for name in _SETTINGS if settings.get(name) is not None},
-        licenses={
-            "This classifier": metadata.get("license"),
-            "The images it learned from": licenses.data_license,
-            "Its pretrained backbone": licenses.backbone_license,
-        },
-        pretrained=settings["backbone"],
+        licenses=_named_licenses(report["licenses"] | {"model_license": metadata.get("license")}, settings),
         repo=repo,
     )
-    yaml_block = CardData(**metadata).to_yaml()
-    body = "\n\n".join(part for part in (edits.before, f"{_BEGIN}\n{filled}\n{_END}", edits.after) if part)
-    return f"---\n{yaml_block}\n---\n\n{body}\n"
+    return f"{card.content.rstrip()}\n"
+
+
+def _named_licenses(licenses: dict[str, str | None], settings: dict[str, Any]) -> dict[str, str]:
+    stated = {name: license or "not stated" for name, license in licenses.items()}
+    named = {"This classifier": stated["model_license"], "The training images": stated["data_license"]}
+    if settings["backbone"] is not None:
+        named[f"The pretrained backbone ({settings['backbone']})"] = stated["backbone_license"]
+    return named
 
 
 def _format_setting(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-__all__ = ["Edits", "card_metadata", "card_text", "merged_edits", "read_edits"]
+__all__ = ["UserPart", "merge_user_parts", "read_user_part", "render_card", "run_metadata", "write_card"]

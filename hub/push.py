@@ -6,20 +6,17 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, constants, get_session
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_kgl import KGLConfig
@@ -27,71 +24,59 @@ from ..data.storage import write_json, write_text
 from ..errors import InputError
 from ..training.arguments import LicenseArguments
 from ..training.run_dir import absolute_paths
-from .model_card import Edits, card_metadata, card_text, merged_edits, read_edits
+from .model_card import UserPart, merge_user_parts, read_user_part, render_card
 
 
-# All that is pushed: nothing that is not named here, and nothing that unpickles.
-_OF_MODEL = (
+# Only these files are pushed, none of which can hold a pickle.
+_MODEL_FILES = (
     "config.json", "preprocessor_config.json", "model.safetensors", "model-*-of-*.safetensors",
     "model.safetensors.index.json", "configuration_kgl.py", "modeling_kgl.py", "pipeline_kgl.py",
 )  # fmt: skip
-_OF_RUN = ("metrics.json", "report.html", "grid_*.png")
-_NEEDED = ("config.json", "preprocessor_config.json", "configuration_kgl.py", "modeling_kgl.py")
+_RUN_FILES = ("metrics.json", "report.html", "grid_*.png")
+_REQUIRED_FILES = ("config.json", "preprocessor_config.json", "configuration_kgl.py", "modeling_kgl.py")
 _CARD = constants.REPOCARD_NAME
-_PUSHED = "pushed.json"  # repository -> the card as it was pushed there last, to tell later edits by
-_EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=]+")
-_SECONDS = 120.0  # of silence on a connection; huggingface_hub by itself waits for ever
-
-
-def check_repo_id(repo: str) -> None:
-    """
-    Raises:
-        InputError: no repository can be called so.
-    """
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise InputError(f"{repo}: no repository can be called so. {error}") from error
+_EMBEDDED_IMAGE = re.compile(r"base64,[A-Za-z0-9+/=]+")
+_TIMEOUT = 120.0  # seconds of silence on a connection; huggingface_hub's own default is to wait for ever
 
 
 def files_to_push(run: Path) -> dict[str, Path]:
     """
-    Path in the repository -> file, the card left out.
+    Return the files to push, by their paths in the repository; the model card is not among them.
 
     Raises:
-        InputError: it is no finished run, its weights are damaged, or a file tells a path of this machine.
+        InputError: this is no finished run, its weights are damaged, or a file contains a path of this machine.
     """
     if not run.is_dir():
-        raise InputError(f"{run}: there is no such folder; give a run's --output_dir.")
-    if (run / "phase.json").is_file():
-        raise InputError(f"{run}: this is one classifier of a run; give the run's folder, {run.parent}.")
+        raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
+    if not (run / "run.json").is_file() and (run.absolute().parent / "run.json").is_file():
+        raise InputError(f"{run}: this is one classifier of a run; give the folder of the run, {run.parent}.")
     final = run / "final"
-    missing = [path for path in (run / "metrics.json", *(final / name for name in _NEEDED)) if not path.is_file()]
+    required = (run / "metrics.json", *(final / name for name in _REQUIRED_FILES))
+    missing = [path for path in required if not path.is_file()]
     if missing:
         raise InputError(
-            f"{run}: it holds no finished run of kgl-train, for want of {missing[0].relative_to(run)}; finish it."
+            f"{run}: this is no finished run of kgl train, {missing[0].relative_to(run)} is missing; finish the run."
         )
-    found = [*(path for name in _OF_MODEL for path in sorted(final.glob(name)))]
-    found += [path for name in _OF_RUN for path in sorted(run.glob(name))]
-    files = {path.name: path for path in found}
-    weights = [path for path in found if path.suffix == ".safetensors"]
+    paths = [path for name in _MODEL_FILES for path in sorted(final.glob(name))]
+    paths += [path for name in _RUN_FILES for path in sorted(run.glob(name))]
+    weights = [path for path in paths if path.suffix == ".safetensors"]
     if not weights:
-        raise InputError(f"{final}: it holds no weights (model.safetensors); run kgl-train to its end.")
+        raise InputError(f"{final}: the weights (model.safetensors) are missing; finish the run.")
     for path in weights:
         try:
             with safe_open(path, framework="numpy"):
                 pass
         except SafetensorError as error:
-            raise InputError(f"{path}: it is no whole safetensors file ({error}); train again.") from error
-    for path in found:
-        if path.suffix in (".json", ".html") and (leaked := _path_told(path, run)):
-            raise InputError(f"{path} tells where {leaked} lies on this machine; train again to have it left out.")
-    return files
+            raise InputError(f"{path}: this is no complete safetensors file ({error}); train again.") from error
+    for path in paths:
+        if path.suffix in (".json", ".html") and (leaked := _find_local_path(path, run)):
+            raise InputError(f"{path} contains a path of this machine, {leaked}; train again to have it left out.")
+    return {path.name: path for path in paths}
 
 
-def _path_told(file: Path, run: Path) -> str | None:
-    """A path of the run's settings that a file tells; images within a page aside, where any text may occur."""
-    text = _EMBEDDED.sub("", file.read_text("utf-8"))
+def _find_local_path(file: Path, run: Path) -> str | None:
+    """Return a path of the run's settings that a file contains, embedded images aside (any text may occur there)."""
+    text = _EMBEDDED_IMAGE.sub("", file.read_text("utf-8"))
     for path in absolute_paths(json.loads((run / "run.json").read_text())):
         if re.search(rf"(?<![\w.<]){re.escape(path)}(?!\w)", text):
             return path
@@ -108,107 +93,80 @@ def push(
     revision: str | None = None,
 ) -> str:
     """
-    Push a finished run's guided classifier, code, card, images and figures in one commit.
+    Push the final classifier of a finished run with its code, card, image grids and metrics in one commit.
 
-    The run's folder is only changed once all is pushed: its card is then the Hub's, and `pushed.json` holds it.
+    The run's folder is changed only after the push: the model card becomes that of the Hub, and `metrics.json` gets
+    the licences.
 
     Args:
-        run: its output folder.
-        repo: `owner/name`, or a name.
-        licenses: go before the ones stated earlier, when the run was started or pushed.
-        private: what a new repository is to be; a public one that there is already is refused.
+        run: output folder of the run.
+        repo: `OWNER/NAME`, or `NAME` for a repository of one's own.
+        licenses: take precedence over those stated in the run or an earlier push.
+        private: make a new repository private; an existing public one is refused then.
         token: by default that of `hf auth login` or `HF_TOKEN`.
-        revision: a branch, made where it is missing; `main` by default.
+        revision: branch, created if it does not exist; `main` by default.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        InputError: it cannot be pushed; says why and what to do.
+        InputError: the run cannot be pushed; the message says why and what to do.
     """
-    licenses = licenses or LicenseArguments()
     files = files_to_push(run)
     report = json.loads((run / "metrics.json").read_text())
-    before = report.get("licenses", {})  # runs of older versions have none
-    report["licenses"] = {
-        one.name: vars(licenses)[one.name] or before.get(one.name) for one in fields(LicenseArguments)
-    }
+    stated = asdict(licenses or LicenseArguments())
+    report["licenses"] |= {name: license for name, license in stated.items() if license is not None}
     with translate_hub_errors(run, repo), http_timeout():
         api = HfApi(token=token)
         api.whoami()
         repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.model_info(repo_id, revision=revision, timeout=_SECONDS)
-        if private and not there.private:
-            raise InputError(
-                f"{repo_id} is there already and public: allow that (--public), or choose another repository."
-            )
-        if not private and there.private:
-            print(f"{repo_id} is there already and private, and stays so; its settings on the Hub change that.")
-        card = _card(run, report, repo_id, licenses, _card_there(api, there))
-        operations = [CommitOperationAdd(_CARD, card.encode())]
-        operations += [CommitOperationAdd(name, path) for name, path in files.items()]
-        # With its parent named, an edit made on the Hub in the meantime is refused, not lost.
+        remote = api.model_info(repo_id, revision=revision, timeout=_TIMEOUT)
+        if private and not remote.private:
+            raise InputError(f"{repo_id} exists and is public: allow that (--public), or choose another repository.")
+        if not private and remote.private:
+            print(f"{repo_id} exists and is private; it stays private. Its settings on the Hub can change that.")
+        card = _merged_card(run, report, repo_id, _download_card(api, remote))
+        # create_commit, not upload_folder: that one may split a push into several commits (where hf_xet is installed).
+        # With the parent named, an edit made on the Hub in the meantime is refused, not overwritten.
         commit = api.create_commit(
             repo_id,
-            operations,
-            commit_message="Push a run of kgl-train",
+            [CommitOperationAdd(_CARD, card.encode()), *(CommitOperationAdd(*file) for file in files.items())],
+            commit_message="Push a run of kgl train",
             revision=revision,
-            parent_commit=there.sha,
+            parent_commit=remote.sha,
         )
     write_text(run / "final" / _CARD, card)
-    write_json(run / "metrics.json", report)  # what was stated is known to the next push
-    write_json(run / _PUSHED, _pushed(run) | {repo_id: card})
+    write_json(run / "metrics.json", report)
     return commit.commit_url
 
 
-def write_card(run: Path, report: dict[str, Any]) -> None:
-    """The card in `final/`, what its owner wrote into an earlier one kept."""
-    config, licenses = KGLConfig.from_pretrained(run / "final"), LicenseArguments(**report["licenses"])
+def _merged_card(run: Path, report: dict, repo_id: str, remote_text: str | None) -> str:
+    """Return the card to push: the run's facts, and what the user wrote locally or on the Hub."""
     path = run / "final" / _CARD
-    text = path.read_text("utf-8") if path.exists() else None
-    edits = _edits(text, card_metadata(report, config, licenses), licenses)
-    write_text(path, card_text(report, config, licenses, edits))
-
-
-def _card(run: Path, report: dict[str, Any], repo_id: str, now: LicenseArguments, card_there: str | None) -> str:
-    """The card to push: the run's facts, and what its owner wrote here or on the Hub."""
-    licenses = LicenseArguments(**report["licenses"])
-    config = KGLConfig.from_pretrained(run / "final")
-    metadata = card_metadata(report, config, licenses)
-    path = run / "final" / _CARD
-    here, there, pushed = (
-        _edits(text, metadata, now)
-        for text in (path.read_text("utf-8") if path.exists() else None, card_there, _pushed(run).get(repo_id))
+    local_text = path.read_text("utf-8") if path.exists() else None
+    local, remote = (
+        UserPart() if text is None else read_user_part(text, report) for text in (local_text, remote_text)
     )
-    edits = here if card_there is None else merged_edits(here, there, pushed)
-    if edits.whole is not None:
-        print(f"{_CARD} is pushed as it is: the marks around what kgl writes were removed.")
-    return card_text(report, config, licenses, edits, repo_id)
+    user = merge_user_parts(local, remote, str(path), f"{_CARD} of {repo_id} on the Hub")
+    if user.unmarked:
+        print(f"{_CARD} is pushed as it is: the lines that mark kgl's part of it were removed.")
+    return render_card(report, KGLConfig.from_pretrained(run / "final"), user, repo_id)
 
 
-def _edits(text: str | None, metadata: dict[str, Any], stated: LicenseArguments) -> Edits:
-    return Edits() if text is None else read_edits(text, metadata, stated)
-
-
-def _card_there(api: HfApi, there: ModelInfo) -> str | None:
-    if _CARD not in {one.rfilename for one in there.siblings}:
+def _download_card(api: HfApi, remote: ModelInfo) -> str | None:
+    if _CARD not in {file.rfilename for file in remote.siblings}:
         return None
-    path = api.hf_hub_download(there.id, _CARD, revision=there.sha)
-    return Path(path).read_text("utf-8")
-
-
-def _pushed(run: Path) -> dict[str, str]:
-    path = run / _PUSHED
-    return json.loads(path.read_text()) if path.exists() else {}
+    return Path(api.hf_hub_download(remote.id, _CARD, revision=remote.sha)).read_text("utf-8")
 
 
 @contextmanager
 def http_timeout() -> Iterator[None]:
+    """Limit how long huggingface_hub waits for an answer."""
     session = get_session()
     before = session.timeout
-    session.timeout = _SECONDS
+    session.timeout = _TIMEOUT
     try:
         yield
     finally:
@@ -217,7 +175,7 @@ def http_timeout() -> Iterator[None]:
 
 @contextmanager
 def translate_hub_errors(run: Path, repo: str) -> Iterator[None]:
-    """What goes wrong on the way to the Hub as one sentence."""
+    """Turn errors of the Hub, the network and the login into an [`InputError`] of one sentence."""
     try:
         yield
     except InputError:
@@ -230,41 +188,41 @@ def translate_hub_errors(run: Path, repo: str) -> Iterator[None]:
         RuntimeError,
         ValueError,
     ) as error:
-        again = f"The run in {run} is finished and whole; push it later with: kgl-push {run} {repo}"
+        again = f"The run in {run} is complete; push it later with: kgl push {run} {repo}"
         raise InputError(f"{repo} was not pushed: {_describe_error(error)} {again}") from error
 
 
 def _describe_error(error: Exception) -> str:
-    # A thread that uploads weights, and a download, tell what went wrong as the cause.
+    # Uploads of weights and downloads raise errors whose cause is the actual one.
     if isinstance(error, (RuntimeError, LocalEntryNotFoundError)) and error.__cause__ is not None:
         return _describe_error(error.__cause__)
     words = " ".join(str(error).split())
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids the network; unset it."
+        return "HF_HUB_OFFLINE forbids network access; unset it."
     if isinstance(error, LocalTokenNotFoundError):
         return "you are not logged in; run hf auth login, or set HF_TOKEN."
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         advice = {
-            401: "the Hub does not know your token; run hf auth login, or set HF_TOKEN to a valid one.",
-            403: "your token may not write there; take one with write access to it, or another owner's name.",
-            404: "there is no such repository or owner, or your token may not see it; check the name.",
-            409: "something else is being pushed there at this moment; wait for it and push again.",
-            412: "something else was pushed there in the meantime; push again.",
-            413: "it is more than the Hub takes from you; make room in your account's storage, or ask the Hub for it.",
-            429: "the Hub has had too many requests of yours; wait some minutes.",
+            401: "the Hub does not accept your token; run hf auth login, or set HF_TOKEN to a valid one.",
+            403: "your token does not allow this; use one with write access, or another owner's name.",
+            404: "the repository or owner does not exist, or your token has no access to it; check the name.",
+            409: "another push to it is running; wait for it and push again.",
+            412: "it was changed in the meantime; push again.",
+            413: "this exceeds your storage on the Hub; free some, or ask the Hub for more.",
+            429: "you have sent the Hub too many requests; wait some minutes and push again.",
         }
         if status in advice:
             return f"{advice[status]} (HTTP {status})"
         if status >= 500:
-            return f"the Hub has a failure of its own (HTTP {status}); try again later."
+            return f"the Hub has an internal error (HTTP {status}); try again later."
         return f"the Hub refused (HTTP {status}): {words}"
     if isinstance(error, HTTPError):
         return (
-            f"{constants.ENDPOINT} cannot be reached, or does not answer in time ({type(error).__name__}: {words}); "
+            f"{constants.ENDPOINT} cannot be reached or does not answer in time ({type(error).__name__}: {words}); "
             "check the network."
         )
     return words
 
 
-__all__ = ["check_repo_id", "files_to_push", "push", "write_card"]
+__all__ = ["files_to_push", "http_timeout", "push", "translate_hub_errors"]

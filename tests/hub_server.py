@@ -1,4 +1,4 @@
-"""A Hub on this machine, as far as huggingface_hub speaks to it: models, LFS uploads, commits, downloads."""
+"""A local Hub with the requests that huggingface_hub makes: models, LFS uploads, commits, downloads."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """`fail` maps a request, as `METHOD path`, to the status it is answered with, or to `hang`."""
+    """State of the server; `fail` maps a request (a pattern of `METHOD path`) to an error status or `hang`."""
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -44,9 +44,9 @@ class Hub:
     requests: list[str] = field(default_factory=list)
 
     def edit(self, repo: str, path: str, content: str) -> None:
-        """As its owner does on the web."""
-        there = self.repos[repo]
-        there.commits.append(there.files | {path: content.encode()})
+        """Commit a file, as its owner does on the website."""
+        commits = self.repos[repo].commits
+        commits.append(commits[-1] | {path: content.encode()})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -54,14 +54,14 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_GET(self) -> None:
-        self._format_prediction()
+        self._answer()
 
     do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, *args: object) -> None:
-        """Nothing on standard error."""
+        """Print nothing."""
 
-    def _format_prediction(self) -> None:
+    def _answer(self) -> None:
         body = self._body()
         path = unquote(urlsplit(self.path).path)
         request = f"{self.command} {path}"
@@ -71,8 +71,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if how == "hang":
                     time.sleep(3)
                     return self.close()
-                return self._json({"error": "as the test wants it"}, how)
-        if path.startswith("/blobs/"):  # a signed address, which takes no token
+                return self._json({"error": "set by the test"}, how)
+        if path.startswith("/blobs/"):  # a signed URL, which needs no token
             return self._blob(path.removeprefix("/blobs/"), body)
         if path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": self._yaml_problems(json.loads(body))})
@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         for pattern, method in (
             (r"/api/models/([^/]+/[^/]+)/preupload/.+", self._preupload),
             (r"/api/models/([^/]+/[^/]+)/commit/.+", self._commit),
-            (r"/api/models/([^/]+/[^/]+)/branch/.+", lambda *_: self._json({})),  # one line of history serves all
+            (r"/api/models/([^/]+/[^/]+)/branch/.+", lambda *_: self._json({})),  # all branches share one history
             (r"/api/models/([^/]+/[^/]+)(?:/revision/.+)?", self._info),
             (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._lfs_batch),
             (r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self._resolve),
@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if repo is None:
                     return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
                 return method(repo, found, body)
-        return self._json({"error": f"there is no {request}"}, 404)
+        return self._json({"error": f"unknown request {request}"}, 404)
 
     def close(self) -> None:
         self.close_connection = True
@@ -122,16 +122,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, content: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._send(json.dumps(content).encode(), status, {"Content-Type": "application/json"} | (headers or {}))
 
-    def _yaml_problems(self, asked: dict[str, str]) -> list[dict[str, str]]:
-        card = ModelCard(asked["content"])
+    def _yaml_problems(self, body: dict[str, str]) -> list[dict[str, str]]:
+        card = ModelCard(body["content"])
         return [] if card.data.to_dict() else [{"message": "empty metadata"}]
 
-    def _create(self, asked: dict[str, str]) -> None:
-        repo = f"{asked.get('organization') or USER}/{asked['name']}"
+    def _create(self, body: dict[str, str]) -> None:
+        repo = f"{body.get('organization') or USER}/{body['name']}"
         url = {"url": f"{self.hub.url}/{repo}"}
         if repo in self.hub.repos:
             return self._json(url | {"error": "You already created this model repo"}, 409)
-        private = asked.get("visibility") == "private" or asked.get("private") is True
+        private = body.get("visibility") == "private" or body.get("private") is True
         self.hub.repos[repo] = Repo(private)
         return self._json(url)
 
@@ -166,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _blob(self, oid: str, body: bytes) -> None:
         if self.command == "PUT":
             if hashlib.sha256(body).hexdigest() != oid:
-                return self._json({"error": "not what was announced"}, 400)
+                return self._json({"error": "the content does not match its digest"}, 400)
             self.hub.blobs[oid] = body
         return self._send(b"" if self.command == "PUT" else self.hub.blobs[oid])
 
@@ -196,14 +196,14 @@ class _Handler(BaseHTTPRequestHandler):
         headers["ETag"] = f'"{digest}"'
         if digest in self.hub.blobs:
             headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-            elsewhere = self.hub.url.replace("127.0.0.1", "localhost")  # as the Hub's own store is on another host
-            return self._send(b"", 302, headers | {"Location": f"{elsewhere}/blobs/{digest}"})
+            storage = self.hub.url.replace("127.0.0.1", "localhost")  # the Hub stores large files on another host
+            return self._send(b"", 302, headers | {"Location": f"{storage}/blobs/{digest}"})
         return self._send(content, 200, headers)
 
 
 @contextmanager
 def hub_server() -> Iterator[Hub]:
-    """A Hub that forgets everything at the end."""
+    """Run a Hub and stop it at the end."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True

@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import safe_globals
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
-from kgl.evaluation.predict_folder import run as predict
+from kgl.evaluation.predict_folder import predict_folder
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.train import parse, run
 from kgl.training.arguments import ModelArguments
@@ -122,7 +122,7 @@ def test_a_models_code_runs_on_the_users_flag_alone(saved, image_folder, tmp_pat
     for file in saved.glob("*.py"):
         file.write_text(f"{file.read_text()}\nimport os\nos.makedirs({str(proof)!r}, exist_ok=True)\n")
     load_classifier(str(saved))
-    predict([image_folder], str(saved), tmp_path / "predicted")
+    predict_folder([image_folder], str(saved), tmp_path / "predicted")
     assert not proof.exists()
     code = f"from transformers import pipeline\npipeline('image-classification', model={str(saved)!r}"
     refused = subprocess.run(

@@ -25,6 +25,23 @@ def teaches_saliency(objectives: Iterable[str]) -> bool:
     return not set(objectives).isdisjoint(CELL_OBJECTIVES)
 
 
+def check_repo_id(repo: str) -> None:
+    """
+    Check the name of a repository.
+
+    Raises:
+        InputError: no repository can have this name.
+    """
+    # Imported here to keep the command line's help fast.
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(f"{repo}: this is no valid repository name. {error}") from error
+
+
 @dataclass
 class ModelArguments:
     """The classifier, the same in both phases."""
@@ -284,5 +301,6 @@ __all__ = [
     "ModelArguments",
     "OperatingArguments",
     "RecipeArguments",
+    "check_repo_id",
     "teaches_saliency",
 ]

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import DatasetDict
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.arguments import DataArguments
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
 from ..knowledge.arguments import TrainPriorArguments
-from .arguments import GuidanceArguments, LicenseArguments, ModelArguments, OperatingArguments
+from .arguments import GuidanceArguments, LicenseArguments, ModelArguments, OperatingArguments, check_repo_id
 from .training_args import KGLTrainingArguments
 
 
@@ -93,7 +91,7 @@ def check_settings(settings: Settings) -> None:
     if training_args.save_strategy == "best":
         raise InputError("--save_strategy best: the last weights are taken, none are selected.")
     if training_args.push_to_hub:
-        check_repository(repository_name(training_args))
+        check_repo_id(repository_name(training_args))
     training_args.check_pooling(settings.model.pooling)
     try:
         for reporter in get_reporting_integration_callbacks(training_args.report_to):
@@ -109,19 +107,6 @@ def _default_of(one: Field) -> Any:
 def repository_name(training_args: KGLTrainingArguments) -> str:
     """Return the repository that a run is pushed to: `--hub_model_id`, or the output folder's name."""
     return training_args.hub_model_id or Path(training_args.output_dir).absolute().name
-
-
-def check_repository(name: str) -> None:
-    """
-    Check the name of a Hub repository.
-
-    Raises:
-        InputError: it is not a valid name.
-    """
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise InputError(f"{name}: not a valid repository name. {error}") from error
 
 
 def deciding_settings(settings: Settings, splits: DatasetDict, freeze_stages: int) -> dict[str, dict[str, Any]]:
@@ -145,7 +130,6 @@ def deciding_settings(settings: Settings, splits: DatasetDict, freeze_stages: in
 __all__ = [
     "UNSUPPORTED",
     "Settings",
-    "check_repository",
     "check_settings",
     "deciding_settings",
     "default_output_dir",

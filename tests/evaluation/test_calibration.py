@@ -1,4 +1,4 @@
-"""Operating points and temperatures, by hand and by trying everything."""
+"""The decision threshold and the temperature, by hand and against every alternative."""
 
 import json
 
@@ -37,12 +37,12 @@ DEFECTIVE = np.array([True, True, False, True, False, True, False])
         ({"miss_cost": 0.001, "worst_first": True}, 0.95, 0.0, 0.0),  # calling nothing defective costs least
     ],
 )
-def test_the_threshold_is_the_one_asked_for(settings, threshold, recall, alarms):
+def test_threshold_is_chosen_by_recall_or_cost(settings, threshold, recall, alarms):
     order = np.random.default_rng(0).permutation(7)
     scores, defective = SCORES[order], DEFECTIVE[order]
     if settings.pop("worst_first", False):
         scores, defective = np.append(scores, 0.9), np.append(defective, False)
-    point = choose_operating_point(scores, defective, OperatingArguments(**settings))
+    point = choose_operating_point(scores, defective, **settings)
     if len(scores) > 7:
         assert point["threshold"] > 0.9 and (point["recall"], point["false_alarm_rate"]) == (0, 0)
         return
@@ -55,11 +55,11 @@ def test_the_threshold_is_the_one_asked_for(settings, threshold, recall, alarms)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_threshold_is_better_than_the_chosen(seed):
+def test_no_threshold_is_better_than_the_chosen_one(seed):
     generator = np.random.default_rng(seed)
     scores, defective = generator.integers(0, 9, 50) / 8, np.r_[True, False, generator.random(48) < 0.4]
-    point = choose_operating_point(scores, defective, OperatingArguments(wanted_recall=0.9))
-    cheap = choose_operating_point(scores, defective, OperatingArguments(miss_cost=3))
+    point = choose_operating_point(scores, defective, wanted_recall=0.9)
+    cheap = choose_operating_point(scores, defective, miss_cost=3)
     paid = 3 * (1 - cheap["recall"]) * defective.sum() + cheap["false_alarm_rate"] * (~defective).sum()
     for threshold in [*scores, 0.0, 1.1]:
         found, alarms = (scores[defective] >= threshold).mean(), (scores[~defective] >= threshold).mean()
@@ -68,32 +68,32 @@ def test_no_threshold_is_better_than_the_chosen(seed):
 
 
 @pytest.mark.parametrize("true_temperature", [1.0, 1.5, 3.0])
-def test_the_temperature_is_found(true_temperature):
+def test_temperature_is_recovered(true_temperature):
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet([1, 1, 1], 4000)
     labels = np.array([generator.choice(3, p=p) for p in probabilities])
     distorted = apply_temperature(probabilities, 1 / true_temperature)
     assert fit_temperature(distorted, labels) == pytest.approx(true_temperature, rel=0.1)
-    settled = calibrate(distorted, labels, None, OperatingArguments())
-    assert settled["operating_point"] is None and settled["ece"] < 0.03
-    assert settled["ece"] <= settled["ece_uncalibrated"] + 0.01
-    better = log_loss(labels, apply_temperature(distorted, settled["temperature"]))
+    calibration = calibrate(distorted, labels, None)
+    assert calibration["operating_point"] is None and calibration["ece"] < 0.03
+    assert calibration["ece"] <= calibration["ece_uncalibrated"] + 0.01
+    better = log_loss(labels, apply_temperature(distorted, calibration["temperature"]))
     assert better <= log_loss(labels, distorted) + 1e-6
 
 
-def test_few_images_that_are_told_apart_ask_for_no_sharpening():
+def test_temperature_never_sharpens():
     labels = np.arange(20) % 2
     probabilities = np.where(labels[:, None] == [0, 1], 0.8, 0.2)
     assert fit_temperature(probabilities, labels) == pytest.approx(1, abs=1e-3)
 
 
-def test_the_smallest_scores_are_decided_as_they_were_chosen():
-    """As far from one half as double precision tells, where single precision has only zeros."""
+def test_very_small_scores_are_decided_as_in_calibration():
+    """Scores that double precision resolves and single precision rounds to zero."""
     model = tiny_model()
     logits = torch.tensor([[20.0, 0.0, -60.0], [22.0, 0.0, -60.0], [80.0, 0.0, -60.0]])
     probabilities = logits.double().softmax(dim=1).clamp(torch.finfo(torch.double).eps, 1).numpy()
     labels = np.array([1, 0, 0])
-    model.config.operating_point = calibrate(probabilities, labels, 0, OperatingArguments())["operating_point"]
+    model.config.operating_point = calibrate(probabilities, labels, 0)["operating_point"]
     assert model.config.threshold < 1e-8
     assert model.decide(logits)[1].tolist() == [True, False, False]
 
@@ -101,15 +101,15 @@ def test_the_smallest_scores_are_decided_as_they_were_chosen():
 def test_calibration_error_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.5, 0.5]])
     labels = np.array([0, 1, 1, 1])
-    # Bins of 15: .9 twice, half of them right; .6 right; .5 wrong (the first of two equal ones is said).
+    # Bins of 15: .9 twice, half of them right; .6 right; .5 wrong (class 0 wins ties).
     assert expected_calibration_error(probabilities, labels) == pytest.approx((2 * 0.4 + 0.4 + 0.5) / 4)
     assert expected_calibration_error(np.eye(3), np.arange(3)) == 0
 
 
-def test_nothing_is_settled_on_one_kind_of_image():
+def test_one_kind_of_image_gives_no_threshold_and_no_temperature():
     probabilities = np.array([[0.7, 0.3], [0.6, 0.4]])
-    settled = calibrate(probabilities, np.array([0, 0]), 0, OperatingArguments())
-    assert settled["operating_point"] is None and settled["temperature"] == 1
+    calibration = calibrate(probabilities, np.array([0, 0]), 0)
+    assert calibration["operating_point"] is None and calibration["temperature"] == 1
 
 
 @pytest.mark.parametrize("wrong", [{"wanted_recall": 0}, {"wanted_recall": 1.1}, {"miss_cost": 0}])
@@ -118,7 +118,15 @@ def test_settings_out_of_range_are_named(wrong):
         OperatingArguments(**wrong)
 
 
-def test_the_model_decides_at_its_operating_point(tmp_path):
+def test_rule_is_stored_in_words():
+    for settings, chosen in (
+        ({"wanted_recall": 0.75}, "highest threshold that finds at least 75 % of the validation defects"),
+        ({"miss_cost": 20}, "lowest cost on the validation images, one missed defect costing 20 false alarms"),
+    ):
+        assert choose_operating_point(SCORES, DEFECTIVE, **settings)["chosen"] == chosen
+
+
+def test_model_decides_at_its_threshold(tmp_path):
     model = tiny_model()
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     score, defective = model.decide(logits)
@@ -140,28 +148,28 @@ def test_the_model_decides_at_its_operating_point(tmp_path):
             type(model.config)(backbone_config=config, id2label={0: "a", 1: "b"}, defect_free_label="a", **wrong)
 
 
-def test_a_run_settles_its_classifiers_on_validation_images(tmp_path):
+def test_run_calibrates_its_classifiers_on_validation_images(tmp_path):
     make_images(tmp_path / "images")
     flags = [
         "--data_dir", str(tmp_path / "images"), "--defect_free_label", "good", "--num_folds", "2",
-        "--validation_share", "0.3", "--image_height", "32", "--image_width", "48", "--output_dir",
-        str(tmp_path / "out"), "--backbone_config",
+        "--freeze_stages", "0", "--validation_share", "0.3", "--image_height", "32", "--image_width", "48",
+        "--output_dir", str(tmp_path / "out"), "--backbone_config",
         '{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}',
         "--num_train_epochs", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none",
     ]  # fmt: skip
     settings = parse(flags)
     report = run(settings)
     validation = load_defect_dataset(settings.data)["validation"]
-    for arm, phase in (("plain", "primary"), ("guided", "final")):
-        model, processor = load_classifier(str(tmp_path / "out" / phase))
-        settled = report["validation"][arm]
-        assert model.config.operating_point == settled["operating_point"]
-        assert model.config.temperature == settled["temperature"] >= 1
-        assert settled["images"] == len(validation) == report["images"]["validation"]
+    for name in ("primary", "final"):
+        model, processor = load_classifier(str(tmp_path / "out" / name))
+        calibration = report["validation"][name]
+        assert model.config.operating_point == calibration["operating_point"]
+        assert model.config.temperature == calibration["temperature"] >= 1
+        assert calibration["images"] == len(validation) == report["images"]["validation"]
         with torch.no_grad():
             logits = model.eval()(to_pixel_values(validation["image"], processor)).logits
-        _, called = model.decide(logits)
-        assert called[torch.tensor(validation["label"]) == 1].all()  # every defect, as asked for
-        assert "recall_at_operating_point" in report["results"][arm]
+        _, defective = model.decide(logits)
+        assert defective[torch.tensor(validation["label"]) == 1].all()  # --wanted_recall is 1
+        assert "recall_at_operating_point" in report["results"][name]
     again = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert again["validation"] == report["validation"]

@@ -20,7 +20,9 @@ from kgl.evaluation.maps import (
     pointing_game,
     precision_and_recall,
 )
-from kgl.evaluation.metrics import DefectClassification, paired_bootstrap, wilson_interval
+from kgl.evaluation.metrics import METRIC_TITLES, DefectClassification, paired_bootstrap, wilson_interval
+from kgl.evaluation.predictions import Predictions
+from kgl.evaluation.results import evaluate_predictions
 
 
 def compute(scores, labels, **options):
@@ -28,7 +30,7 @@ def compute(scores, labels, **options):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_two_classes_rank_by_the_defect(seed):
+def test_two_classes_rank_by_the_defect_class(seed):
     generator = np.random.default_rng(seed)
     defect = generator.integers(0, 20, 60) / 20 + 0.01  # ties included
     labels = np.r_[0, 1, generator.integers(0, 2, 58)]
@@ -54,7 +56,7 @@ def test_more_classes_are_macro_averaged():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_decisions_by_trying_every_threshold(seed):
+def test_threshold_metrics_against_every_threshold(seed):
     generator = np.random.default_rng(seed)
     count = int(generator.integers(2, 40))
     defect = generator.integers(1, 10, count) / 10  # ties
@@ -72,7 +74,7 @@ def test_decisions_by_trying_every_threshold(seed):
     assert results["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, answers))
 
 
-def test_decisions_of_more_classes_are_good_against_all_defects():
+def test_threshold_metrics_of_more_classes_are_good_against_all_defects():
     scores = np.array([[0.8, 0.1, 0.1], [0.4, 0.1, 0.5], [0.3, 0.6, 0.1], [0.1, 0.2, 0.7]])
     results = compute(scores, [0, 0, 1, 2], defect_free_id=0)
     assert results["defect_ap"] == results["f1_max"] == results["recall_at_false_alarm_rate"] == 1
@@ -81,7 +83,7 @@ def test_decisions_of_more_classes_are_good_against_all_defects():
     assert "f1_max" not in compute(scores, [0, 0, 1, 2])
 
 
-def test_what_one_class_alone_cannot_say_is_nan():
+def test_undefined_metrics_are_nan():
     one = compute([[0.7, 0.3], [0.4, 0.6]], [0, 0])
     assert one["accuracy"] == one["balanced_accuracy"] == 0.5
     for name in ("ap", "auroc", "f1_max", "recall_at_false_alarm_rate", "false_alarm_rate_at_zero_missed"):
@@ -91,7 +93,7 @@ def test_what_one_class_alone_cannot_say_is_nan():
     assert two_of_three["ap"] == 1 and np.isnan(two_of_three["ap_per_class"][2])
 
 
-def test_bootstrap_intervals_are_stratified_and_the_same_again():
+def test_bootstrap_intervals_are_stratified_and_reproducible():
     generator = np.random.default_rng(0)
     labels = np.array([0] * 60 + [1] * 3)
     defect = np.clip(generator.normal(0.3 + 0.3 * labels, 0.15), 0.01, 0.99)
@@ -116,7 +118,7 @@ def test_pixel_average_precision_by_hand():
     assert pixel_average_precision(maps, masks) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_maps_are_judged_pooled_and_image_by_image():
+def test_maps_are_evaluated_pooled_and_per_image():
     """The first defect covers half of its image and is found, the second one pixel, ranked last of four."""
     masks = [[[1, 0], [1, 0]], [[0, 0], [0, 1]], [[0, 0], [0, 0]]]
     maps = np.array([[[0.9, 0.1], [0.8, 0.2]], [[0.7, 0.6], [0.5, 0.3]], [[1.0, 1.0], [1.0, 1.0]]])
@@ -152,7 +154,7 @@ def test_concentration_by_hand():
     assert np.isnan(concentration(np.zeros((2, 3, 3)))["entropy"])
 
 
-def test_paired_intervals_are_the_metric_s_and_of_the_same_draws():
+def test_paired_intervals_equal_those_of_the_metric():
     generator = np.random.default_rng(0)
     labels = np.r_[0, 1, 2, generator.integers(0, 3, 57)]
     before, after = (generator.dirichlet([1, 1, 1], 60) + weight * np.eye(3)[labels] for weight in (0.2, 1.0))
@@ -166,7 +168,7 @@ def test_paired_intervals_are_the_metric_s_and_of_the_same_draws():
     assert all(one == {"difference": 0, "interval": [0, 0]} for one in none.values())
 
 
-def test_every_class_has_its_figures_and_their_macro_average():
+def test_metrics_per_class_and_their_macro_average():
     generator = np.random.default_rng(1)
     labels = np.r_[0, 1, 2, generator.integers(0, 3, 40)]
     scores = generator.dirichlet([1, 1, 1], 43)
@@ -179,13 +181,26 @@ def test_every_class_has_its_figures_and_their_macro_average():
         assert results[f"macro_{name}"] == pytest.approx(np.mean(alone))
 
 
-def test_counted_rates_have_intervals_of_some_width():
+def test_wilson_interval_has_width():
     assert wilson_interval(np.array([], dtype=bool)) == [0, 1]
     low, high = wilson_interval(np.ones(7, dtype=bool))
     assert high == 1 and low == pytest.approx(7 / (7 + 1.959964**2), abs=1e-6)
 
 
 @pytest.mark.parametrize("scores", [[[1.0, 0.0]], np.zeros((0, 2))])
-def test_one_hard_label_and_nothing_at_all_are_refused(scores):
+def test_one_hard_label_and_no_predictions_are_refused(scores):
     with pytest.raises(ValueError, match=r"hard labels|no predictions"):
         compute(scores, [0] * len(scores))
+
+
+def test_every_metric_has_a_title():
+    generator = np.random.default_rng(0)
+    masks = [Image.fromarray(np.eye(4, dtype=np.uint8) * 255)] * 6
+    dataset = Dataset.from_dict(
+        {"mask": masks, "label": [0, 0, 1, 1, 2, 2]},
+        features=datasets.Features(mask=datasets.Image(), label=datasets.Value("int64")),
+    )
+    predictions = Predictions(generator.dirichlet([1, 1, 1], 6), *generator.random((2, 6, 4, 4)))
+    metrics = evaluate_predictions(predictions, dataset, 0, (4, 4))
+    per_class = {name for name in metrics if name.endswith("_per_class") or name.startswith("macro_")}
+    assert metrics.keys() - per_class <= METRIC_TITLES.keys()

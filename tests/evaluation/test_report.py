@@ -1,8 +1,9 @@
-"""The page that every run ends with."""
+"""The HTML report of a run."""
 
 import json
 import re
 
+import datasets
 import numpy as np
 import pytest
 from browser import chromium, loaded_images
@@ -11,20 +12,22 @@ from PIL import Image
 from tiny import tiny_model
 
 from kgl.data.arguments import DataArguments
-from kgl.data.images import encode_png
-from kgl.data.loading import read_defect_dataset
+from kgl.data.loading import load_defect_dataset
 from kgl.data.schema import defect_dataset
 from kgl.data.synthetic import generate_surface
 from kgl.evaluation.calibration import calibrate
 from kgl.evaluation.metrics import paired_bootstrap
 from kgl.evaluation.predictions import Predictions
-from kgl.evaluation.report import headline_rows, write_report
+from kgl.evaluation.report import comparison_table, results_rows, write_report
 from kgl.evaluation.results import evaluate_predictions
-from kgl.training.arguments import OperatingArguments
 
 
 NAMES = ["good", "scratch", "pit"]
 EVIL = '<img src=x onerror="console.error(1)">.png'
+
+
+def encoded(pixels):
+    return datasets.Image().encode_example(Image.fromarray(pixels))
 
 
 def predictions(labels, generator, sharpness):
@@ -36,35 +39,39 @@ def predictions(labels, generator, sharpness):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report on generated surfaces, one of them called like an attack; and what is in it."""
+    """A report on generated surfaces, one of them with markup for a name; and its inputs."""
     generator = np.random.default_rng(0)
     labels = [index % 3 for index in range(60)]
     surfaces = [generate_surface(NAMES[label], 64, index) for index, label in enumerate(labels)]
     files = [EVIL, *(f"part {index}.png" for index in range(1, 60))]
     test = defect_dataset(
-        images=[encode_png(one.image) for one in surfaces],
+        images=[encoded(one.image) for one in surfaces],
         labels=[NAMES[label] for label in labels],
         names=NAMES,
-        masks=[encode_png(one.mask.astype(np.uint8) * 255) for one in surfaces],
+        masks=[encoded(one.mask.astype(np.uint8) * 255) for one in surfaces],
         file_names=files,
     )
-    judged = {"plain": predictions(labels, generator, 0.5), "guided": predictions(labels, generator, 1.5)}
-    judged["guided"].probabilities[0] = [0.02, 0.01, 0.97]  # the evil one is good and called a pit: a false alarm
-    settled = calibrate(judged["guided"].probabilities, np.array(labels), 0, OperatingArguments(wanted_recall=0.8))
+    test_predictions = {"primary": predictions(labels, generator, 0.5), "final": predictions(labels, generator, 1.5)}
+    test_predictions["final"].probabilities[0] = [0.02, 0.01, 0.97]  # EVIL is good and called a pit: a false alarm
+    calibration = calibrate(test_predictions["final"].probabilities, np.array(labels), 0, wanted_recall=0.8)
     config = tiny_model(
-        id2label=dict(enumerate(NAMES)), operating_point=settled["operating_point"], temperature=settled["temperature"]
+        id2label=dict(enumerate(NAMES)),
+        operating_point=calibration["operating_point"],
+        temperature=calibration["temperature"],
     ).config
     rates = {"recall_at_operating_point": 0.8, "false_alarm_rate_at_operating_point": 0.25, "seconds": 12.0}
-    *intervals, differences = paired_bootstrap(*(one.probabilities for one in judged.values()), labels, 0, 50)
+    *intervals, differences = paired_bootstrap(
+        *(one.probabilities for one in test_predictions.values()), labels, 0, 50
+    )
     report = {
         "results": {
-            arm: evaluate_predictions(judged[arm], test, 0, (64, 64)) | rates | around
-            for arm, around in zip(judged, intervals, strict=True)
+            model: evaluate_predictions(test_predictions[model], test, 0, (64, 64)) | rates | around
+            for model, around in zip(test_predictions, intervals, strict=True)
         },
         "differences": differences,
-        "validation": {"plain": settled, "guided": settled},
+        "validation": {"primary": calibration, "final": calibration},
         "images": {"train": 100, "validation": 20, "test": 60},
-        "oddities": [{"kind": "near-duplicates", "files": ["a.png", EVIL], "note": "looks alike"}],
+        "issues": [{"kind": "near-duplicates", "files": ["a.png", EVIL], "note": "looks alike"}],
         "settings": {"data": {"dataset": "imagefolder", "data_dir": "tiles", "data_file": None, "hub_dataset": None}},
         "versions": {"python": "3"},
         "seconds": {"primary": 1.0},
@@ -75,26 +82,26 @@ def page(tmp_path_factory):
     ]
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(
-        path, report, test, judged, {"plain": steps, "guided": steps}, lambda rows: np.ones((len(rows), 4, 4)), config
-    )
-    return path, report, judged, labels
+        path, report, test, test_predictions, {"primary": steps, "final": steps},
+        lambda rows: np.ones((len(rows), 4, 4)), config,
+    )  # fmt: skip
+    return path, report, test_predictions, labels
 
 
-def test_the_headline_has_intervals_and_differences(page):
+def test_results_have_intervals_and_differences(page):
     _, report, _, _ = page
-    rows = {row["title"]: row for row in headline_rows(report)}
-    plain, guided = (report["results"][arm] for arm in ("plain", "guided"))
-    low, high = guided["ap_interval"]
-    assert rows["AP"]["guided"] == f"{guided['ap']:.3f} ({low:.3f} … {high:.3f})"
-    assert rows["AP"]["difference"].startswith(f"{guided['ap'] - plain['ap']:+.3f} (")
-    assert rows["Seconds of training"] == {
-        "title": "Seconds of training", "plain": "12", "guided": "12", "difference": ""
-    }  # fmt: skip
+    rows = {row["title"]: row for row in results_rows(report)}
+    primary, final = (report["results"][model] for model in ("primary", "final"))
+    low, high = final["ap_interval"]
+    assert rows["AP"]["final"] == f"{final['ap']:.3f} ({low:.3f} … {high:.3f})"
+    assert rows["AP"]["difference"].startswith(f"{final['ap'] - primary['ap']:+.3f} (")
+    title = "Training time in seconds"
+    assert rows[title] == {"title": title, "primary": "12", "final": "12", "difference": ""}
 
 
-def test_nothing_is_fetched_and_names_stay_text(page):
+def test_page_is_self_contained_and_escapes_names(page):
     text = page[0].read_text()
-    assert "<h1>Defect classifier of tiles: report of a run</h1>" in text
+    assert "<h1>Defect classifier for tiles</h1>" in text
     assert "http" not in text.replace("http-equiv", "")
     assert EVIL not in text and "&lt;img src=x onerror" in text
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
@@ -102,52 +109,67 @@ def test_nothing_is_fetched_and_names_stay_text(page):
 
 
 @pytest.mark.parametrize("width", [360, 1200])
-def test_the_page_in_a_browser(page, width, tmp_path):
-    path, report, judged, labels = page
-    point = report["validation"]["guided"]["operating_point"]
+def test_page_in_a_browser(page, width, tmp_path):
+    path, report, test_predictions, labels = page
+    point = report["validation"]["final"]["operating_point"]
+    final = test_predictions["final"].probabilities
     with chromium(width, 900) as driver:
+        # A headless window is at least 500 pixels wide.
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         driver.get(path.as_uri())
         count, shown = loaded_images(driver)
         assert count == shown > 30
         assert [line for line in driver.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
         wide, window = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
-        assert wide <= window  # nothing to scroll to the side, but for tables within their own box
+        assert wide <= window == width  # only tables scroll sideways, in their own box
         cells = [int(one.text) for one in driver.find_elements("css selector", ".confusion .cell")]
-        said = judged["guided"].probabilities.argmax(axis=1)
-        assert cells == [int(((np.array(labels) == i) & (said == j)).sum()) for i in range(3) for j in range(3)]
+        predicted = final.argmax(axis=1)
+        assert cells == [int(((np.array(labels) == i) & (predicted == j)).sum()) for i in range(3) for j in range(3)]
         titles = [one.text for one in driver.find_elements("css selector", "h2")]
-        assert {"Missed defects", "False alarms", "Hardest images", "Operating point"} <= set(titles)
+        assert {"Missed defects", "False alarms", "Hardest images", "Decision threshold"} <= set(titles)
         counts = driver.find_elements("css selector", ".decisions tbody td:not(:first-child)")
-        decided = [int(one.text) for one in counts]
-        score = 1 - judged["guided"].probabilities[:, 0]
-        called, defective = score >= point["threshold"], np.array(labels) > 0
+        decided = [int(one.text.split()[0]) for one in counts]
+        called, defective = 1 - final[:, 0] >= point["threshold"], np.array(labels) > 0
         assert decided == [int((a & b).sum()) for a in (~defective, defective) for b in (~called, called)]
         first = driver.find_element("xpath", "//h2[.='False alarms']/following::figcaption[1]")
-        assert EVIL in first.text and "truly good" in first.text
+        assert EVIL in first.text and "true class: good" in first.text
         driver.save_screenshot(str(tmp_path / "page.png"))
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         shown = "return [...document.querySelectorAll('details td')].map(cell => cell.checkVisibility())"
-        assert set(driver.execute_script(shown)) == {True}  # what is folded is printed open
+        assert set(driver.execute_script(shown)) == {True}  # folded sections are printed open
     assert np.asarray(Image.open(tmp_path / "page.png").convert("L")).std() > 10
 
 
-def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
-    """Labels alone: every class has its curve, and there are no misses."""
-    splits, oddities = read_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))
-    test, generator = splits["test"], np.random.default_rng(0)
+def test_report_without_a_defect_free_class(page, tmp_path, image_folder):
+    """Every class has its curve, and there are no missed defects and false alarms."""
+    test = load_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))["test"]
+    generator = np.random.default_rng(0)
     test = test.cast_column("label", ClassLabel(names=["good", "a$_$ <b>"]))
     probabilities = generator.dirichlet([1, 1], len(test))
     maps = generator.random((2, len(test), 4, 4))
-    judged = dict.fromkeys(("plain", "guided"), Predictions(probabilities, *maps))
+    test_predictions = dict.fromkeys(("primary", "final"), Predictions(probabilities, *maps))
     config = tiny_model(id2label={0: "good", 1: "a$_$ <b>"}, defect_free_label=None).config
     report = page[1] | {
-        "results": {arm: evaluate_predictions(judged[arm], test, None, (32, 32)) | {"seconds": 1} for arm in judged},
-        "differences": {}, "validation": {"plain": None, "guided": None}, "oddities": [vars(one) for one in oddities],
+        "results": {
+            model: evaluate_predictions(of_model, test, None, (32, 32)) | {"seconds": 1}
+            for model, of_model in test_predictions.items()
+        },
+        "differences": {}, "validation": {"primary": None, "final": None}, "issues": [],
     }  # fmt: skip
     write_report(
-        tmp_path / "report.html", report, test, judged, {"plain": [], "guided": []},
+        tmp_path / "report.html", report, test, test_predictions, {"primary": [], "final": []},
         lambda rows: np.zeros((len(rows), 4, 4)), config,
     )  # fmt: skip
     text = (tmp_path / "report.html").read_text()
-    assert "Missed defects" not in text and "Nothing odd was found" in text and "None was chosen" in text
-    assert "says a$_$ &lt;b&gt;" in text
+    assert "Missed defects" not in text and "No issues were found" in text and "No threshold was chosen" in text
+    assert "predicted a$_$ &lt;b&gt;" in text
+
+
+def test_comparison_table_has_one_row_per_metric():
+    results = {"primary": {"ap": 0.5, "seconds": 10.4}, "final": {"ap": 0.625, "seconds": 21.0, "map_ap": 0.25}}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in comparison_table(results).splitlines()]
+    assert rows[0] == ["", "primary", "final"] and set(rows[1][0]) == {"-"}
+    assert rows[2:] == [
+        ["AP", "0.500", "0.625"], ["Class map, pixel AP", "", "0.250"], ["Training time in seconds", "10", "21"],
+    ]  # fmt: skip

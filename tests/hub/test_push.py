@@ -1,4 +1,4 @@
-"""A run pushed over HTTP to a Hub on this machine, and loaded back from it."""
+"""Runs pushed over HTTP to a local Hub, and loaded from it."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import TOKEN, hub_server
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
 from tiny import make_images
 
@@ -29,7 +29,7 @@ PUSHED = {
 FLAGS = [
     "--defect_free_label", "good", "--image_height", "32", "--image_width", "48", "--num_folds", "2",
     "--out_features", "stage2", "--validation_share", "0.3", "--num_train_epochs", "1", "--save_steps", "1",
-    "--per_device_train_batch_size", "4", "--use_cpu", "true", "--backbone_config",
+    "--per_device_train_batch_size", "4", "--freeze_stages", "0", "--use_cpu", "true", "--backbone_config",
     '{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}',
 ]  # fmt: skip
 LOAD = """
@@ -70,21 +70,21 @@ def run(finished, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub that this process talks to."""
-    with hub_server() as there:
-        monkeypatch.setattr(constants, "ENDPOINT", there.url)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, there.url)
+    """A Hub that this process uses."""
+    with hub_server() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, server.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield there
+        yield server
 
 
 def environment(hub, tmp_path):
-    """What a process needs that talks to this Hub as it would to the real one."""
+    """Return the environment of a process that uses this Hub."""
     own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     return {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | own
 
@@ -93,35 +93,36 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_pushed_by_command_and_loaded_by_id_without_kgl(run, hub, tmp_path, auto_image_processor):
+def test_push_by_command_and_load_by_id_without_kgl(run, hub, tmp_path, auto_image_processor):
     env = environment(hub, tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "kgl.cli.push", run, "user/scratches", "--model_license", "mit"],
         capture_output=True, text=True, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    there = hub.repos["user/scratches"]
-    assert there.private and len(there.commits) == 2 and f"commit/{there.sha}" in done.stdout  # its first, and one
-    assert set(there.files) == PUSHED
-    assert there.files["README.md"] == (run / "final" / "README.md").read_bytes()
-    data = ModelCard(there.files["README.md"].decode()).data
+    repo = hub.repos["user/scratches"]
+    assert repo.private and len(repo.commits) == 2  # the one of its creation, and ours
+    assert f"commit/{repo.sha}" in done.stdout and set(repo.files) == PUSHED
+    assert repo.files["README.md"] == (run / "final" / "README.md").read_bytes()
+    data = ModelCard(repo.files["README.md"].decode()).data
     assert data.license == "mit" and {one.metric_name for one in data.eval_results} >= {"AP", "Accuracy"}
 
-    (lines,) = [part for part in there.files["README.md"].decode().split("```") if part.startswith("python\n")]
+    (lines,) = [part for part in repo.files["README.md"].decode().split("```") if part.startswith("python\n")]
     Image.new("L", (48, 40), 100).save(tmp_path / "part.png")
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD, run / "final", lines.removeprefix("python\n")],
         capture_output=True, text=True, cwd=tmp_path, env=env | {"HF_HOME": str(tmp_path / "fresh")},
     )  # fmt: skip
     assert loaded.returncode == 0 and "'scratch'" in loaded.stdout, loaded.stderr
-    assert any(one.startswith("GET /blobs/") for one in hub.requests)  # the weights came from there
+    assert any(one.startswith("GET /blobs/") for one in hub.requests)  # the weights were downloaded
 
 
-def test_nothing_but_the_allowed_kinds_is_pushed(run, hub):
+def test_only_allowed_files_are_pushed(run, hub):
     for name in ("training_args.bin", "optimizer.pt", "pytorch_model.bin", "scheduler.pkl", "notes.txt", ".env"):
         (run / name).write_bytes(b"\x80\x04.")
         (run / "final" / name).write_bytes(b"\x80\x04.")
-    assert list(run.glob("final/checkpoint-*/*.pt"))  # there are some to be left out
+    (run / "final" / "checkpoint-1").mkdir(exist_ok=True)
+    (run / "final" / "checkpoint-1" / "optimizer.pt").write_bytes(b"\x80\x04.")
     push(run, "user/scratches")
     files = hub.repos["user/scratches"].files
     assert set(files) == PUSHED
@@ -129,54 +130,54 @@ def test_nothing_but_the_allowed_kinds_is_pushed(run, hub):
     assert not any(body.startswith((b"\x80", b"PK")) for body in files.values())  # pickles, torch's archives
 
 
-def test_no_path_of_this_machine_is_told(run, hub, finished):
+def test_no_path_of_this_machine_is_pushed(run, hub, finished):
     assert "secret place" in (run / "run.json").read_text()
     push(run, "user/scratches")
     for name, body in hub.repos["user/scratches"].files.items():
-        for told in (b"secret place", str(finished.parent).encode(), str(run.parent).encode()):
-            assert told not in body, name
+        for path in (b"secret place", str(finished.parent).encode(), str(run.parent).encode()):
+            assert path not in body, name
     assert json.loads(hub.repos["user/scratches"].files["metrics.json"])["settings"]["data"]["data_dir"] == "images"
 
     with (run / "report.html").open("a") as page:
         page.write(f"<td>{finished.parent / 'secret place' / 'images'}</td>")
-    with pytest.raises(InputError, match=r"report\.html tells where .* lies on this machine"):
+    with pytest.raises(InputError, match=r"report\.html contains a path of this machine"):
         push(run, "user/scratches")
 
 
 @pytest.mark.parametrize(
     ("request_", "how", "message"),
     [
-        ("GET /api/whoami-v2", 401, r"does not know your token; run hf auth login.*\(HTTP 401\)"),
-        ("POST /api/repos/create", 403, r"your token may not write there.*\(HTTP 403\)"),
-        ("POST .*/commit/main", 409, r"something else is being pushed there.*\(HTTP 409\)"),
-        ("POST .*/commit/main", 412, r"in the meantime; push again.*\(HTTP 412\)"),
-        ("POST .*/commit/main", 413, r"more than the Hub takes.*\(HTTP 413\)"),
-        ("PUT /blobs/.*", 413, r"more than the Hub takes.*\(HTTP 413\)"),
-        ("POST .*/commit/main", 500, r"failure of its own \(HTTP 500\); try again later"),
+        ("GET /api/whoami-v2", 401, r"does not accept your token; run hf auth login.*\(HTTP 401\)"),
+        ("POST /api/repos/create", 403, r"your token does not allow this.*\(HTTP 403\)"),
+        ("POST .*/commit/main", 409, r"another push to it is running.*\(HTTP 409\)"),
+        ("POST .*/commit/main", 412, r"changed in the meantime; push again.*\(HTTP 412\)"),
+        ("POST .*/commit/main", 413, r"exceeds your storage.*\(HTTP 413\)"),
+        ("PUT /blobs/.*", 413, r"exceeds your storage.*\(HTTP 413\)"),
+        ("POST .*/commit/main", 500, r"internal error \(HTTP 500\); try again later"),
         ("POST .*/commit/main", 418, r"the Hub refused \(HTTP 418\)"),
         ("GET /api/models/.*", "hang", r"does not answer in time \(ReadTimeout.*check the network"),
     ],
 )
-def test_what_fails_is_told_in_a_sentence_and_can_be_pushed_again(run, hub, monkeypatch, request_, how, message):
+def test_failed_push_is_one_sentence_and_can_be_repeated(run, hub, monkeypatch, request_, how, message):
     before = content(run)
     hub.fail = {request_: how}
-    monkeypatch.setattr(kgl.hub.push, "_SECONDS", 1.0)
-    with pytest.raises(InputError, match=message) as told:
+    monkeypatch.setattr(kgl.hub.push, "_TIMEOUT", 1.0)
+    with pytest.raises(InputError, match=message) as refused:
         push(run, "user/scratches")
-    assert str(told.value).endswith(f"push it later with: kgl-push {run} user/scratches")
-    assert "\n" not in str(told.value)
+    assert str(refused.value).endswith(f"push it later with: kgl push {run} user/scratches")
+    assert "\n" not in str(refused.value)
     assert content(run) == before
-    assert all(len(repo.commits) == 1 for repo in hub.repos.values())  # nothing half-pushed is to be seen
+    assert all(len(repo.commits) == 1 for repo in hub.repos.values())  # nothing is half-pushed
     hub.fail = {}
     push(run, "user/scratches")
     assert set(hub.repos["user/scratches"].files) == PUSHED
 
 
-def test_a_card_that_cannot_be_fetched_is_not_overwritten(run, hub):
+def test_card_that_cannot_be_downloaded_is_not_overwritten(run, hub):
     push(run, "user/scratches")
     hub.edit("user/scratches", "README.md", "mine")
     hub.fail = {"(GET|HEAD) .*/README.md": 403}
-    with pytest.raises(InputError, match=r"may not write there.*\(HTTP 403\)"):
+    with pytest.raises(InputError, match=r"does not allow this.*\(HTTP 403\)"):
         push(run, "user/scratches")
     assert hub.repos["user/scratches"].files["README.md"] == b"mine"
 
@@ -193,54 +194,58 @@ def test_no_network_no_token_and_offline(run, hub, monkeypatch):
             push(run, "user/scratches")
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(InputError, match="HF_HUB_OFFLINE forbids the network"):
+        with pytest.raises(InputError, match="HF_HUB_OFFLINE forbids network access"):
             push(run, "user/scratches")
     assert content(run) == before and not hub.repos
     push(run, "user/scratches")
 
 
-def test_public_only_where_it_is_asked_for(run, hub, capsys):
+def test_public_only_on_request(run, hub, capsys):
     push(run, "user/open", private=False)
     assert not hub.repos["user/open"].private
-    with pytest.raises(InputError, match="user/open is there already and public"):
+    with pytest.raises(InputError, match="user/open exists and is public"):
         push(run, "user/open")
-    push(run, "open", private=False)  # one's own, no owner named
+    push(run, "open", private=False)  # without an owner
     assert len(hub.repos["user/open"].commits) == 3
     push(run, "user/closed")
     push(run, "user/closed", private=False)
-    assert hub.repos["user/closed"].private and "private, and stays so" in capsys.readouterr().out
+    assert hub.repos["user/closed"].private and "it stays private" in capsys.readouterr().out
 
 
-def test_edits_here_and_on_the_hub_survive(run, hub):
-    card = run / "final" / "README.md"
-    card.write_text(card.read_text().replace("tags:", "thumbnail: part.png\ntags:") + "\nSeen on line 3.\n")
+def test_text_of_the_user_is_kept(run, hub):
+    path = run / "final" / "README.md"
+    path.write_text(path.read_text().replace("tags:", "thumbnail: part.png\ntags:") + "\nSeen on line 3.\n")
     push(run, "user/scratches")
-    there = hub.repos["user/scratches"]
-    hub.edit("user/scratches", "README.md", there.files["README.md"].decode() + "\nAsk Ada.\n")
+    repo = hub.repos["user/scratches"]
     push(run, "user/scratches", LicenseArguments(model_license="mit", data_license="ours"))
-    text = there.files["README.md"].decode()
-    assert text.endswith("<!-- kgl:end -->\n\nSeen on line 3.\n\nAsk Ada.\n") and text == card.read_text()
+    text = repo.files["README.md"].decode()
+    assert text.endswith("<!-- kgl:end -->\n\nSeen on line 3.\n") and text == path.read_text()
     assert ModelCard(text).data.thumbnail == "part.png" and ModelCard(text).data.license == "mit"
-
-    card.write_text(card.read_text().replace("line 3", "line 4"))  # edited here alone since
     push(run, "user/scratches")
-    assert "line 4" in there.files["README.md"].decode()
-    assert "license: mit" in there.files["README.md"].decode()  # stated at an earlier push
-    assert "The images it learned from: ours" in there.files["README.md"].decode()
+    assert ModelCard(repo.files["README.md"].decode()).data.license == "mit"  # stated at an earlier push
+    assert "The training images: ours" in repo.files["README.md"].decode()
 
-    card.write_text(card.read_text() + "\nHere.\n")
-    hub.edit("user/scratches", "README.md", there.files["README.md"].decode() + "\nThere.\n")
-    with pytest.raises(InputError, match=r"edited both here .* and on the Hub"):
+
+def test_differing_text_of_the_user_is_refused(run, hub):
+    push(run, "user/scratches")
+    repo, path = hub.repos["user/scratches"], run / "final" / "README.md"
+    hub.edit("user/scratches", "README.md", repo.files["README.md"].decode() + "\nAsk Ada.\n")
+    push(run, "user/scratches")
+    assert path.read_text().endswith("\n\nAsk Ada.\n")  # the local copy had no text of the user's
+    path.write_text(path.read_text().replace("Ada", "Bob"))
+    with pytest.raises(InputError, match=r"final/README\.md and differently in README\.md of user/scratches"):
         push(run, "user/scratches")
-    assert "There." in there.files["README.md"].decode() and "Here." in card.read_text()
+    assert "Ada" in repo.files["README.md"].decode() and "Bob" in path.read_text()
+    path.write_text(repo.files["README.md"].decode())
+    push(run, "user/scratches")
 
 
-def test_another_run_in_the_same_repository_keeps_its_owner_s_text(run, hub, finished, tmp_path):
+def test_another_run_in_the_same_repository_keeps_the_users_text(run, hub, finished, tmp_path):
     push(run, "user/scratches")
     hub.edit("user/scratches", "README.md", hub.repos["user/scratches"].files["README.md"].decode() + "\nAsk Ada.\n")
     other = Path(shutil.copytree(finished, tmp_path / "other"))
     report = json.loads((other / "metrics.json").read_text())
-    report["results"]["guided"]["accuracy"] = 0.4321
+    report["results"]["final"]["accuracy"] = 0.4321
     (other / "metrics.json").write_text(json.dumps(report))
     push(other, "user/scratches")
     text = hub.repos["user/scratches"].files["README.md"].decode()
@@ -248,22 +253,36 @@ def test_another_run_in_the_same_repository_keeps_its_owner_s_text(run, hub, fin
     assert [one.metric_value for one in ModelCard(text).data.eval_results if one.metric_name == "Accuracy"] == [0.4321]
 
 
-def test_an_edit_during_the_push_is_not_lost(run, hub, monkeypatch):
+def test_upload_folder_may_split_a_push(hub, tmp_path, monkeypatch):
+    """Why `push` uses create_commit."""
+    pytest.importorskip("hf_xet")
+    pipeline = pytest.importorskip("huggingface_hub._upload_pipeline")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(pipeline, "REGULAR_CONTENT_BYTES_BUDGET", 10)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text('{"some": "content"}')
+    api = HfApi()
+    api.create_repo("user/scratches")
+    api.upload_folder(repo_id="user/scratches", folder_path=tmp_path, allow_patterns=["*.json"])
+    assert len(hub.repos["user/scratches"].commits) == 3  # that of its creation, and two
+
+
+def test_edit_during_the_push_is_not_lost(run, hub, monkeypatch):
     push(run, "user/scratches")
-    card_there = kgl.hub.push._card_there
+    download = kgl.hub.push._download_card
 
     def edited_right_after(*args):
-        text = card_there(*args)
+        text = download(*args)
         hub.edit("user/scratches", "README.md", "mine")
         return text
 
-    monkeypatch.setattr(kgl.hub.push, "_card_there", edited_right_after)
+    monkeypatch.setattr(kgl.hub.push, "_download_card", edited_right_after)
     with pytest.raises(InputError, match="in the meantime"):
         push(run, "user/scratches")
     assert hub.repos["user/scratches"].files["README.md"] == b"mine"
 
 
-def test_a_card_without_the_marks_is_left_alone(run, hub, capsys):
+def test_card_without_marks_is_left_alone(run, hub, capsys):
     push(run, "user/scratches")
     mine = "---\nlicense: mit\n---\n\n# All mine\n"
     hub.edit("user/scratches", "README.md", mine)
@@ -272,18 +291,18 @@ def test_a_card_without_the_marks_is_left_alone(run, hub, capsys):
     assert "README.md is pushed as it is" in capsys.readouterr().out
 
 
-def test_kgl_train_pushes_once_at_its_end(finished, hub, tmp_path):
+def test_training_pushes_once_at_its_end(finished, hub, tmp_path):
     images = finished.parent / "secret place" / "images"
-    asked = ("--push_to_hub", "true", "--hub_model_id", "user/trained", "--hub_revision", "trial")
-    settings = kgl.train.parse(flags(images, tmp_path / "run", *asked))
+    hub_flags = ("--push_to_hub", "true", "--hub_model_id", "user/trained", "--hub_revision", "trial")
+    settings = kgl.train.parse(flags(images, tmp_path / "run", *hub_flags))
     hub.fail = {"POST .*/commit/.*": 500}
-    with pytest.raises(InputError, match=r"HTTP 500.*is finished and whole; push it later with: kgl-push"):
+    with pytest.raises(InputError, match=r"HTTP 500.*is complete; push it later with: kgl push"):
         kgl.train.run(settings)
     assert (tmp_path / "run" / "metrics.json").exists() and len(hub.repos["user/trained"].commits) == 1
-    asked = [one for one in hub.requests if "/commit/" in one or "/create" in one]
-    assert asked == ["POST /api/repos/create", "POST /api/models/user/trained/commit/trial"]  # none by the Trainer
+    writes = [one for one in hub.requests if "/commit/" in one or "/create" in one]
+    assert writes == ["POST /api/repos/create", "POST /api/models/user/trained/commit/trial"]  # none by the Trainer
     hub.fail, hub.requests[:] = {}, []
-    kgl.train.run(settings)  # finished before; pushed now
+    kgl.train.run(settings)  # trained before, pushed now
     assert [one for one in hub.requests if "/commit/" in one] == ["POST /api/models/user/trained/commit/trial"]
     assert set(hub.repos["user/trained"].files) == PUSHED and hub.repos["user/trained"].private
 
@@ -291,39 +310,40 @@ def test_kgl_train_pushes_once_at_its_end(finished, hub, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hub_model_id", "no such/name/at all"], "no repository can be called so"),
+        (["--hub_model_id", "no such/name/at all"], "no valid repository name"),
         (["--hub_strategy", "checkpoint"], "--hub_strategy: checkpoints are not pushed"),
     ],
 )
-def test_what_cannot_be_pushed_is_known_before_the_training(arguments, message, tmp_path, image_folder):
+def test_push_settings_are_checked_before_training(arguments, message, tmp_path, image_folder):
     with pytest.raises(InputError, match=message):
         kgl.train.run(kgl.train.parse(flags(image_folder, tmp_path / "run", "--push_to_hub", "true", *arguments)))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_leaves_its_card_with_its_model(finished):
+def test_run_writes_a_card_beside_its_model(finished):
     text = (finished / "final" / "README.md").read_text()
-    assert "The images it learned from: cc-by-4.0" in text and "![" in text
+    assert "The training images: cc-by-4.0" in text and "![" in text
     assert (finished / "final" / "grid_test.png").read_bytes() == (finished / "grid_test.png").read_bytes()
 
 
-def test_what_is_no_finished_run_is_refused(run, tmp_path):
+def test_unfinished_runs_are_refused(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no finished run of kgl-train, for want of metrics\.json"):
+    with pytest.raises(InputError, match=r"no finished run of kgl train, metrics\.json is missing"):
         files_to_push(tmp_path / "empty")
-    with pytest.raises(InputError, match="there is no such folder; give a run's --output_dir"):
+    with pytest.raises(InputError, match="there is no such folder; give the --output_dir of a run"):
         files_to_push(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=rf"this is one classifier of a run; give the run's folder, {run}"):
+    with pytest.raises(InputError, match=rf"this is one classifier of a run; give the folder of the run, {run}"):
         files_to_push(run / "final")
+    assert files_to_push(run).keys() == PUSHED - {".gitattributes", "README.md"}
     (run / "final" / "model.safetensors").write_bytes(b"\x80\x04.")
-    with pytest.raises(InputError, match="it is no whole safetensors file"):
+    with pytest.raises(InputError, match="no complete safetensors file"):
         files_to_push(run)
     (run / "final" / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="it holds no weights"):
+    with pytest.raises(InputError, match=r"the weights \(model\.safetensors\) are missing"):
         files_to_push(run)
 
 
-def test_the_command_ends_in_one_sentence(monkeypatch, capsys, tmp_path):
+def test_command_ends_in_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["kgl-push", str(tmp_path), "user/scratches"])
     with pytest.raises(SystemExit) as ended:
         kgl.cli.push.main()

@@ -8,9 +8,8 @@ from transformers import TrainingArguments
 from kgl import KGLTrainingArguments
 from kgl.cli.train import parse
 from kgl.data.arguments import DataArguments
-from kgl.errors import InputError
 from kgl.training.arguments import DEFAULT_BACKBONE, GuidanceArguments, RecipeArguments
-from kgl.training.settings import _DECIDING, UNSUPPORTED, check_repository, default_output_dir
+from kgl.training.settings import _DECIDING, UNSUPPORTED, default_output_dir
 
 
 def test_defaults_are_the_measured_recipe(tmp_path):
@@ -54,9 +53,3 @@ def test_named_settings_exist_in_transformers():
 )
 def test_output_folder_is_named_after_the_data(data, expected):
     assert default_output_dir(data) == expected
-
-
-def test_bad_repository_names_are_refused():
-    check_repository("owner/name")
-    with pytest.raises(InputError, match="not a valid repository name"):
-        check_repository("a b/c")

@@ -1,0 +1,117 @@
+"""Evaluation of a run, predictions of its test images, and their table."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from tiny import tiny_model
+
+from kgl.evaluation.calibration import apply_temperature
+from kgl.evaluation.metrics import decision_rates, expected_calibration_error, wilson_interval
+from kgl.evaluation.predictions import Predictions, most_probable_defects, predict_batches, write_predictions
+from kgl.evaluation.results import evaluate_run
+
+
+NAMES = ["good", "scratch", "pit"]
+POINT = {"threshold": 0.4}
+
+
+@pytest.fixture
+def test_split() -> Dataset:
+    """30 labelled rows; those with a defect have a mask."""
+    labels = [index % 3 for index in range(30)]
+    mask = Image().encode_example(PILImage.fromarray(np.eye(8, dtype=np.uint8) * 255))
+    return Dataset.from_dict(
+        {
+            "file_name": [f"{index}.png" for index in range(30)],
+            "label": labels,
+            "mask": [mask if label else None for label in labels],
+        },
+        features=Features(file_name=Value("string"), label=ClassLabel(names=NAMES), mask=Image()),
+    )
+
+
+@pytest.fixture
+def predictions(test_split) -> dict[str, Predictions]:
+    generator, truth = np.random.default_rng(0), np.eye(3)[test_split["label"][:]]
+    return {
+        model: Predictions(
+            (generator.dirichlet([1, 1, 1], 30) + gain * truth) / (1 + gain), *generator.random((2, 30, 4, 4))
+        )
+        for model, gain in (("primary", 0.2), ("final", 1.0))
+    }
+
+
+def configs(**final: object) -> dict:
+    id2label = dict(enumerate(NAMES))
+    return {"primary": tiny_model(id2label=id2label).config, "final": tiny_model(id2label=id2label, **final).config}
+
+
+def test_run_is_evaluated_with_intervals_and_differences(test_split, predictions, monkeypatch):
+    monkeypatch.setattr("kgl.evaluation.results.BOOTSTRAP_DRAWS", 40)
+    both = configs(operating_point=POINT, temperature=1.5)
+    results, differences = evaluate_run(predictions, test_split, both, (8, 8))
+    assert list(results) == ["primary", "final"]
+    labels, final = np.array(test_split["label"][:]), predictions["final"].probabilities
+    assert results["final"]["accuracy_interval"] == wilson_interval(final.argmax(axis=1) == labels)
+    assert results["final"]["ece"] == expected_calibration_error(final, labels)
+    assert results["final"]["ece_uncalibrated"] == expected_calibration_error(
+        apply_temperature(final, 1 / 1.5), labels
+    )
+    assert decision_rates(labels > 0, final[:, 1:].sum(axis=1), 0.4).items() <= results["final"].items()
+    assert not {"ece_uncalibrated", "recall_at_operating_point"} & results["primary"].keys()
+    for metric, paired in differences.items():
+        assert paired["difference"] == results["final"][metric] - results["primary"][metric]
+        low, high = results["final"][f"{metric}_interval"]
+        assert low <= results["final"][metric] <= high
+    assert differences["ap"]["interval"][0] > 0
+    assert {"map_ap", "saliency_cell_ap"} <= results["final"].keys()
+
+
+def test_predictions_are_selected_by_row(predictions):
+    part = predictions["final"].select([3, 1])
+    assert np.array_equal(part.probabilities, predictions["final"].probabilities[[3, 1]])
+    assert np.array_equal(part.saliency, predictions["final"].saliency[[3, 1]])
+    assert part.class_map.shape == (2, 4, 4)
+
+
+def test_predictions_are_the_same_in_batches_and_keep_the_mode():
+    model, images = tiny_model().train(), torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    together, parts = predict_batches(model, [images]), predict_batches(model, images.split(2))
+    assert model.training
+    for name, value in vars(together).items():
+        np.testing.assert_allclose(value, vars(parts)[name], atol=1e-5)
+        assert value.min() >= 0 and value.max() <= 1
+
+
+def test_most_probable_defect_is_never_the_good_class():
+    scores = torch.tensor([[0.9, 0.02, 0.08], [0.2, 0.5, 0.3]])
+    assert most_probable_defects(scores, 0).tolist() == [2, 1]
+    assert most_probable_defects(scores, None).tolist() == [0, 1]
+
+
+def test_table_of_predictions(test_split, predictions, tmp_path):
+    both = configs(operating_point=POINT)
+    write_predictions(tmp_path / "predictions.csv", test_split, predictions, both)
+    with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    of_model = ["predicted_label", "defect_score", "defective", *(f"probability_{name}" for name in NAMES)]
+    columns = [f"{model}_{column}" for model in ("primary", "final") for column in of_model]
+    assert list(rows[0]) == ["file_name", "label", *columns] and len(rows) == 30
+    for index, row in enumerate(rows):
+        probabilities = predictions["final"].probabilities[index]
+        assert (row["file_name"], row["label"]) == (f"{index}.png", NAMES[index % 3])
+        assert row["final_predicted_label"] == NAMES[probabilities.argmax()]
+        assert float(row["final_defect_score"]) == pytest.approx(probabilities[1:].sum(), rel=1e-5)
+        assert row["final_defective"] == str(probabilities[1:].sum() >= 0.4)
+        assert float(row["final_probability_pit"]) == pytest.approx(probabilities[2], rel=1e-5)
+    write_predictions(
+        tmp_path / "predictions.csv", test_split, predictions,
+        {model: tiny_model(id2label=dict(enumerate(NAMES)), defect_free_label=None).config for model in predictions},
+    )  # fmt: skip
+    header = (tmp_path / "predictions.csv").read_text().splitlines()[0]
+    assert "defect" not in header and "primary_probability_good" in header
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
