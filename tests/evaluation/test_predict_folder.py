@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +100,8 @@ def test_file_names_need_not_be_utf8(tmp_path, saved):
     assert table.count(b"\n") == 3 and b'"a, b.png"' in table and b"\n\xff.png," in table
 
 
-def command(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["kgl-predict", *map(str, arguments)])
-    main()
+def command(*arguments: object) -> None:
+    main([str(one) for one in arguments])
 
 
 def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypatch, capsys):
@@ -117,7 +115,7 @@ def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # a hundred by a hundred is a bomb
     (images / "scratch" / "notes.txt").write_text("given by name")
     with pytest.raises(SystemExit, match="1"):
-        command(monkeypatch, "line", "line/scratch/notes.txt", "--model", saved, "--output", "out")
+        command("line", "line/scratch/notes.txt", "--model", saved, "--output", "out")
     printed = capsys.readouterr()
     assert "6 images could not be used:" in printed.err and "predictions.csv" in printed.out
     assert "13 images predicted: " in printed.out
@@ -134,7 +132,7 @@ def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypa
     for name in ("good/4.png", "good/5.png", "good/6.png", "good/7.png", "scratch/notes.txt"):
         (images / name).unlink()
     (images / "scratch" / "notes.txt").symlink_to("0.png")
-    command(monkeypatch, "line", "line/scratch/notes.txt", "--model", saved, "--output", "out")
+    command("line", "line/scratch/notes.txt", "--model", saved, "--output", "out")
     files = [row["file_name"] for row in rows_of(tmp_path / "out")]
     assert files[-2:] == ["good/3.png", "scratch/notes.txt"] and len(files) == len(set(files)) == 15
 
@@ -202,7 +200,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, saved, images, monk
         (["line", "--output", "line/good/0.png"], "--output line/good/0.png: it cannot be used as a folder"),
     ):
         with pytest.raises(SystemExit, match="2"):
-            command(monkeypatch, "--model", saved, "--output", "out", *arguments)
+            command("--model", saved, "--output", "out", *arguments)
         assert f"kgl-predict: error: {sentence}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

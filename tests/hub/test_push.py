@@ -16,6 +16,7 @@ from tiny import make_images
 import kgl.cli.push
 import kgl.hub.push
 import kgl.train
+from kgl.cli.train import parse
 from kgl.errors import InputError
 from kgl.hub.push import files_to_push, push
 from kgl.training.arguments import LicenseArguments
@@ -59,7 +60,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     make_images(folder / "secret place" / "images")
     arguments = flags(folder / "secret place" / "images", folder / "run", "--data_license", "cc-by-4.0")
-    kgl.train.run(kgl.train.parse(arguments))
+    kgl.train.run(parse(arguments))
     return folder / "run"
 
 
@@ -96,7 +97,7 @@ def content(folder):
 def test_push_by_command_and_load_by_id_without_kgl(run, hub, tmp_path, auto_image_processor):
     env = environment(hub, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "kgl.cli.push", run, "user/scratches", "--model_license", "mit"],
+        [sys.executable, "-m", "kgl.cli.main", "push", run, "user/scratches", "--model_license", "mit"],
         capture_output=True, text=True, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -294,7 +295,7 @@ def test_card_without_marks_is_left_alone(run, hub, capsys):
 def test_training_pushes_once_at_its_end(finished, hub, tmp_path):
     images = finished.parent / "secret place" / "images"
     hub_flags = ("--push_to_hub", "true", "--hub_model_id", "user/trained", "--hub_revision", "trial")
-    settings = kgl.train.parse(flags(images, tmp_path / "run", *hub_flags))
+    settings = parse(flags(images, tmp_path / "run", *hub_flags))
     hub.fail = {"POST .*/commit/.*": 500}
     with pytest.raises(InputError, match=r"HTTP 500.*is complete; push it later with: kgl push"):
         kgl.train.run(settings)
@@ -316,7 +317,7 @@ def test_training_pushes_once_at_its_end(finished, hub, tmp_path):
 )
 def test_push_settings_are_checked_before_training(arguments, message, tmp_path, image_folder):
     with pytest.raises(InputError, match=message):
-        kgl.train.run(kgl.train.parse(flags(image_folder, tmp_path / "run", "--push_to_hub", "true", *arguments)))
+        kgl.train.run(parse(flags(image_folder, tmp_path / "run", "--push_to_hub", "true", *arguments)))
     assert not (tmp_path / "run").exists()
 
 
@@ -343,9 +344,8 @@ def test_unfinished_runs_are_refused(run, tmp_path):
         files_to_push(run)
 
 
-def test_command_ends_in_one_sentence(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["kgl-push", str(tmp_path), "user/scratches"])
+def test_command_ends_in_one_sentence(capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
-        kgl.cli.push.main()
+        kgl.cli.push.main([str(tmp_path), "user/scratches"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("kgl-push: error: ")
+    assert capsys.readouterr().err.startswith("kgl push: error: ")
