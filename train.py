@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,7 +23,7 @@ from transformers import BaseImageProcessor
 from kgl.cli.parser import parse_settings, run_command
 from kgl.configuration_kgl import KGLConfig
 from kgl.data.image_cache import FOLDER as PIXELS
-from kgl.data.loading import defect_free_label, read_defect_dataset
+from kgl.data.loading import read_defect_dataset
 from kgl.data.masks import count_masks, drop_masks
 from kgl.data.storage import lock, write_json
 from kgl.evaluation.calibration import apply_temperature
@@ -78,14 +78,17 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     training_args = settings.training
     check_settings(settings)
-    splits, oddities = read_defect_dataset(settings.data)
+    loaded = read_defect_dataset(settings.data, show_progress=not training_args.disable_tqdm)
+    splits = loaded.splits
+    resolved = replace(settings.data, dataset=loaded.dataset, defect_free_label=loaded.defect_free_label)
+    settings = settings._replace(data=resolved)
     output_dir = Path(training_args.output_dir)
     folds = split_prior_folds(splits["train"], settings)
     stored = deciding_settings(settings, splits)
     image_processor = make_image_processor(settings.model)
     names = splits["train"].features["label"].names
     # Before the folder is claimed for it.
-    check_model(settings.model, settings.prior, names, defect_free_label(settings.data))
+    check_model(settings.model, settings.prior, names, loaded.defect_free_label)
     with training_args.main_process_first(desc="claiming the output folder"):
         claim(output_dir, stored)
     finished = output_dir / "metrics.json"
@@ -100,7 +103,10 @@ def run(settings: Settings) -> dict[str, Any]:
         return report
     if training_args.process_index == 0:
         held = lock(output_dir)
+        for warning in loaded.warnings:
+            print(f"Warning: {warning}", file=sys.stderr)
         print_dataset_summary(splits)
+        print(f"Defect-free class: {loaded.defect_free}")
         if not teaches_saliency(training_args.kg_objective):
             objectives = " ".join(training_args.kg_objective)
             print(f"--kg_objective {objectives}: H is taught nothing of where defects are; see the class map.")
@@ -159,7 +165,7 @@ def run(settings: Settings) -> dict[str, Any]:
             "final": final_seconds,
         },
         "images": {name: len(split) for name, split in splits.items()},
-        "oddities": [asdict(one) for one in oddities],
+        "oddities": [asdict(issue) for issue in loaded.issues],
         "settings": strip_paths(stored),  # this is shared; run.json keeps them
         "licenses": asdict(settings.licenses),
         "versions": {

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..data.arguments import DataArguments
 from ..data.storage import write_json
 from ..data.summary import format_summary, summarize_dataset
+from ..data.validation import UNUSABLE
 from ..errors import InputError
 from .parser import parse_settings, run_command
 
@@ -29,12 +30,12 @@ class SummaryArguments:
 
 def run(args: SummaryArguments, data_args: DataArguments) -> int:
     """Print the summary; what keeps kgl-train from starting: images that cannot be used, no split."""
-    findings = summarize_dataset(data_args)
-    print(format_summary(findings, args.listed))
+    summary = summarize_dataset(data_args)
+    print(format_summary(summary, args.listed))
     if args.output is not None:
-        write_json(Path(args.output), findings)
-    unusable = sum(one["kind"] == "cannot be used" for one in findings["oddities"])
-    return (unusable if data_args.on_bad_image == "error" else 0) + ("no_split" in findings)
+        write_json(Path(args.output), summary)
+    unusable = sum(issue["kind"] == UNUSABLE for issue in summary["issues"])
+    return (unusable if data_args.on_bad_image == "error" else 0) + ("split_error" in summary)
 
 
 def main() -> None:

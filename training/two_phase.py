@@ -14,7 +14,6 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import BaseImageProcessor
 
 from ..data.image_cache import cache_resized_images
-from ..data.loading import defect_free_label
 from ..data.splits import group_folds
 from ..data.storage import save_dataset, write_json
 from ..errors import InputError
@@ -43,7 +42,9 @@ def make_collator(
         pixels = None
         if settings.data.decode_once:
             with training_args.main_process_first(desc="resizing"):
-                pixels = cache_resized_images(train, image_processor, output_dir)
+                pixels = cache_resized_images(
+                    train, image_processor, output_dir, show_progress=not training_args.disable_tqdm
+                )
         return DefectCollator(image_processor, augmentation), pixels
     model = _initial_model(train, settings)
     with training_args.main_process_first(desc="frozen stages"):
@@ -62,7 +63,7 @@ def make_collator(
 
 def _initial_model(train: Dataset, settings: Settings) -> KGLForImageClassification:
     names = train.features["label"].names
-    return initial_model(settings.model, names, defect_free_label(settings.data), settings.training.seed)
+    return initial_model(settings.model, names, settings.data.defect_free_label, settings.training.seed)
 
 
 def select_training_columns(rows: Dataset, pixels: Dataset | None, settings: Settings) -> Dataset:

@@ -11,7 +11,6 @@ from PIL import Image
 from tiny import tiny_model
 
 from kgl.data.arguments import DataArguments
-from kgl.data.images import encode_png
 from kgl.data.loading import read_defect_dataset
 from kgl.data.schema import defect_dataset
 from kgl.data.synthetic import generate_surface
@@ -42,10 +41,10 @@ def page(tmp_path_factory):
     surfaces = [generate_surface(NAMES[label], 64, index) for index, label in enumerate(labels)]
     files = [EVIL, *(f"part {index}.png" for index in range(1, 60))]
     test = defect_dataset(
-        images=[encode_png(one.image) for one in surfaces],
+        images=[one.image for one in surfaces],
         labels=[NAMES[label] for label in labels],
         names=NAMES,
-        masks=[encode_png(one.mask.astype(np.uint8) * 255) for one in surfaces],
+        masks=[one.mask.astype(np.uint8) * 255 for one in surfaces],
         file_names=files,
     )
     judged = {"plain": predictions(labels, generator, 0.5), "guided": predictions(labels, generator, 1.5)}
@@ -133,8 +132,10 @@ def test_the_page_in_a_browser(page, width, tmp_path):
 
 def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     """Labels alone: every class has its curve, and there are no misses."""
-    splits, oddities = read_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))
-    test, generator = splits["test"], np.random.default_rng(0)
+    loaded = read_defect_dataset(
+        DataArguments(data_dir=str(image_folder), validation_share=0, defect_free_label="none")
+    )
+    test, generator = loaded.splits["test"], np.random.default_rng(0)
     test = test.cast_column("label", ClassLabel(names=["good", "a$_$ <b>"]))
     probabilities = generator.dirichlet([1, 1], len(test))
     maps = generator.random((2, len(test), 4, 4))
@@ -142,7 +143,8 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     config = tiny_model(id2label={0: "good", 1: "a$_$ <b>"}, defect_free_label=None).config
     report = page[1] | {
         "results": {arm: evaluate_predictions(judged[arm], test, None, (32, 32)) | {"seconds": 1} for arm in judged},
-        "differences": {}, "validation": {"plain": None, "guided": None}, "oddities": [vars(one) for one in oddities],
+        "differences": {}, "validation": {"plain": None, "guided": None},
+        "oddities": [vars(issue) for issue in loaded.issues],
     }  # fmt: skip
     write_report(
         tmp_path / "report.html", report, test, judged, {"plain": [], "guided": []},
