@@ -9,6 +9,7 @@ from PIL import Image as PILImage
 from torch.nn import functional as F
 
 from .images import without_decoding
+from .storage import no_library_progress_bars
 
 
 _MAX_NUMBERED = 15  # a grey mask without higher values holds class numbers
@@ -17,7 +18,8 @@ _MIN_MARKED = 128  # of other grey masks, which compression may blur
 
 def drop_masks(images: Dataset) -> Dataset:
     """Return the dataset without masks; the column `mask` stays."""
-    unmarked = images.remove_columns("mask").add_column("mask", [None] * len(images), feature=Image())
+    with no_library_progress_bars():
+        unmarked = images.remove_columns("mask").add_column("mask", [None] * len(images), feature=Image())
     return unmarked.select_columns(images.column_names)
 
 

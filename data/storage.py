@@ -46,7 +46,7 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
             (Path(unfinished) / folder.name).rename(folder)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written: {error}. Finished parts are kept; make room and run the same command again."
+            f"{folder} cannot be written: {error}. Finished parts are kept; make room and run the same again."
         ) from error
 
 

@@ -29,7 +29,7 @@ def test_a_saved_dataset_leaves_nothing_unfinished(tmp_path, capfd):
 
 def test_a_dataset_that_cannot_be_saved_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"rows cannot be written: .* make room and run the same command again"):
+    with pytest.raises(InputError, match=r"rows cannot be written: .* make room and run the same again"):
         save_dataset(Dataset.from_dict({"a": [1, 2]}), tmp_path / "file" / "rows")
 
 
