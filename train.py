@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from kgl.data.loading import LoadedDataset, read_defect_dataset
 from kgl.data.masks import drop_masks
 from kgl.data.splits import group_folds
 from kgl.data.storage import lock, write_json
-from kgl.data.summary import print_dataset_summary
+from kgl.data.summary import print_loaded_dataset
 from kgl.evaluation.calibration import calibrate
 from kgl.evaluation.predictions import Predictions, predict, write_predictions
 from kgl.evaluation.report import comparison_table, write_report
@@ -95,7 +95,7 @@ def run(settings: Settings) -> dict[str, Any]:
         return reopen(job)
     held = lock(job.output_dir) if job.is_main_process else None
     if job.is_main_process:
-        print_dataset_summary(job.data)
+        print_loaded_dataset(job.data)
     trained = train_both(job, state)
     # A process that ends with its group standing may abort, and end the others' work.
     PartialState().destroy_process_group()
@@ -119,7 +119,10 @@ def prepare(settings: Settings) -> Job:
     """
     settings.training.output_dir = settings.training.output_dir or default_output_dir(settings.data)
     check_settings(settings)
-    data = read_defect_dataset(settings.data)
+    data = read_defect_dataset(settings.data, show_progress=not settings.training.disable_tqdm)
+    # What was recognised decides the run like what was given.
+    resolved = replace(settings.data, dataset=data.dataset, defect_free_label=data.defect_free_label)
+    settings = settings._replace(data=resolved)
     train = data.splits["train"]
     folds = []
     if settings.prior.prior_folds is not None:

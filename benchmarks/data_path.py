@@ -58,7 +58,7 @@ def training_step(size: tuple[int, int]) -> Callable[[], None]:
 
 def measured(dataset: str, folder: Path, size: tuple[int, int], rounds: int) -> dict[str, object]:
     """Mediimages a second of the three ways, and the ratios of every round."""
-    images = read_images(DataArguments(dataset, str(folder)))[0]["train"]
+    images = read_images(DataArguments(dataset, str(folder))).splits["train"]
     images = images.select(range(0, len(images), max(1, len(images) // 192)))
     processor = ViTImageProcessorPil(size={"height": size[0], "width": size[1]})
     collator = DefectCollator(processor, PairedAugmentation())

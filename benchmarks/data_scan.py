@@ -42,25 +42,22 @@ def generate(folder: Path, count: int) -> None:
 
 def measure(folder: Path, count: int) -> dict[str, object]:
     """Read the first `count` images, in this process."""
-    from datasets import disable_progress_bars
-
     from kgl.data.arguments import DataArguments
     from kgl.data.loading import read_images, split_images
 
-    disable_progress_bars()
     args = DataArguments(data_dir=str(folder), defect_free_label="good")
     started = time.perf_counter()
-    images, _, oddities = read_images(args)
+    loaded = read_images(args, show_progress=False)
     read = time.perf_counter() - started
-    splits = split_images(images, args)
+    splits = split_images(loaded, args).splits
     return {
         "count": count,
         "seconds_reading_and_hashing": read,
         "seconds_splitting": time.perf_counter() - started - read,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "splits": {name: len(split) for name, split in splits.items()},
-        "near_duplicates": sum(one.kind == "near-duplicates" for one in oddities),
-        "equal": sum(one.kind == "images of equal bytes" for one in oddities),
+        "near_duplicates": sum(issue.kind == "near-duplicates" for issue in loaded.issues),
+        "equal": sum(issue.kind == "identical images" for issue in loaded.issues),
     }
 
 

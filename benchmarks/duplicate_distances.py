@@ -42,7 +42,7 @@ def main() -> None:
     bins = [f"{low}" if high == low + 1 else f"{low}-{high - 1}" for low, high in pairwise(EDGES)]
     print("| pairs at a distance of | " + " | ".join(bins) + " |\n| --- |" + " ---: |" * len(bins))
     for name, (read, folder) in cases.items():
-        images = read(options.shared / folder)["train"]
+        images = read(options.shared / folder).splits["train"]
         hashes, groups = inspect_images(images).hashes, np.asarray(images["group"][:])
         first, second = np.triu_indices(len(hashes), 1)
         apart = np.bitwise_count(hashes[first] ^ hashes[second]).sum(axis=1)

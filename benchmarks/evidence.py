@@ -47,7 +47,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.configuration_kgl import KGLConfig
 from kgl.data.arguments import DataArguments
 from kgl.data.images import without_decoding
-from kgl.data.loading import defect_free_label, read_images
+from kgl.data.loading import LoadedDataset, read_images
 from kgl.data.schema import dataset_fingerprint
 from kgl.data.splits import group_folds, select_few_labels
 from kgl.evaluation.maps import evaluate_maps
@@ -120,24 +120,29 @@ class _Average(TrainerCallback):
 
 
 @cache
+def _loaded(task_name: str) -> LoadedDataset:
+    return read_images(DataArguments(**TASKS[task_name].data))
+
+
+@cache
 def images_of(task_name: str) -> Dataset:
     """All images of a task with masks, numbered by `index`, and which `fold` each is in."""
     task = TASKS[task_name]
-    images = read_images(DataArguments(**task.data))[0]["train"]
+    images = _loaded(task_name).splits["train"]
     fold_of = np.empty(len(images), dtype=int)
     for fold, (_, held_out) in enumerate(group_folds(images, task.folds, 0, "folds")):
         fold_of[held_out] = fold
     images = images.add_column("fold", fold_of.tolist())
     if task.defect_or_not:  # only now: the folds are those of all classes, so that what was searched on stays apart
-        names, good = images.features["label"].names, _good(task)
+        names, good = images.features["label"].names, _good(task_name)
         labels = [int(names[label] != good) for label in images["label"]]
         images = images.remove_columns("label").add_column("label", labels)
         images = images.cast_column("label", ClassLabel(names=[good, "defect"]))
     return images.add_column("index", list(range(len(images))))
 
 
-def _good(task: Task) -> str | None:
-    return defect_free_label(DataArguments(**task.data))
+def _good(task_name: str) -> str | None:
+    return _loaded(task_name).defect_free_label
 
 
 @cache
@@ -166,7 +171,7 @@ def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassificati
     """A classifier with new heads."""
     task = TASKS[task_name]
     names = images_of(task_name).features["label"].names
-    config = {"id2label": dict(enumerate(names)), "defect_free_label": _good(task), **config}
+    config = {"id2label": dict(enumerate(names)), "defect_free_label": _good(task_name), **config}
     if task.backbone is not None:
         return KGLForImageClassification(KGLConfig(backbone_config=task.backbone, **config))
     backbone = str(SHARED / "models/resnet-18")
@@ -189,9 +194,9 @@ class Bench:
         validation = (fold == 1) & search
         self.judged = images.select(np.flatnonzero(validation if search else test))
         pool = images.select(np.flatnonzero(~test & ~validation))
-        self.train = select_few_labels(pool, budget, 4 * budget, _good(self.task), seed)
+        self.train = select_few_labels(pool, budget, 4 * budget, _good(self.name), seed)
         labels, names = self.train["label"][:], self.train.features["label"].names
-        most = max(labels.count(label) for label, name in enumerate(names) if name != _good(self.task))
+        most = max(labels.count(label) for label, name in enumerate(names) if name != _good(self.name))
         if most < budget:
             raise ValueError(f"--budgets {budget}: no class of {task_name} has more than {most} to train on.")
         self._primaries: dict[str, tuple[KGLForImageClassification, tuple[int, float]]] = {}
@@ -305,7 +310,7 @@ class Bench:
 
     def _with_known_masks(self, arm: Arm) -> tuple[Dataset, np.ndarray]:
         """The training images with the masks the arm knows, and whether they then say where, `(N,)` of 0 and 1."""
-        names, good = self.train.features["label"].names, _good(self.task)
+        names, good = self.train.features["label"].names, _good(self.name)
         by_class, labels = [[] for _ in names], self.train["label"][:]
         for at in np.random.default_rng(self.seed).permutation(len(self.train)).tolist():
             by_class[labels[at]].append(at)

@@ -44,13 +44,14 @@ def run(args: SummaryArguments, data_args: DataArguments) -> bool:
     """Print the summary, and return whether `kgl train` could start on the data."""
     from ..data.storage import write_json
     from ..data.summary import format_summary, summarize_dataset
+    from ..data.validation import UNUSABLE
 
     summary = summarize_dataset(data_args)
     print(format_summary(summary, args.listed))
     if args.output is not None:
         write_json(Path(args.output), summary)
-    unusable = any(issue["kind"] == "unusable" for issue in summary["issues"])
-    return "no_split" not in summary and not (unusable and data_args.on_bad_image == "error")
+    unusable = any(issue["kind"] == UNUSABLE for issue in summary["issues"])
+    return "split_error" not in summary and not (unusable and data_args.on_bad_image == "error")
 
 
 def main(argv: Sequence[str]) -> None:

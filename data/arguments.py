@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from ..errors import InputError, check_choices
 from .readers.layouts import LAYOUTS
 
 
-DATASETS = ("imagefolder", *LAYOUTS, "table", "hub", "surfaces")
+FOLDER_DATASETS = ("imagefolder", *LAYOUTS)
+DATASETS = (*FOLDER_DATASETS, "table", "hub", "surfaces")
 MAX_DUPLICATE_DISTANCE = 127  # of 256 bits: unlike images differ in about half
+
+_DATASETS_THAT_READ = {
+    "data_dir": (*FOLDER_DATASETS, "table"),
+    "data_file": ("table",),
+    "hub_dataset": ("hub",),
+    "hub_config": ("hub",),
+    "mask_column": ("table", "hub"),
+    "group_column": ("table", "hub"),
+    "split_column": ("table",),
+    "grade_thresholds": ("table", "hub"),
+}
+_PATHS = ("data_dir", "data_file", "hub_dataset")
 
 
 @dataclass
 class DataArguments:
-    """What to learn from, and what to hold out."""
+    """
+    The dataset, and how it is split.
 
-    dataset: str = field(
-        default="imagefolder",
+    Raises:
+        InputError: a setting out of range, or one that the chosen dataset does not read.
+    """
+
+    dataset: str | None = field(
+        default=None,
         metadata={
-            "help": "How the images come: imagefolder (a folder a class, maybe below train/ and test/; masks in "
-            "ground_truth/), table (--data_file), hub (--hub_dataset), surfaces (generated), or a published layout in "
-            "data_dir: kolektorsdd, kolektorsdd2, dagm, magnetic_tile, neu_det.",
+            "help": "The kind of dataset; recognised where left out: a table by --data_file, a Hub dataset by "
+            "--hub_dataset, and in --data_dir a published layout (kolektorsdd, kolektorsdd2, dagm, magnetic_tile, "
+            "neu_det) or else imagefolder (one folder per class, optionally below train/ and test/, masks in "
+            "ground_truth/). surfaces are generated images.",
             "choices": list(DATASETS),
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "The folder that holds the images."})
     data_file: str | None = field(
         default=None,
-        metadata={"help": "table: a .csv, .jsonl or .parquet file; its paths are relative to data_dir or its folder."},
+        metadata={"help": "table: a .csv, .jsonl or .parquet file; paths are relative to --data_dir or its folder."},
     )
-    hub_dataset: str | None = field(default=None, metadata={"help": "hub: the id of a dataset, OWNER/NAME."})
+    hub_dataset: str | None = field(default=None, metadata={"help": "hub: the id of the dataset, OWNER/NAME."})
     hub_config: str | None = field(default=None, metadata={"help": "hub: the configuration, where it has several."})
     image_column: str = field(default="image", metadata={"help": "table, hub: the column of images."})
     label_column: str = field(
@@ -38,72 +58,107 @@ class DataArguments:
     )
     mask_column: str | None = field(default=None, metadata={"help": "table, hub: the column of masks."})
     group_column: str | None = field(
-        default=None, metadata={"help": "table, hub: the column that tells which images are of one part."}
+        default=None,
+        metadata={"help": "table, hub: the column of groups, such as parts; images of one group stay in one split."},
     )
-    split_column: str | None = field(default=None, metadata={"help": "table: the column that says train or test."})
+    split_column: str | None = field(
+        default=None, metadata={"help": "table: the column of splits: train, test and optionally validation."}
+    )
     grade_thresholds: list[float] | None = field(
-        default=None, metadata={"help": "table, hub: part graded labels into classes at these values, ascending."}
+        default=None, metadata={"help": "table, hub: turn graded labels into classes at these values, ascending."}
     )
     grade_names: list[str] | None = field(
-        default=None, metadata={"help": "What these classes are called, one more than there are thresholds."}
+        default=None, metadata={"help": "The names of these classes, one more than there are thresholds."}
     )
     defect_free_label: str | None = field(
-        default=None, metadata={"help": "The class without defects, if there is one. Published layouts know theirs."}
+        default=None,
+        metadata={
+            "help": "The class without defects; recognised by its usual names (good, ok, normal, ...) where left out. "
+            "none: every class is a defect."
+        },
     )
     on_bad_image: str = field(
         default="error",
         metadata={
-            "help": "What to do about images that cannot be used: error (all of them named, before any training) or "
-            "skip (named in a warning).",
+            "help": "What to do about unusable images: error (all of them named, before any training) or skip.",
             "choices": ["error", "skip"],
         },
     )
     duplicate_distance: int | None = field(
         default=None,
         metadata={
-            "help": "Images whose perceptual hashes differ in at most so many of 256 bits never straddle a split; "
-            "16 (copies, recompressed or resized) by default, 60 for published layouts that it was measured on."
+            "help": "Images whose perceptual hashes differ in at most this many of 256 bits are near-duplicates and "
+            "stay in one split; by default 16 (copies, recompressed or resized), 60 for the published layouts where "
+            "that was measured."
         },
     )
     num_folds: int = field(
-        default=3, metadata={"help": "Folds, stratified by class with groups whole; one of them is held out."}
+        default=3,
+        metadata={"help": "Number of folds, stratified by class, groups kept whole; one of them is the test split."},
     )
-    fold: int = field(default=0, metadata={"help": "The fold held out, from 0. A test split is used instead."})
+    fold: int = field(
+        default=0,
+        metadata={"help": "The fold held out as test split, from 0; unused where the dataset has a test split."},
+    )
     split_seed: int = field(default=0, metadata={"help": "Seed of the folds and of the few-label selection."})
     validation_share: float = field(
         default=0.2,
         metadata={
-            "help": "Hold so much of the training images out (one of equal parts) to choose the operating point "
-            "on; 0 trains on all of them and chooses none. A validation/ folder or split is used instead."
+            "help": "The share of the training images held out to choose the operating point on; 0 trains on all of "
+            "them and chooses none. Unused where the dataset has a validation split."
         },
     )
     train_per_class: int | None = field(
-        default=None, metadata={"help": "Keep this many training images of each defect class (the rest is unused)."}
+        default=None, metadata={"help": "Use only this many training images of each defect class."}
     )
     train_defect_free: int | None = field(
-        default=None, metadata={"help": "Keep this many defect-free training images."}
+        default=None, metadata={"help": "Use only this many defect-free training images."}
     )
     decode_once: bool = field(
         default=True,
         metadata={
-            "help": "Keep the training images decoded and resized while a run lasts (3 bytes a pixel), instead of "
-            "decoding them in every epoch."
+            "help": "Decode and resize the training images once and keep them on disk (3 bytes per pixel) during the "
+            "run, instead of decoding them in every epoch."
         },
     )
     train_on_masks: bool = field(
         default=False,
         metadata={"help": "Where a training image has a mask, use it in place of the saliency prior."},
     )
-    num_surfaces: int = field(default=600, metadata={"help": "surfaces: how many images to generate."})
+    num_surfaces: int = field(default=600, metadata={"help": "surfaces: number of images to generate."})
     surface_size: int = field(default=96, metadata={"help": "surfaces: side of the images in pixels."})
 
     def __post_init__(self) -> None:
-        check_choices(self, {"dataset": DATASETS, "on_bad_image": ("error", "skip")})
-        least = {
+        check_choices(self, {"on_bad_image": ("error", "skip")})
+        if self.dataset is not None:
+            check_choices(self, {"dataset": DATASETS})
+        self._check_source()
+        for name in _PATHS:
+            if vars(self)[name] is not None:
+                setattr(self, name, os.path.expanduser(vars(self)[name]))
+        self._check_ranges()
+
+    def _check_source(self) -> None:
+        """Refuse settings that the dataset does not read: they would silently do nothing."""
+        dataset, chosen_by = self.dataset, f"--dataset {self.dataset}"
+        if dataset is None:
+            implied = {"data_file": "table", "hub_dataset": "hub", "data_dir": "imagefolder"}
+            source = next((name for name in implied if vars(self)[name] is not None), None)
+            if source is None:
+                return
+            dataset, chosen_by = implied[source], f"--{source} {vars(self)[source]}"
+        for name, read_by in _DATASETS_THAT_READ.items():
+            value = vars(self)[name]
+            if value is not None and dataset not in read_by:
+                shown = " ".join(map(str, value)) if isinstance(value, list) else value
+                raise InputError(f"--{name} {shown} has no effect beside {chosen_by}; leave one of them out.")
+
+    def _check_ranges(self) -> None:
+        minima = {
             "num_folds": 2, "split_seed": 0, "train_per_class": 1, "train_defect_free": 1, "surface_size": 32,
             "duplicate_distance": 0,
         }  # fmt: skip
-        for name, minimum in least.items():
+        for name, minimum in minima.items():
             value = vars(self)[name]
             if value is not None and value < minimum:
                 raise InputError(f"--{name} {value}: it must be at least {minimum}.")
@@ -117,10 +172,11 @@ class DataArguments:
             )
         thresholds = self.grade_thresholds or []
         if sorted(set(thresholds)) != thresholds:
-            raise InputError(f"--grade_thresholds {' '.join(map(str, thresholds))}: they must ascend.")
+            raise InputError(f"--grade_thresholds {' '.join(map(str, thresholds))}: they must be in ascending order.")
         if self.grade_names is not None and not (thresholds and len(set(self.grade_names)) == len(thresholds) + 1):
             raise InputError(
-                f"--grade_names: {len(thresholds)} thresholds make {len(thresholds) + 1} different classes."
+                f"--grade_names: {len(thresholds)} thresholds make {len(thresholds) + 1} classes; name each of them "
+                "differently."
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +11,35 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import InputError
 from .arguments import DataArguments
+from .defect_free import DefectFreeClass, find_defect_free_class
 from .duplicates import find_near_duplicates, merge_groups
 from .masks import count_masks, drop_masks
+from .readers.columns import Columns
 from .readers.dagm import read_dagm
 from .readers.hub import read_hub_dataset
 from .readers.imagefolder import read_image_folder
-from .readers.kolektorsdd import read_kolektorsdd, read_kolektorsdd2
-from .readers.layouts import LAYOUTS
+from .readers.kolektorsdd import read_kolektorsdd
+from .readers.kolektorsdd2 import read_kolektorsdd2
+from .readers.layouts import LAYOUTS, detect_layout
 from .readers.magnetic_tile import read_magnetic_tile
 from .readers.neu_det import read_neu_det
-from .readers.table import Columns, read_table
+from .readers.source import SourceDataset
+from .readers.table import read_table
 from .splits import group_folds, hold_out_validation, select_few_labels
-from .synthetic import CLASSES as SYNTHETIC_CLASSES
-from .synthetic import load_synthetic
-from .validation import DataIssue, Inspection, find_duplicate_issues, inspect_images
+from .storage import no_library_progress_bars
+from .synthetic import generate_surfaces
+from .validation import (
+    CONFLICTING_LABELS,
+    SPLIT_LEAK,
+    UNUSABLE,
+    DataIssue,
+    Inspection,
+    find_duplicate_issues,
+    find_mask_issues,
+    find_small_classes,
+    find_unusable,
+    inspect_images,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -38,215 +53,255 @@ _FOLDER_READERS = {
     "neu_det": read_neu_det,
 }
 _DUPLICATE_DISTANCE = 16  # copies, recompressed or resized
+_MAX_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class LoadedDataset:
+    """
+    A dataset and what was found out about it.
+
+    Columns of the splits: `image` (Image), `label` (ClassLabel), `mask` (Image or None), `group` (string; near-
+    duplicates share one), `file_name` and `digest` (strings).
+
+    Args:
+        splits: of the source ([`read_images`]), or train, test and optionally validation ([`read_defect_dataset`]).
+        dataset: the kind of dataset, one of [`~kgl.data.arguments.DATASETS`], recognised where none was given.
+        source: the setting that names it, such as `--data_dir images`.
+        defect_free: the class without defects and how it was found.
+        duplicate_distance: bits of 256 within which images are near-duplicates.
+        inspection: what was found in every image, unusable ones included.
+        issues: what the owner of the data should know.
+        notes: sentences about how the source was read and split.
+    """
+
     splits: DatasetDict
+    dataset: str
+    source: str
+    defect_free: DefectFreeClass
+    duplicate_distance: int
+    inspection: Inspection
     issues: list[DataIssue]
-    defect_free_label: str | None
+    notes: list[str]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes in the order of their indices."""
+        return self.splits["train"].features["label"].names
+
+    @property
+    def defect_free_label(self) -> str | None:
+        """The name of the class without defects, None where there is none."""
+        return self.defect_free.label
+
+    @property
+    def warnings(self) -> list[str]:
+        """The notes, and a sentence per kind of issue that limits how far figures can be trusted, for the terminal."""
+        return [*self.notes, *_important_issues(self.issues)]
 
 
 def load_defect_dataset(args: DataArguments) -> DatasetDict:
-    """[`read_defect_dataset`] without what it noticed."""
-    return read_defect_dataset(args).splits
+    """Return the splits of [`read_defect_dataset`]; its warnings are logged."""
+    loaded = read_defect_dataset(args)
+    for warning in loaded.warnings:
+        logger.warning("%s", warning)
+    return loaded.splits
 
 
-def read_defect_dataset(args: DataArguments) -> LoadedDataset:
+def read_defect_dataset(args: DataArguments, show_progress: bool = True) -> LoadedDataset:
     """
-    Read what `args` names into `train`, `test` and, unless `args.validation_share` is 0, `validation` splits.
+    Read, check and split a dataset into `train`, `test` and, with a validation share, `validation`.
 
-    Columns: `image` (Image), `label` (ClassLabel), `mask` (Image or None; non-zero where the defect is), `group`
-    (string: what never straddles a split; images that show the same share one), `file_name` and `digest` (strings).
-    The training and validation splits have masks only with `args.train_on_masks`. A test split that the data comes
-    with is kept as it is.
+    Train and validation splits have masks only with `args.train_on_masks`. Test and validation splits of the source
+    are kept.
 
-    Returns:
-        The splits, and what is odd about the data.
+    Args:
+        args: the dataset and how it is split.
+        show_progress: draw a progress bar on a terminal.
 
     Raises:
-        InputError: nothing usable there; the message names the folder, the files or the argument.
+        InputError: the dataset cannot be used; the message names the folder, the files or the setting.
     """
-    images, _, oddities = read_images(args)
-    return LoadedDataset(split_images(images, args), oddities, defect_free_label(args))
+    return split_images(read_images(args, show_progress), args)
 
 
-def split_images(images: DatasetDict, args: DataArguments) -> DatasetDict:
+def read_images(args: DataArguments, show_progress: bool = True) -> LoadedDataset:
     """
-    What [`read_images`] read as `train`, `test` and, unless `args.validation_share` is 0, `validation`.
+    Read all usable images in the splits of their source; near-duplicates share a group.
+
+    Args:
+        args: the dataset.
+        show_progress: draw a progress bar on a terminal.
 
     Raises:
-        InputError: too few independent images of a class.
+        InputError: as [`read_defect_dataset`].
     """
-    splits, names = _hold_out_test(images, args), images["train"].features["label"].names
-    train, share = splits["train"], 0.0
-    if "validation" not in splits and args.validation_share > 0:
-        share = args.validation_share
-        train, splits["validation"] = hold_out_validation(train, share, args.split_seed)
-        splits["validation"] = _apply_budget(splits["validation"], args, share)
-    train = _apply_budget(train, args, 1 - share)
-    if not args.train_on_masks:
-        train = drop_masks(train)
-    elif count_masks(train) == 0:
-        raise InputError("--train_on_masks: no training image has a mask; docs/data.md tells where they are found.")
-    for split_name, split in (("train", train), ("test", splits["test"])):
-        missing = sorted(set(names) - {names[label] for label in split["label"][:]})
-        if missing:
-            raise InputError(f"The {split_name} split has no image of {', '.join(missing)}; another --split_seed?")
-    if "validation" in splits:
-        splits["validation"] = splits["validation"] if args.train_on_masks else drop_masks(splits["validation"])
-        kinds = {names[label] == defect_free_label(args) for label in splits["validation"]["label"][:]}
-        if defect_free_label(args) is not None and len(kinds) < 2:
-            logger.warning("No operating point can be chosen: the validation images are not of both kinds.")
-    splits["train"] = train
-    return splits
+    with no_library_progress_bars():
+        dataset = _recognise_dataset(args)
+        source = _read_source(dataset, args)
+        names = source.class_names
+        if len(names) < 2:
+            raise InputError(f"{source.description}: only one class ({names[0]}); a classifier needs at least two.")
+        defect_free = find_defect_free_class(args.defect_free_label, dataset, names)
+        images = concatenate_datasets(list(source.splits.values()))
+        split_of = np.repeat(list(source.splits), [len(split) for split in source.splits.values()])
+        inspection = inspect_images(images, show_progress)
+        issues = [*inspection.issues, *_unusable_images(images, inspection, source.description, args.on_bad_image)]
+        usable = [row for row, problem in enumerate(inspection.problems) if problem is None]
+        if len(usable) < len(images):
+            images, split_of = images.select(usable), split_of[usable]
+        images = images.add_column("digest", [inspection.digests[row] for row in usable])
+        distance = _duplicate_distance(dataset, args)
+        near_duplicates = find_near_duplicates(inspection.hashes[usable], distance)
+        issues += find_duplicate_issues(images, near_duplicates, split_of.tolist())
+        if defect_free.label is not None:
+            shown = [inspection.mask_shows_defect[row] for row in usable]
+            issues += find_mask_issues(images, shown, defect_free.label)
+        groups = merge_groups(images["group"][:], images["digest"][:], near_duplicates.tolist())
+        images = images.remove_columns("group").add_column("group", groups)
+        splits = DatasetDict({name: images.select(np.flatnonzero(split_of == name)) for name in source.splits})
+        issues += find_small_classes(splits["train"])
+    return LoadedDataset(
+        splits=splits,
+        dataset=dataset,
+        source=source.description,
+        defect_free=defect_free,
+        duplicate_distance=distance,
+        inspection=inspection,
+        issues=issues,
+        notes=list(source.notes),
+    )
 
 
-def _apply_budget(images: Dataset, args: DataArguments, share: float) -> Dataset:
-    """This part's share of the budget, at least one a class: what a larger budget chooses contains it."""
-    budgets = [
-        None if budget is None else max(1, round(share * budget))
-        for budget in (args.train_per_class, args.train_defect_free)
-    ]
-    return select_few_labels(images, *budgets, defect_free_label(args), args.split_seed)
-
-
-def read_images(args: DataArguments) -> tuple[DatasetDict, Inspection, list[DataIssue]]:
+def split_images(loaded: LoadedDataset, args: DataArguments) -> LoadedDataset:
     """
-    All usable images, in the splits they come with, groups joined where images show the same.
-
-    Returns:
-        Them; what was seen of every image, the bad ones too; and what is odd.
+    Split what [`read_images`] read into `train`, `test` and, with a validation share, `validation`.
 
     Raises:
-        InputError: as [`read_defect_dataset`]'s.
+        InputError: a class has too few independent images.
     """
-    splits = _read(args)
-    names = splits["train"].features["label"].names
-    defect_free = defect_free_label(args)
-    if len(names) < 2:
-        raise InputError(f"{_source(args)}: one class only ({names[0]}); a classifier needs two or more.")
-    if defect_free is not None and defect_free not in names:
-        raise InputError(f"--defect_free_label {defect_free}: no such class; there are {', '.join(names)}.")
-    whole = concatenate_datasets(list(splits.values()))
-    split_of = np.repeat(list(splits), [len(split) for split in splits.values()])
-    scan = inspect_images(whole)
-    usable = [row for row, problem in enumerate(scan.problems) if problem is None]
-    if not usable:
-        raise InputError(
-            f"{_source(args)}: none of {len(whole)} images can be used; the first is {whole['file_name'][0]} "
-            f"({scan.problems[0]}). Is --data_dir right?"
-        )
-    oddities = scan.oddities + _unusable_image_issues(whole["file_name"][:], scan, args)
-    if len(usable) < len(whole):
-        whole, split_of = whole.select(usable), split_of[usable]
-    whole = whole.add_column("digest", [scan.digests[row] for row in usable])
-    near = find_near_duplicates(scan.hashes[usable], duplicate_distance(args))
-    found = find_duplicate_issues(whole, near, split_of.tolist())
-    for kind in ("published split leaks", "equal images of different classes"):
-        of_kind = [str(one) for one in found if one.kind == kind]
-        if of_kind:
-            first = "; ".join(of_kind[:3])
-            logger.warning("%s, %d times, such as %s. kgl-data lists all of it.", kind, len(of_kind), first)
-    if defect_free is not None:
-        found += _mask_contradictions(whole, [scan.marked[row] for row in usable], names.index(defect_free))
-    groups = merge_groups(whole["group"][:], [whole["digest"][:], near])
-    whole = whole.remove_columns("group").add_column("group", groups)
-    parts = {name: whole.select(np.flatnonzero(split_of == name)) for name in splits}
-    return DatasetDict(parts), scan, oddities + found
+    with no_library_progress_bars():
+        splits, notes = _hold_out_test(loaded.splits, args), list(loaded.notes)
+        train, share, names = splits["train"], 0.0, loaded.class_names
+        if "validation" not in splits and args.validation_share > 0:
+            share = args.validation_share
+            train, validation = hold_out_validation(train, share, args.split_seed)
+            splits["validation"] = _select_budget(validation, args, share, loaded.defect_free_label)
+        splits["train"] = _select_budget(train, args, 1 - share, loaded.defect_free_label)
+        if args.train_on_masks and count_masks(splits["train"]) == 0:
+            raise InputError("--train_on_masks: no training image has a mask; see docs/data_formats.md.")
+        for split in ("train", "test"):
+            missing = sorted(set(names) - {names[label] for label in splits[split]["label"][:]})
+            if missing:
+                raise InputError(
+                    f"{loaded.source}: the {split} split has no image of {', '.join(missing)}; try another "
+                    "--split_seed."
+                )
+        if "validation" in splits and loaded.defect_free_label is not None:
+            labels = splits["validation"]["label"][:]
+            if len({names[label] == loaded.defect_free_label for label in labels}) < 2:
+                notes.append("No operating point is chosen: the validation images are all good or all defective.")
+        if not args.train_on_masks:
+            splits |= {split: drop_masks(splits[split]) for split in ("train", "validation") if split in splits}
+    in_order = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+    return replace(loaded, splits=DatasetDict(in_order), notes=notes)
 
 
-def duplicate_distance(args: DataArguments) -> int:
-    """Bits of 256 within which images show the same: the layout's own where nothing is said."""
-    if args.duplicate_distance is not None:
-        return args.duplicate_distance
-    layout = LAYOUTS.get(args.dataset)
-    return layout.duplicate_distance if layout and layout.duplicate_distance is not None else _DUPLICATE_DISTANCE
+def _recognise_dataset(args: DataArguments) -> str:
+    """Return the kind of dataset that is given, or that the sources and the folder's layout imply."""
+    if args.dataset is not None:
+        return args.dataset
+    if args.data_file is not None:
+        return "table"
+    if args.hub_dataset is not None:
+        return "hub"
+    if args.data_dir is None:
+        raise InputError("No images are named; give --data_dir, --data_file or --hub_dataset.")
+    return detect_layout(Path(args.data_dir)) or "imagefolder"
 
 
-def defect_free_label(args: DataArguments) -> str | None:
-    """The class without defects: the layout's own where it has one."""
-    if args.defect_free_label is not None:
-        return args.defect_free_label
-    if args.dataset == "surfaces":
-        return SYNTHETIC_CLASSES[0]
-    layout = LAYOUTS.get(args.dataset)
-    return None if layout is None else layout.defect_free_label
-
-
-def _read(args: DataArguments) -> dict[str, Dataset]:
-    if args.dataset == "surfaces":
-        return load_synthetic(args.num_surfaces, args.surface_size, args.split_seed)
-    if args.dataset == "hub":
-        if args.hub_dataset is None:
-            raise InputError("--dataset hub needs --hub_dataset.")
-        return read_hub_dataset(args.hub_dataset, args.hub_config, _columns(args))
-    if args.dataset == "table" and args.data_file is None:
-        raise InputError("--dataset table needs --data_file.")
-    if args.dataset != "table" and args.data_dir is None:
-        raise InputError(f"--dataset {args.dataset} needs --data_dir.")
-    root = Path(args.data_dir) if args.data_dir is not None else Path(args.data_file).parent
-    if not root.is_dir():
-        raise InputError(f"--data_dir {root}: there is no such folder.")
-    if args.dataset == "table":
-        return read_table(Path(args.data_file), root, _columns(args))
-    return _FOLDER_READERS[args.dataset](root)
-
-
-def _columns(args: DataArguments) -> Columns:
-    return Columns(
+def _read_source(dataset: str, args: DataArguments) -> SourceDataset:
+    if dataset == "surfaces":
+        return generate_surfaces(args.num_surfaces, args.surface_size, args.split_seed)
+    columns = Columns(
         image=args.image_column,
         label=args.label_column,
         mask=args.mask_column,
         group=args.group_column,
         split=args.split_column,
-        thresholds=args.grade_thresholds or (),
-        names=args.grade_names or (),
+        grade_thresholds=args.grade_thresholds or (),
+        grade_names=args.grade_names or (),
     )
+    if dataset == "hub":
+        if args.hub_dataset is None:
+            raise InputError("--dataset hub needs --hub_dataset.")
+        return read_hub_dataset(args.hub_dataset, args.hub_config, columns)
+    if dataset == "table" and args.data_file is None:
+        raise InputError("--dataset table needs --data_file.")
+    if dataset != "table" and args.data_dir is None:
+        raise InputError(f"--dataset {dataset} needs --data_dir.")
+    root = Path(args.data_dir) if args.data_dir is not None else Path(args.data_file).parent
+    if root.is_file():
+        raise InputError(f"--data_dir {root}: it is a file, not a folder; a table is given with --data_file.")
+    if not root.is_dir():
+        raise InputError(f"--data_dir {root}: there is no such folder.")
+    return read_table(Path(args.data_file), root, columns) if dataset == "table" else _FOLDER_READERS[dataset](root)
 
 
-def _source(args: DataArguments) -> str:
-    for name in ("hub_dataset", "data_file", "data_dir"):
-        if vars(args)[name] is not None:
-            return f"--{name} {vars(args)[name]}"
-    return f"--dataset {args.dataset}"
+def _duplicate_distance(dataset: str, args: DataArguments) -> int:
+    if args.duplicate_distance is not None:
+        return args.duplicate_distance
+    measured = LAYOUTS[dataset].duplicate_distance if dataset in LAYOUTS else None
+    return _DUPLICATE_DISTANCE if measured is None else measured
 
 
-def _unusable_image_issues(names: list[str], scan: Inspection, args: DataArguments) -> list[DataIssue]:
-    bad = [DataIssue("cannot be used", (names[row],), why) for row, why in enumerate(scan.problems) if why is not None]
-    if not bad:
-        return []
-    listed = ", ".join(map(str, bad))
-    if args.on_bad_image == "error":
+def _unusable_images(images: Dataset, inspection: Inspection, source: str, on_bad_image: str) -> list[DataIssue]:
+    """
+    Return the unusable images.
+
+    Raises:
+        InputError: there are some and `on_bad_image` is `error`, or no image is usable.
+    """
+    unusable = find_unusable(images["file_name"][:], inspection)
+    if len(unusable) == len(images):
+        raise InputError(f"{source}: none of {len(images)} images is usable; the first is {unusable[0]}.")
+    if unusable and on_bad_image == "error":
         raise InputError(
-            f"{len(bad)} images cannot be used: {listed}. Mend them, or leave them out by --on_bad_image skip."
+            f"{len(unusable)} unusable images: {', '.join(map(str, unusable))}. Repair or remove them, or leave them "
+            "out with --on_bad_image skip."
         )
-    logger.warning("%d images are left out: %s", len(bad), listed)
-    return bad
+    return unusable
 
 
-def _mask_contradictions(images: Dataset, marked: list[bool | None], defect_free_id: int) -> list[DataIssue]:
-    """Masks that say something else than the label."""
-    rows = zip(images["file_name"][:], images["label"][:], marked, strict=True)
-    return [
-        DataIssue("mask contradicts the label", (name,), "a defect in a good image" if mask else "no defect in it")
-        for name, label, mask in rows
-        if mask is not None and mask != (label != defect_free_id)
-    ]
+def _important_issues(issues: list[DataIssue]) -> list[str]:
+    titles = {
+        UNUSABLE: "Unusable images left out",
+        SPLIT_LEAK: "Leaks between splits of the source",
+        CONFLICTING_LABELS: "Identical images with different labels",
+    }
+    sentences = []
+    for kind, title in titles.items():
+        of_kind = [issue.shortened() for issue in issues if issue.kind == kind]
+        if of_kind:
+            examples = "; ".join(of_kind[:_MAX_EXAMPLES])
+            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. `kgl data` lists all.")
+    return sentences
 
 
-def _hold_out_test(images: DatasetDict, args: DataArguments) -> DatasetDict:
-    if "test" in images:
-        return DatasetDict(images)
-    train, test = group_folds(images["train"], args.num_folds, args.split_seed, "--num_folds")[args.fold]
-    return DatasetDict(train=images["train"].select(train), test=images["train"].select(test))
+def _hold_out_test(splits: DatasetDict, args: DataArguments) -> dict[str, Dataset]:
+    if "test" in splits:
+        return dict(splits)
+    train, test = group_folds(splits["train"], args.num_folds, args.split_seed, "--num_folds")[args.fold]
+    return {"train": splits["train"].select(train), "test": splits["train"].select(test)}
 
 
-__all__ = [
-    "defect_free_label",
-    "duplicate_distance",
-    "load_defect_dataset",
-    "read_defect_dataset",
-    "read_images",
-    "split_images",
-]
+def _select_budget(images: Dataset, args: DataArguments, share: float, defect_free: str | None) -> Dataset:
+    """Select a split's share of the label budget, at least one per class; larger budgets contain smaller ones."""
+    per_class, defect_free_count = (
+        None if budget is None else max(1, round(share * budget))
+        for budget in (args.train_per_class, args.train_defect_free)
+    )
+    return select_few_labels(images, per_class, defect_free_count, defect_free, args.split_seed)
+
+
+__all__ = ["LoadedDataset", "load_defect_dataset", "read_defect_dataset", "read_images", "split_images"]

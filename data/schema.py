@@ -21,22 +21,22 @@ def defect_dataset(
     groups: list[str] | None = None,
 ) -> Dataset:
     """
-    Rows of the data contract.
+    Return rows of the data contract.
 
     Args:
-        images: paths, or what `datasets.Image` takes otherwise.
-        labels: the name of each one's class.
-        names: of the classes, in the order of their indices.
-        file_names: what each image is called in messages; unique.
-        masks: paths, encoded images or None; none where left out.
-        groups: what never straddles a split; each image by itself where left out.
+        images: paths, arrays, or anything else that `datasets.Image` encodes.
+        labels: the class name of each image.
+        names: all class names, in the order of their indices.
+        file_names: a unique name for each image, for messages.
+        masks: as `images`, None for an image without a mask.
+        groups: the group of each image, which stays in one split; each image is its own by default.
 
     Raises:
-        InputError: a file's name is no text.
+        InputError: a file name is not UTF-8.
     """
     non_utf8_names = [ascii(name) for name in file_names if not _is_utf8(name)]
     if non_utf8_names:
-        raise InputError(f"Names of files that are no UTF-8, rename them: {', '.join(non_utf8_names)}.")
+        raise InputError(f"File names that are not UTF-8; rename them: {', '.join(non_utf8_names)}.")
     features = Features(
         image=Image(), label=ClassLabel(names=names), mask=Image(), group=Value("string"), file_name=Value("string")
     )
@@ -51,34 +51,34 @@ def defect_dataset(
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """Changes whenever an image, the name of its class, its mask or the order does."""
+    """Return a digest of the images, their class names, their masks and their order."""
     rows = without_decoding(dataset.select_columns(["digest", "label", "mask"]))
     return digest_rows(rows[:], dataset.features["label"].names)
 
 
 def digest_rows(rows: dict[str, list[Any]], names: list[str]) -> str:
     """
-    A SHA-1 of rows' images, the names of their classes, their masks and their order.
+    Return a SHA-1 of the rows' images, their class names, their masks and their order.
 
     Args:
-        rows: columns of the data contract, undecoded; a `digest` stands for the image where there is one.
-        names: of the classes.
+        rows: undecoded columns of the data contract; the column `digest` is used in place of the image if present.
+        names: all class names, in the order of their indices.
     """
-    whole = hashlib.sha1()
+    digest = hashlib.sha1()
     images = image_digests(rows)
     masks = rows.get("mask", [None] * len(images))
     for image, label, mask in zip(images, rows["label"], masks, strict=True):
-        whole.update(repr((image, names[label], mask and _digest(mask))).encode())
-    return whole.hexdigest()
+        digest.update(repr((image, names[label], mask and _digest(mask))).encode())
+    return digest.hexdigest()
 
 
 def image_digests(rows: dict[str, list[Any]]) -> list[str]:
-    """Each image's SHA-1, of undecoded rows: their `digest` where they have one."""
+    """Return the SHA-1 of each undecoded image, from the column `digest` if present."""
     return rows["digest"] if "digest" in rows else [_digest(image) for image in rows["image"]]
 
 
 def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # how Python keeps bytes that are none
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # how Python keeps undecodable bytes
 
 
 def _digest(encoded: dict[str, Any]) -> str:

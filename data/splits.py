@@ -13,22 +13,28 @@ from ..errors import InputError
 
 def group_folds(images: Dataset, folds: int, seed: int, option: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Indices `(rest, held out)` of each of `folds` folds, stratified by class, groups whole.
+    Return the indices `(rest, held out)` of each fold, stratified by class, groups kept whole.
+
+    Args:
+        images: columns `label` and `group`.
+        folds: number of folds.
+        seed: of the shuffle.
+        option: the command-line option that set `folds`, for the message.
 
     Raises:
-        InputError: a class has fewer groups than there are folds; the message names `option`.
+        InputError: a class has fewer groups than there are folds.
     """
     scarce = [f"{name} ({count})" for name, count in count_groups_per_class(images).items() if count < folds]
     if scarce:
         raise InputError(
-            f"{option} {folds}: too few independent images of {', '.join(scarce)}; images that show the same (see "
-            "kgl-data, --duplicate_distance) count once."
+            f"{option} {folds}: too few independent images of {', '.join(scarce)}; images of one group and near-"
+            "duplicates count once (`kgl data` lists them). Add images, or lower it."
         )
     return _folds(images, folds, seed)
 
 
 def count_groups_per_class(images: Dataset) -> dict[str, int]:
-    """How many groups each class has images in."""
+    """Return the number of groups that have images of each class."""
     names = images.features["label"].names
     found: dict[str, set[str]] = {name: set() for name in names}
     for group, label in zip(images["group"][:], images["label"][:], strict=True):
@@ -38,14 +44,14 @@ def count_groups_per_class(images: Dataset) -> dict[str, int]:
 
 def hold_out_validation(images: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """
-    `(train, validation)`: one of about `1 / share` equal parts held out, stratified by class, groups whole.
+    Return `(train, validation)`: one of about `1 / share` equal parts is held out, groups kept whole.
 
-    A class with too few groups to be in both stays in training.
+    The parts are stratified by class; a class with too few groups to be in both stays in training.
 
     Args:
-        images: to part.
-        share: in 0..0.5, without either end.
-        seed: of the choice.
+        images: columns `label` and `group`.
+        share: above 0, at most 0.5.
+        seed: of the shuffle.
     """
     parts = min(round(1 / share), max(count_groups_per_class(images).values()))
     if parts < 2:
@@ -55,10 +61,10 @@ def hold_out_validation(images: Dataset, share: float, seed: int) -> tuple[Datas
         folds = _folds(images, parts, seed)
     labels = np.asarray(images["label"][:])
     groups = np.asarray(images["group"][:])
-    # The first of those that show the most classes: rare ones are in few.
+    # The first of the folds with the most classes: rare classes are in few.
     train, held_out = max(folds, key=lambda fold: len(np.unique(labels[fold[1]])))
-    alone = set(np.unique(labels)) - set(labels[train])
-    back = np.isin(groups[held_out], groups[held_out][np.isin(labels[held_out], list(alone))])
+    only_held_out = set(np.unique(labels)) - set(labels[train])
+    back = np.isin(groups[held_out], groups[held_out][np.isin(labels[held_out], list(only_held_out))])
     train = np.sort(np.concatenate([train, held_out[back]]))
     return images.select(train), images.select(held_out[~back])
 
@@ -67,23 +73,23 @@ def select_few_labels(
     images: Dataset, per_class: int | None, defect_free_count: int | None, defect_free: str | None, seed: int
 ) -> Dataset:
     """
-    The first so many of each class in a random order fixed by the seed, so that larger budgets contain smaller ones.
+    Select a number of images per class, so that a larger selection with the same seed contains a smaller one.
 
     Args:
-        images: to choose from.
-        per_class: how many of each class, None for all.
-        defect_free_count: how many of the defect-free class, None for all.
-        defect_free: its name, or None where there is none.
-        seed: of the order.
+        images: column `label`.
+        per_class: images of each defect class, None for all.
+        defect_free_count: images of the defect-free class, None for all.
+        defect_free: the name of the defect-free class, None where there is none.
+        seed: of the random order that the first images are taken of.
     """
     names, labels = images.features["label"].names, images["label"][:]
-    taken = dict.fromkeys(names, 0)
+    counts = dict.fromkeys(names, 0)
     keep = []
     for index in np.random.default_rng(seed).permutation(len(images)).tolist():
         name = names[labels[index]]
         limit = defect_free_count if name == defect_free else per_class
-        if limit is None or taken[name] < limit:
-            taken[name] += 1
+        if limit is None or counts[name] < limit:
+            counts[name] += 1
             keep.append(index)
     return images.select(sorted(keep))
 

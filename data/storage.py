@@ -1,4 +1,4 @@
-"""Atomic writes and folder locks."""
+"""Atomic writes, folder locks and the check of disk space."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..errors import InputError
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all, in UTF-8."""
+    """Write a UTF-8 text file atomically: a process that dies leaves the old file or the new one."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
@@ -30,28 +30,29 @@ def write_text(path: Path, text: str) -> None:
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
     """
-    `save_to_disk` under another name first, so that a folder of this name is always a whole one.
+    Save a dataset with `save_to_disk` atomically.
 
     Raises:
-        InputError: it cannot be written, for want of space for one.
+        InputError: it cannot be written, for example on a full disk.
     """
+    prefix = f".{folder.name}-unfinished-"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for killed in folder.parent.glob(f".{folder.name}-unfinished-*"):
-            shutil.rmtree(killed)
-        prefix = f".{folder.name}-unfinished-"
+        for leftover in folder.parent.glob(f"{prefix}*"):
+            shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as unfinished:
-            with _no_progress_bars():
+            with no_library_progress_bars():
                 dataset.save_to_disk(Path(unfinished) / folder.name)
             (Path(unfinished) / folder.name).rename(folder)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written: {error}. What is finished is kept; make room and run the same again."
+            f"{folder} cannot be written: {error}. Finished parts are kept; make room and run the same again."
         ) from error
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_library_progress_bars() -> Iterator[None]:
+    """Switch off the progress bars of `datasets` (casting, flattening, loading): we draw our own."""
     disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -61,12 +62,33 @@ def _no_progress_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
+def check_disk_space(folder: Path, needed_bytes: int, what: str, advice: str) -> None:
     """
-    Keep other processes out of the folder for as long as the returned lock lives; it dies with its process.
+    Check that a file fits before it is written: a memory-mapped file on a full disk kills the process.
+
+    Args:
+        folder: where it will be written.
+        needed_bytes: its size.
+        what: what it holds, in the plural, for the message.
+        advice: what to do instead of making room, for the message.
 
     Raises:
-        InputError: another process runs there, or it is no folder that can be written to.
+        InputError: there is too little space.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise InputError(
+            f"{folder}: {what} take {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; make room, or "
+            f"{advice}."
+        )
+
+
+def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
+    """
+    Keep other processes out of a folder until the returned lock is released or its process ends.
+
+    Raises:
+        InputError: another process holds it, or the folder cannot be written to.
     """
     held = FileLock(folder / "run.lock")
     try:
@@ -79,4 +101,4 @@ def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
     return held
 
 
-__all__ = ["lock", "save_dataset", "write_json", "write_text"]
+__all__ = ["check_disk_space", "lock", "no_library_progress_bars", "save_dataset", "write_json", "write_text"]

@@ -1,4 +1,4 @@
-"""Dataset summary: counts, classes, sizes, splits and data issues."""
+"""Dataset summary: splits, classes, sizes and data issues, before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,109 +7,115 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from ..errors import InputError
 from .arguments import DataArguments
-from .loading import defect_free_label, duplicate_distance, read_images, split_images
+from .defect_free import DefectFreeClass
+from .loading import LoadedDataset, read_images, split_images
 from .masks import count_masks
 from .validation import DataIssue, Inspection
 
 
 def summarize_dataset(args: DataArguments) -> dict[str, Any]:
     """
-    Counts, classes, sizes, groups, splits, and everything odd.
+    Return the dataset summary as a dictionary for JSON.
 
-    Images that cannot be used are among the oddities; `no_split` says why there is no split where there is none.
+    Unusable images are among its `issues`. Where the dataset cannot be split, `split_error` stands in the place of
+    `splits`.
 
     Raises:
-        InputError: there is nothing to read at all.
+        InputError: the dataset cannot be read at all.
     """
-    images, scan, oddities = read_images(replace(args, on_bad_image="skip"))
-    findings = {
-        "defect_free": defect_free_label(args),
-        "duplicate_distance": duplicate_distance(args),
-        "splits_that_it_comes_with": {name: summarize_split(split) for name, split in images.items()},
-        **summarize_inspection(scan),
-        "oddities": [asdict(one) for one in add_class_issues(oddities, images)],
+    loaded = read_images(replace(args, on_bad_image="skip"))
+    summary = {
+        "dataset": loaded.dataset,
+        "source": loaded.source,
+        "defect_free_label": loaded.defect_free.label,
+        "defect_free_origin": loaded.defect_free.origin,
+        "duplicate_distance": loaded.duplicate_distance,
+        "source_splits": {name: summarize_split(split) for name, split in loaded.splits.items()},
+        **summarize_inspection(loaded.inspection),
+        "issues": [asdict(issue) for issue in loaded.issues],
     }
     try:
-        splits = split_images(images, args)
+        split = split_images(loaded, args)
     except InputError as error:
-        return findings | {"no_split": str(error)}
-    # Masks are left out of the training split unless it is trained on them: their number would mislead.
-    return findings | {"splits": {name: summarize_split(split) | {"masks": None} for name, split in splits.items()}}
+        return summary | {"split_error": str(error), "notes": loaded.notes}
+    # Training splits have no masks unless they are trained on, so their number would mislead.
+    splits = {name: summarize_split(rows) | {"masks": None} for name, rows in split.splits.items()}
+    return summary | {"splits": splits, "notes": split.notes}
 
 
 def summarize_split(split: Dataset) -> dict[str, Any]:
-    names = split.features["label"].names
+    """Return the number of images, of each class, of groups and of masks."""
     counts = Counter(split["label"][:])
     return {
         "images": len(split),
-        "classes": {name: counts[index] for index, name in enumerate(names)},
+        "classes": {name: counts[index] for index, name in enumerate(split.features["label"].names)},
         "groups": len(set(split["group"][:])),
         "masks": count_masks(split),
     }
 
 
-def summarize_inspection(scan: Inspection) -> dict[str, Any]:
-    sizes = [size for size, problem in zip(scan.sizes, scan.problems, strict=True) if problem is None]
-    widths, heights = (np.asarray(side) for side in zip(*sizes, strict=True))
+def summarize_inspection(inspection: Inspection) -> dict[str, Any]:
+    """Return the minimum, median and maximum of widths and heights, and the number of images of each Pillow mode."""
+    usable = zip(inspection.sizes, inspection.problems, strict=True)
+    widths, heights = np.asarray([size for size, problem in usable if problem is None]).T
     return {
         "widths": [int(value) for value in np.quantile(widths, (0, 0.5, 1), method="nearest")],
         "heights": [int(value) for value in np.quantile(heights, (0, 0.5, 1), method="nearest")],
-        "modes": dict(Counter(mode for mode in scan.modes if mode)),
+        "modes": dict(Counter(mode for mode in inspection.modes if mode)),
     }
 
 
-def add_class_issues(oddities: list[DataIssue], images: DatasetDict) -> list[DataIssue]:
-    """What was found, and classes that are too small to learn from."""
-    train = images["train"]
-    counts = Counter(train["label"])
-    small = [name for index, name in enumerate(train.features["label"].names) if counts[index] < 2]
-    return [*oddities, *(DataIssue("class of fewer than two images", (name,)) for name in small)]
-
-
-def format_summary(findings: dict[str, Any], listed: int) -> str:
-    """[`summarize_dataset`] in words."""
-    lines = []
-    for title, splits in (("As it comes", "splits_that_it_comes_with"), ("To train, validate and test", "splits")):
-        if splits not in findings:
-            continue
-        lines.append(f"{title}:")
-        for name, split in findings[splits].items():
-            classes = ", ".join(f"{count} {label}" for label, count in split["classes"].items())
-            groups = f"{split['groups']} independent groups"
-            if split["masks"] is not None:
-                groups += f", {split['masks']} with a mask"
-            lines.append(f"  {name}: {split['images']} images ({classes}); {groups}")
-    if "no_split" in findings:
-        lines.append(f"No split: {findings['no_split']}")
-    good = findings["defect_free"]
-    distance = findings["duplicate_distance"]
-    lines.append(f"Images at most {distance} of 256 bits apart show the same (--duplicate_distance)")
-    lines.append(f"Class without defects: {good or 'none is named (--defect_free_label)'}")
+def format_summary(summary: dict[str, Any], max_listed: int) -> str:
+    """Return [`summarize_dataset`]'s result as text, with at most `max_listed` issues of each kind."""
+    lines = [f"{summary['dataset']}, {summary['source']}"]
+    lines += _format_splits("As in the source", summary["source_splits"])
+    if "splits" in summary:
+        lines += _format_splits("As used for training", summary["splits"])
+    else:
+        lines.append(f"Cannot be split: {summary['split_error']}")
+    lines += summary["notes"]
+    lines.append(f"Defect-free class: {DefectFreeClass(summary['defect_free_label'], summary['defect_free_origin'])}")
+    lines.append(f"Near-duplicates: at most {summary['duplicate_distance']} of 256 bits apart (--duplicate_distance)")
     for side in ("widths", "heights"):
-        lines.append(f"{side.capitalize()}: {' / '.join(map(str, findings[side]))} pixels (least, median, most)")
-    lines.append("Modes: " + ", ".join(f"{count} {mode}" for mode, count in findings["modes"].items()))
-    by_kind: dict[str, list[DataIssue]] = {}
-    for one in findings["oddities"]:
-        by_kind.setdefault(one["kind"], []).append(DataIssue(**one))
-    for kind, of_kind in by_kind.items():
-        lines.append(f"Odd, {kind}: {len(of_kind)}")
-        lines += [f"  {one}" for one in of_kind[:listed]]
-        if len(of_kind) > listed:
-            lines.append(f"  and {len(of_kind) - listed} more")
-    if not by_kind:
-        lines.append("Nothing odd.")
+        lines.append(f"{side.capitalize()}: {' / '.join(map(str, summary[side]))} pixels (min / median / max)")
+    lines.append("Modes: " + ", ".join(f"{count} {mode}" for mode, count in summary["modes"].items()))
+    issues_of_kind: dict[str, list[DataIssue]] = {}
+    for issue in summary["issues"]:
+        issues_of_kind.setdefault(issue["kind"], []).append(DataIssue(**issue))
+    for kind, issues in issues_of_kind.items():
+        lines.append(f"Issue, {kind}: {len(issues)}")
+        lines += [f"  {issue.shortened()}" for issue in issues[:max_listed]]
+        if len(issues) > max_listed:
+            lines.append(f"  and {len(issues) - max_listed} more")
+    if not issues_of_kind:
+        lines.append("No issues.")
     return "\n".join(lines)
 
 
-def print_dataset_summary(data) -> None:
-    names = data.splits["train"].features["label"].names
-    for name, split in data.splits.items():
-        labels = split["label"]
-        print(f"{name}: {len(split)} images ({', '.join(f'{labels.count(i)} {n}' for i, n in enumerate(names))})")
+def _format_splits(title: str, splits: dict[str, Any]) -> list[str]:
+    lines = [f"{title}:"]
+    for name, split in splits.items():
+        classes = ", ".join(f"{count} {label}" for label, count in split["classes"].items())
+        groups = f"{split['groups']} groups"
+        masks = "" if split["masks"] is None else f", {split['masks']} masks"
+        lines.append(f"  {name}: {split['images']} images ({classes}), {groups}{masks}")
+    return lines
 
 
-__all__ = ["print_dataset_summary", "format_summary", "summarize_dataset"]
+def print_loaded_dataset(loaded: LoadedDataset) -> None:
+    """Print where a dataset comes from, its defect-free class, its splits, and what its owner should know."""
+    print(f"Data: {loaded.source} ({loaded.dataset}). Defect-free class: {loaded.defect_free}.")
+    for name, split in loaded.splits.items():
+        summary = summarize_split(split)
+        classes = ", ".join(f"{count} {label}" for label, count in summary["classes"].items())
+        masks = f"; {summary['masks']} with a mask" if summary["masks"] else ""
+        print(f"  {name}: {summary['images']} images ({classes}{masks})")
+    for warning in loaded.warnings:
+        print(f"  {warning}")
+
+
+__all__ = ["format_summary", "print_loaded_dataset", "summarize_dataset"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset
 from skimage.draw import bezier_curve, disk
 from skimage.filters import gaussian
 
-from .images import encode_png
+from .readers.source import SourceDataset
 from .schema import defect_dataset
 
 
@@ -17,24 +16,23 @@ TEXTURES = ("brushed", "woven", "cast")
 CLASSES = ("good", "scratch", "pit", "stain")
 
 
-def load_synthetic(count: int, size: int, seed: int) -> dict[str, Dataset]:
-    """Half of them good, the other half shared by the defects."""
+def generate_surfaces(count: int, size: int, seed: int) -> SourceDataset:
+    """Return `count` surfaces of side `size` in pixels: every second one is good, the others take turns."""
     labels = [CLASSES[0] if index % 2 == 0 else CLASSES[1 + index // 2 % 3] for index in range(count)]
     surfaces = [generate_surface(label, size, seed * 1_000_003 + index) for index, label in enumerate(labels)]
-    return {
-        "train": defect_dataset(
-            images=[encode_png(surface.image) for surface in surfaces],
-            labels=labels,
-            names=list(CLASSES),
-            masks=[encode_png(surface.mask.astype(np.uint8) * 255) for surface in surfaces],
-            file_names=[f"surface-{index}.png" for index in range(count)],
-        )
-    }
+    train = defect_dataset(
+        images=[surface.image for surface in surfaces],
+        labels=labels,
+        names=list(CLASSES),
+        masks=[surface.mask.astype(np.uint8) * 255 for surface in surfaces],
+        file_names=[f"surface-{index}.png" for index in range(count)],
+    )
+    return SourceDataset({"train": train}, "--dataset surfaces")
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A grey image `(H, W)` uint8, its class, and where the defect is, `(H, W)` bool."""
+    """A grey image `(H, W)` uint8, its class, and its defect mask `(H, W)` bool."""
 
     image: np.ndarray
     label: str
@@ -43,7 +41,7 @@ class Surface:
 
 def generate_surface(label: str, size: int, seed: int) -> Surface:
     """
-    One surface of a random texture with at most one defect; the same arguments give the same pixels.
+    Generate a surface of a random texture with at most one defect; the same arguments give the same pixels.
 
     Args:
         label: one of [`CLASSES`].
@@ -54,14 +52,14 @@ def generate_surface(label: str, size: int, seed: int) -> Surface:
         ValueError: an unknown label, or an image too small for its defect.
     """
     if label not in CLASSES:
-        raise ValueError(f"label={label!r}: choose one of {CLASSES}.")
+        raise ValueError(f"label={label!r}: choose one of {', '.join(CLASSES)}.")
     if size < 32:
-        raise ValueError(f"size={size}: surfaces start at 32 pixels.")
+        raise ValueError(f"size={size}: it must be at least 32 pixels.")
     generator = np.random.default_rng([seed, CLASSES.index(label)])
     texture = TEXTURES[generator.integers(len(TEXTURES))]
     surface = _texture(texture, size, generator)
     surface += _shading(size, generator)
-    # `alpha` is how much of each pixel is defect, `tone` what the defect adds there, in texture deviations.
+    # `alpha` is the share of defect in each pixel; it is scaled to standard deviations of the texture.
     alpha = np.zeros((size, size))
     if label == "scratch":
         alpha = _scratch(size, generator)
@@ -78,7 +76,7 @@ def generate_surface(label: str, size: int, seed: int) -> Surface:
 
 
 def _texture(name: str, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Zero mean, unit deviation, `(size, size)`."""
+    """Return a texture `(size, size)` of zero mean and unit standard deviation."""
     noise = generator.normal(size=(size, size))
     if name == "brushed":
         sigma = [generator.uniform(0.4, 0.8), generator.uniform(8, 16)]
@@ -94,14 +92,14 @@ def _texture(name: str, size: int, generator: np.random.Generator) -> np.ndarray
 
 
 def _shading(size: int, generator: np.random.Generator) -> np.ndarray:
-    """A slope of light across the image: no defect, but as bright as one."""
+    """Return a brightness gradient `(size, size)`, which is no defect."""
     rows, columns = np.mgrid[:size, :size] / size - 0.5
     angle = generator.uniform(0, 2 * np.pi)
     return generator.uniform(0, 2.0) * (np.cos(angle) * rows + np.sin(angle) * columns)
 
 
 def _scratch(size: int, generator: np.random.Generator) -> np.ndarray:
-    """A bent line one to two pixels wide."""
+    """Return a bent line one to two pixels wide, `(size, size)` in 0..1."""
     angle, length = generator.uniform(0, np.pi), size * generator.uniform(0.25, 0.6)
     middle = generator.uniform(0.3, 0.7, 2) * size
     half = 0.5 * length * np.array([np.sin(angle), np.cos(angle)])
@@ -115,7 +113,7 @@ def _scratch(size: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _pits(size: int, generator: np.random.Generator) -> np.ndarray:
-    """One to four round holes close together."""
+    """Return one to four round holes close together, `(size, size)` in 0..1."""
     pits = np.zeros((size, size))
     middle = generator.uniform(0.2, 0.8, 2) * size
     for _ in range(generator.integers(1, 5)):
@@ -125,7 +123,7 @@ def _pits(size: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _stain(size: int, generator: np.random.Generator) -> np.ndarray:
-    """An irregular soft-edged patch."""
+    """Return an irregular patch with soft edges, `(size, size)` in 0..1."""
     middle, radius = generator.uniform(0.25, 0.75, 2) * size, size * generator.uniform(0.1, 0.18)
     rows, columns = np.mgrid[:size, :size]
     distance = np.hypot(rows - middle[0], columns - middle[1]) / radius
@@ -133,4 +131,4 @@ def _stain(size: int, generator: np.random.Generator) -> np.ndarray:
     return gaussian((ragged < 1).astype(float), sigma=1.0)
 
 
-__all__ = ["CLASSES", "TEXTURES", "Surface", "generate_surface", "load_synthetic"]
+__all__ = ["CLASSES", "TEXTURES", "Surface", "generate_surface", "generate_surfaces"]

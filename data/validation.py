@@ -1,27 +1,33 @@
-"""Inspect every image once before training: usable or not, and data issues."""
+"""Inspection of every image before training: unusable images and other data issues."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from PIL import Image as PILImage
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .duplicates import perceptual_hash
 from .images import check_usable, decoder_message, image_bytes, open_upright, without_decoding
 from .masks import mask_to_array
 
 
-_FEW = 2000  # no progress bar below
+UNUSABLE = "unusable"
+SPLIT_LEAK = "source split leaks"
+CONFLICTING_LABELS = "identical images with different labels"
+MAX_FILES_SHOWN = 4
+_SECONDS_WITHOUT_BAR = 1
 
 
 @dataclass(frozen=True)
 class DataIssue:
-    """Something about the data that its owner should know: what, and the files it is about."""
+    """Something that the owner of the data should know: its kind, the files (or the class) with it, and a note."""
 
     kind: str
     files: tuple[str, ...]
@@ -30,14 +36,27 @@ class DataIssue:
     def __str__(self) -> str:
         return f"{', '.join(self.files)}{f' ({self.note})' if self.note else ''}"
 
+    def shortened(self) -> str:
+        """Return the text with at most [`MAX_FILES_SHOWN`] files."""
+        hidden = len(self.files) - MAX_FILES_SHOWN
+        if hidden <= 0:
+            return str(self)
+        return str(replace(self, files=(*self.files[:MAX_FILES_SHOWN], f"{hidden} more")))
+
 
 @dataclass
 class Inspection:
     """
-    What images are, one entry a row: `problems` is None where a row can be used and says why it cannot otherwise.
+    What was found in images, one entry per image.
 
-    `hashes` is `(N, 4)` uint64, `sizes` `(width, height)` upright, `modes` Pillow's, `marked` whether a row's mask
-    shows a defect, None where it has none.
+    Args:
+        problems: why an image is unusable, None where it is usable.
+        digests: SHA-1 of the files.
+        hashes: perceptual hashes, `(N, 4)` uint64.
+        sizes: `(width, height)` after EXIF rotation; `(0, 0)` where it could not be decoded.
+        modes: Pillow's, empty where it could not be decoded.
+        mask_shows_defect: whether any pixel of the mask is defect, None without a mask.
+        issues: warnings about single images.
     """
 
     problems: list[str | None]
@@ -45,102 +64,161 @@ class Inspection:
     hashes: np.ndarray
     sizes: list[tuple[int, int]]
     modes: list[str]
-    marked: list[bool | None]
-    oddities: list[DataIssue]
+    mask_shows_defect: list[bool | None]
+    issues: list[DataIssue]
 
 
-def inspect_images(images: Dataset) -> Inspection:
-    """Decode every image and mask once, one at a time; nothing is raised for a bad one."""
-    problems, digests, sizes, modes, markings, oddities = [], [], [], [], [], []
-    hashes = np.zeros((len(images), 4), dtype=np.uint64)
-    rows = without_decoding(images.select_columns(["image", "mask", "file_name"]))
-    for index, row in enumerate(tqdm(rows, "Looking at every image", disable=len(rows) < _FEW)):
-        name, raw, image, turned, problem, marked = row["file_name"], b"", None, False, None, None
-        try:
-            if row["image"] is None:
-                raise ValueError("no image")
-            raw = image_bytes(row["image"])
-            image, turned = open_upright(raw)
-            check_usable(image)
-            grey = image if image.mode == "L" else image.convert("RGB").convert("L")
-            hashes[index] = perceptual_hash(grey)
-        except Exception as error:  # whatever Pillow's many decoders raise for a damaged file
-            problem = decoder_message(error)
-        else:
-            oddities += [DataIssue(kind, (name,), note) for kind, note in _image_warnings(image, grey, turned)]
-        if problem is None and row["mask"] is not None:
-            try:
-                mask, mask_turned = open_upright(image_bytes(row["mask"]))
-                marked = bool(mask_to_array(mask, (mask.height, mask.width)).any())
-            except Exception as error:  # as above
-                problem = f"its mask: {decoder_message(error)}"
-            else:
-                if turned != mask_turned:
-                    problem = "the image or its mask is turned by an EXIF tag, and the other one is not"
-                elif mask.size != image.size:
-                    oddities.append(DataIssue("mask of another size", (name,), f"{mask.size} against {image.size}"))
-        markings.append(marked)
-        problems.append(problem)
-        digests.append(hashlib.sha1(raw).hexdigest())
-        sizes.append(image.size if image is not None else (0, 0))
-        modes.append(image.mode if image is not None else "")
-    return Inspection(problems, digests, hashes, sizes, modes, markings, oddities)
-
-
-def find_duplicate_issues(images: Dataset, near: np.ndarray, splits: list[str]) -> list[DataIssue]:
+def inspect_images(images: Dataset, show_progress: bool = True) -> Inspection:
     """
-    Images that show the same, as lists of file names.
+    Decode every image and mask once, one at a time. Unusable ones are reported and raise nothing.
 
     Args:
-        images: columns `file_name`, `label`, `group` (as given, not merged yet) and `digest`.
-        near: `(N,)`, what [`~kgl.data.duplicates.find_near_duplicates`] says of them.
-        splits: the published split of each image, or one word for all where none is.
+        images: columns `image`, `mask` and `file_name`.
+        show_progress: draw a progress bar on a terminal.
     """
-    names, labels, groups, digests = (images[column][:] for column in ("file_name", "label", "group", "digest"))
-    classes = images.features["label"].names
-    found = []
-
-    def note(kind: str, rows: Iterable[int], note: str = "") -> None:
-        found.append(DataIssue(kind, tuple(names[row] for row in rows), note))
-
-    def note_leak(rows: list[int], what: str) -> None:
-        straddled = sorted({splits[row] for row in rows})
-        if len(straddled) > 1:
-            note("published split leaks", rows, f"{what} in {' and '.join(straddled)}")
-
-    for kind, values in (("equal", digests), ("near", near.tolist())):
-        for rows in _shared(values):
-            of_classes = sorted({classes[labels[row]] for row in rows})
-            if kind == "equal":
-                note("images of equal bytes", rows)
-            elif len({digests[row] for row in rows}) == 1:
-                continue  # said already
-            elif len({groups[row] for row in rows}) > 1:
-                note("near-duplicates", rows)
-            if len(of_classes) > 1:
-                note(f"{kind} images of different classes", rows, ", ".join(of_classes))
-            note_leak(rows, f"{kind} images")
-    for rows in _shared(groups):
-        note_leak(rows, "one group")
+    rows = without_decoding(images.select_columns(["image", "mask", "file_name"]))
+    found = Inspection([], [], np.zeros((len(images), 4), dtype=np.uint64), [], [], [], [])
+    for index, row in enumerate(
+        tqdm(
+            rows,
+            "Inspecting images",
+            leave=False,
+            delay=_SECONDS_WITHOUT_BAR,
+            disable=None if show_progress else True,
+        )
+    ):
+        _inspect_row(row, index, found)
     return found
 
 
-def _image_warnings(image: PILImage.Image, grey: PILImage.Image, turned: bool) -> Iterable[tuple[str, str]]:
+def _inspect_row(row: dict[str, Any], index: int, found: Inspection) -> None:
+    """Append what one row holds to `found`."""
+    name, raw, image, rotated, problem, shows_defect = row["file_name"], b"", None, False, None, None
+    try:
+        if row["image"] is None:
+            raise ValueError("no image")
+        raw = image_bytes(row["image"])
+        image, rotated = open_upright(raw)
+        check_usable(image)
+        grey = image if image.mode == "L" else image.convert("RGB").convert("L")
+        found.hashes[index] = perceptual_hash(grey)
+    except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files
+        problem = decoder_message(error)
+    else:
+        found.issues += [DataIssue(kind, (name,), note) for kind, note in _image_warnings(image, grey, rotated)]
+    if problem is None and row["mask"] is not None:
+        try:
+            mask, mask_rotated = open_upright(image_bytes(row["mask"]))
+            shows_defect = bool(mask_to_array(mask, (mask.height, mask.width)).any())
+        except Exception as error:  # as above
+            problem = f"its mask: {decoder_message(error)}"
+        else:
+            if rotated != mask_rotated:
+                problem = "an EXIF tag rotates either the image or its mask, but not both"
+            elif mask.size != image.size:
+                sizes = (f"{one.width} x {one.height}" for one in (mask, image))
+                found.issues.append(DataIssue("mask size differs", (name,), "mask {}, image {}".format(*sizes)))
+    found.problems.append(problem)
+    found.digests.append(hashlib.sha1(raw).hexdigest())
+    found.sizes.append(image.size if image is not None else (0, 0))
+    found.modes.append(image.mode if image is not None else "")
+    found.mask_shows_defect.append(shows_defect)
+
+
+def _image_warnings(image: PILImage.Image, grey: PILImage.Image, rotated: bool) -> Iterator[tuple[str, str]]:
+    """Yield `(kind, note)` for each peculiarity of a usable image."""
     if image.mode not in ("L", "RGB", "1"):
         yield "converted to RGB", image.mode
-    if turned:
-        yield "turned upright by its EXIF tag", ""
+    if rotated:
+        yield "rotated by EXIF", ""
     low, high = grey.getextrema()
     if low == high:
-        yield "one grey value only", str(low)
+        yield "single grey value", str(low)
 
 
-def _shared(values: list[object]) -> list[list[int]]:
-    """Rows of every value that more than one row has."""
+def find_unusable(file_names: list[str], inspection: Inspection) -> list[DataIssue]:
+    """Return the unusable images and why they are."""
+    problems = zip(file_names, inspection.problems, strict=True)
+    return [DataIssue(UNUSABLE, (name,), problem) for name, problem in problems if problem is not None]
+
+
+def find_duplicate_issues(images: Dataset, near_duplicates: np.ndarray, splits: list[str]) -> list[DataIssue]:
+    """
+    Return identical images, near-duplicates across groups, and what of both has several labels or source splits.
+
+    Args:
+        images: columns `file_name`, `label`, `group` (as in the source, not merged) and `digest`.
+        near_duplicates: `(N,)`, from [`~kgl.data.duplicates.find_near_duplicates`].
+        splits: the source split of each image.
+    """
+    names, labels, groups, digests = (images[column][:] for column in ("file_name", "label", "group", "digest"))
+    classes = images.features["label"].names
+    issues = []
+
+    def add(kind: str, rows: list[int], note: str = "") -> None:
+        issues.append(DataIssue(kind, tuple(names[row] for row in rows), note))
+
+    def add_leak(rows: list[int], what: str) -> None:
+        in_splits = sorted({splits[row] for row in rows})
+        if len(in_splits) > 1:
+            add(SPLIT_LEAK, rows, f"{what} in {' and '.join(in_splits)}")
+
+    for rows in _rows_with_equal(digests):
+        add("identical images", rows)
+        found_labels = sorted({classes[labels[row]] for row in rows})
+        if len(found_labels) > 1:
+            add(CONFLICTING_LABELS, rows, ", ".join(found_labels))
+        add_leak(rows, "identical images")
+    for rows in _rows_with_equal(near_duplicates.tolist()):
+        if len({digests[row] for row in rows}) == 1:
+            continue  # reported as identical
+        if len({groups[row] for row in rows}) > 1:
+            add("near-duplicates", rows)
+        found_labels = sorted({classes[labels[row]] for row in rows})
+        if len(found_labels) > 1:
+            add("near-duplicates with different labels", rows, ", ".join(found_labels))
+        add_leak(rows, "near-duplicates")
+    for rows in _rows_with_equal(groups):
+        add_leak(rows, "one group")
+    return issues
+
+
+def find_mask_issues(images: Dataset, mask_shows_defect: Iterable[bool | None], defect_free: str) -> list[DataIssue]:
+    """Return images of the defect-free class whose mask shows a defect, and of other classes whose mask is empty."""
+    defect_free_id = images.features["label"].str2int(defect_free)
+    rows = zip(images["file_name"][:], images["label"][:], mask_shows_defect, strict=True)
+    return [
+        DataIssue("mask contradicts label", (name,), f"{'defect' if shows else 'no defect'} in the mask")
+        for name, label, shows in rows
+        if shows is not None and shows == (label == defect_free_id)
+    ]
+
+
+def find_small_classes(images: Dataset) -> list[DataIssue]:
+    """Return classes with fewer than two images."""
+    counts = Counter(images["label"][:])
+    names = images.features["label"].names
+    small = [name for index, name in enumerate(names) if counts[index] < 2]
+    return [DataIssue("class with fewer than two images", (name,)) for name in small]
+
+
+def _rows_with_equal(values: list[object]) -> list[list[int]]:
+    """Return the rows of every value that several rows have."""
     rows: dict[object, list[int]] = {}
     for row, value in enumerate(values):
         rows.setdefault(value, []).append(row)
     return [of_value for of_value in rows.values() if len(of_value) > 1]
 
 
-__all__ = ["DataIssue", "Inspection", "find_duplicate_issues", "inspect_images"]
+__all__ = [
+    "CONFLICTING_LABELS",
+    "SPLIT_LEAK",
+    "UNUSABLE",
+    "DataIssue",
+    "Inspection",
+    "find_duplicate_issues",
+    "find_mask_issues",
+    "find_small_classes",
+    "find_unusable",
+    "inspect_images",
+]

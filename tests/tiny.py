@@ -1,11 +1,13 @@
 """Tiny models and paths that several tests use."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import ConvNextV2Config, Dinov2Config, PreTrainedConfig, ResNetConfig, SwinConfig
 
@@ -68,3 +70,21 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs the shared data: {Path(*parts)} is not there")
     return path
+
+
+def save_noise(path: Path, *seed: int, size: tuple[int, int] = (24, 24)) -> None:
+    """Save grey noise of `size = (width, height)`, which differs with the seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng([*seed, len(path.name)]).integers(0, 255, size[::-1], dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def save_mask(path: Path, marked: bool = True) -> None:
+    """Save a 24 x 24 mask with a diagonal defect, or an empty one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.eye(24, dtype=np.uint8) * 255 * marked).save(path)
+
+
+def count_labels(*splits: Dataset) -> Counter[str]:
+    """Return the number of images of each class in all splits together."""
+    return Counter(name for split in splits for name in split.features["label"].int2str(split["label"]))

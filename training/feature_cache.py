@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.images import normalize, to_pixel_values
+from ..data.storage import check_disk_space
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
 from ..saliency.activations import eval_mode
@@ -155,23 +155,18 @@ def cache_frozen_features(
                 pixel_values = normalize(seen, image_processor).to(model.device)
                 features = compute_frozen_features(model, pixel_values, stages).cpu().numpy()
                 if stored is None:
-                    _check_room(unfinished, len(dataset) * features.nbytes)
+                    unfinished.unlink(missing_ok=True)  # a killed run's
+                    check_disk_space(
+                        path.parent,
+                        len(dataset) * features.nbytes,
+                        "the features of the frozen stages",
+                        "lower --frozen_views",
+                    )
                     stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(dataset), *features.shape))
                 stored[index] = features
             stored.flush()
             unfinished.replace(path)
     return np.load(path, mmap_mode="r")
-
-
-def _check_room(path: Path, needed: int) -> None:
-    """Before anything is written: a mapped file on a full disk ends the process without a word."""
-    path.unlink(missing_ok=True)  # a killed run's
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise InputError(
-            f"{path.parent}: the frozen stages' features take {needed / 2**30:.1f} GiB and there are "
-            f"{free / 2**30:.1f}; make room, or take fewer --frozen_views."
-        )
 
 
 @dataclass

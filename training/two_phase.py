@@ -130,7 +130,9 @@ def cache_inputs(
         if resize_once:
             with args.main_process_first(desc="resizing images"):
                 folder.mkdir(exist_ok=True)
-                pixels = cache_resized_images(rows, recipe.image_processor, folder)
+                pixels = cache_resized_images(
+                    rows, recipe.image_processor, folder, show_progress=not args.disable_tqdm
+                )
         inputs = Inputs(rows, DefectCollator(recipe.image_processor, augmentation), pixels)
     if state.record("cache") is None:
         state.finish("cache", seconds=time.perf_counter() - started)

@@ -9,33 +9,33 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Layout:
     """
-    What is known of a published layout.
+    Facts about one published layout.
 
     Args:
-        marker: a glob pattern that only this layout matches.
+        markers: glob patterns below its folder; a folder with a match for any of them has this layout.
         defect_free_label: its class without defects, None where every class is a defect.
-        duplicate_distance: bits of 256 within which its images are near-duplicates (measured in docs/data.md); None
-            for the general default.
+        duplicate_distance: bits of 256 within which its images are near-duplicates (measured in
+            docs/data_formats.md), None for the general default.
     """
 
-    marker: str
+    markers: tuple[str, ...]
     defect_free_label: str | None
     duplicate_distance: int | None = None
 
 
 LAYOUTS = {
-    "kolektorsdd": Layout("kos*/Part*_label.bmp", "good", 60),
-    "kolektorsdd2": Layout("train/*_GT.png", "good"),
-    "dagm": Layout("Class*/Train/Label", "good"),
-    "magnetic_tile": Layout("MT_*/Imgs", "Free", 60),
-    "neu_det": Layout("IMAGES/*_*.jpg", None, 60),
+    "kolektorsdd": Layout(("kos*/Part*_label.bmp",), "good", 60),
+    "kolektorsdd2": Layout(("train/*_GT.png",), "good"),
+    "dagm": Layout(("Class*/Train/Label/*_label.*", "Train/Label/*_label.*"), "good"),
+    "magnetic_tile": Layout(("MT_*/Imgs/exp*_num_*.jpg",), "Free", 60),
+    "neu_det": Layout(("IMAGES/rolled-in_scale_*.jpg", "IMAGES/pitted_surface_*.jpg"), None, 60),
 }
 
 
 def detect_layout(root: Path) -> str | None:
-    """The name of the published layout that a folder holds, None where it holds none."""
+    """Return the name of the published layout of a folder, None where it has none of them."""
     for name, layout in LAYOUTS.items():
-        if next(root.glob(layout.marker), None) is not None:
+        if any(next(root.glob(marker), None) is not None for marker in layout.markers):
             return name
     return None
 

@@ -19,40 +19,40 @@ def run(monkeypatch, capsys, *arguments):
     return code, capsys.readouterr().out
 
 
-def test_everything_odd_is_told(image_folder, tmp_path, monkeypatch, capsys):
+def test_issues_are_printed_and_written(image_folder, tmp_path, monkeypatch, capsys):
     shutil.copy(image_folder / "good" / "0.png", image_folder / "scratch" / "same.png")
     Image.open(image_folder / "good" / "1.png").save(image_folder / "good" / "near.jpg", quality=95)
     Image.new("RGB", (60, 60)).save(image_folder / "good" / "black.png")
     (image_folder / "good" / "bad.png").write_bytes(b"no image")
-    output = tmp_path / "findings.json"
+    output = tmp_path / "summary.json"
     code, out = run(monkeypatch, capsys, image_folder, "--defect_free_label", "good", "--output", output)
     assert code == 1
     for line in (
-        "train: 21 images (14 good, 7 scratch); 19 independent groups, 0 with a mask",
-        "Class without defects: good",
-        "Images at most 16 of 256 bits apart show the same",
+        "train: 21 images (14 good, 7 scratch), 19 groups, 0 masks",
+        "Defect-free class: good (--defect_free_label)",
+        "Near-duplicates: at most 16 of 256 bits apart",
         "Widths: 48 / 48 / 60 pixels",
         "Modes: 20 L, 1 RGB",
-        "Odd, cannot be used: 1\n  good/bad.png (not an image)",
-        "Odd, one grey value only: 1\n  good/black.png (0)",
-        "Odd, images of equal bytes: 1\n  good/0.png, scratch/same.png",
-        "Odd, equal images of different classes: 1\n  good/0.png, scratch/same.png (good, scratch)",
-        "Odd, near-duplicates: 1\n  good/1.png, good/near.jpg",
+        "Issue, unusable: 1\n  good/bad.png (not an image)",
+        "Issue, single grey value: 1\n  good/black.png (0)",
+        "Issue, identical images: 1\n  good/0.png, scratch/same.png",
+        "Issue, identical images with different labels: 1\n  good/0.png, scratch/same.png (good, scratch)",
+        "Issue, near-duplicates: 1\n  good/1.png, good/near.jpg",
     ):
         assert line in out
-    findings = json.loads(output.read_text())
-    assert findings["splits"].keys() == {"train", "validation", "test"}
-    assert sum(split["images"] for split in findings["splits"].values()) == 21
+    summary = json.loads(output.read_text())
+    assert summary["splits"].keys() == {"train", "validation", "test"}
+    assert sum(split["images"] for split in summary["splits"].values()) == 21
     assert run(monkeypatch, capsys, image_folder, "--output", output)[0] == 2
 
 
-def test_a_folder_that_cannot_be_split_is_told_of(image_folder, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_split(image_folder, monkeypatch, capsys):
     for index in range(1, 6):
         (image_folder / "scratch" / f"{index}.png").unlink()
     code, out = run(monkeypatch, capsys, "--data_dir", image_folder)
     assert code == 1
-    assert "No split: --num_folds 3: too few independent images of scratch (1)" in out
-    assert "Odd, class of fewer than two images: 1\n  scratch" in out
+    assert "Cannot be split: --num_folds 3: too few independent images of scratch (1)" in out
+    assert "Issue, class with fewer than two images: 1\n  scratch" in out
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])

@@ -1,4 +1,4 @@
-"""Splits that nothing straddles."""
+"""Leakage-free splits."""
 
 from collections import Counter
 
@@ -23,7 +23,7 @@ def test_validation_is_stratified_and_keeps_groups_whole(seed):
     assert len(train) + len(validation) == 100
     assert not set(train["group"]) & set(validation["group"])
     held = Counter(validation.features["label"].int2str(validation["label"]))
-    # Versions of scikit-learn part differently, none exactly.
+    # Versions of scikit-learn split differently, none exactly.
     assert abs(held["good"] - 12) <= 2 and abs(held["scratch"] - 6) <= 2 and held["dent"] == 2
 
 
@@ -36,6 +36,6 @@ def test_a_class_of_one_group_stays_in_training():
         assert len(train) + len(validation) == 31
 
 
-def test_a_single_group_cannot_be_parted():
+def test_a_single_group_stays_whole():
     train, validation = hold_out_validation(rows(["good", "bad"], ["one", "one"]), 0.5, 0)
     assert len(train) == 2 and len(validation) == 0

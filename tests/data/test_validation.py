@@ -1,97 +1,154 @@
-"""Every image looked at before training."""
-
-import struct
-import zlib
+"""Inspection of images and data issues."""
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from kgl.data.arguments import DataArguments
-from kgl.data.images import encode_png
+from kgl.data.duplicates import find_near_duplicates
 from kgl.data.loading import read_defect_dataset
-from kgl.data.masks import mask_to_array
 from kgl.data.schema import defect_dataset
-from kgl.data.validation import inspect_images
+from kgl.data.validation import (
+    DataIssue,
+    find_duplicate_issues,
+    find_mask_issues,
+    find_small_classes,
+    find_unusable,
+    inspect_images,
+)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 20), dtype=np.uint8)
 
 
-def scanned(tmp_path, image, mask=None):
+def inspect_one(image, mask=None):
     rows = defect_dataset(images=[image], labels=["a"], names=["a"], masks=[mask], file_names=["it"])
     return inspect_images(rows)
 
 
-def deep_png(path):
-    """16 bits a channel in colour, which Pillow cannot write."""
-    rows = b"".join(b"\0" + bytes(range(16 * 6)) for _ in range(16))
-    header = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)
-    whole = b"\x89PNG\r\n\x1a\n"
-    for part in (b"IHDR" + header, b"IDAT" + zlib.compress(rows), b"IEND"):
-        whole += struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
-    path.write_bytes(whole)
-    return str(path)
-
-
-def turned(path, orientation):
+def save_oriented(path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(PIXELS).save(path, exif=exif)
     return str(path)
 
 
-def test_deep_colours_are_refused(tmp_path):
-    assert scanned(tmp_path, deep_png(tmp_path / "deep.png")).problems == ["16 bits a channel: convert it to 8"]
+def test_a_usable_image_is_described():
+    mask = np.zeros((24, 20), dtype=np.uint8)
+    found = inspect_one(PIXELS, mask)
+    assert (found.problems, found.sizes, found.modes, found.issues) == ([None], [(20, 24)], ["L"], [])
+    assert found.mask_shows_defect == [False] and found.hashes.any() and len(found.digests[0]) == 40
+    assert inspect_one(PIXELS, mask + 255).mask_shows_defect == [True]
+    assert inspect_one(PIXELS).mask_shows_defect == [None]
 
 
-def test_colours_of_other_spaces_are_converted(tmp_path):
-    """Pillow converts LAB to RGB alone."""
+def test_an_unusable_image_is_described(tmp_path):
+    (tmp_path / "text.png").write_bytes(b"no image")
+    found = inspect_one(str(tmp_path / "text.png"))
+    assert (found.problems, found.sizes, found.modes, found.issues) == (["not an image"], [(0, 0)], [""], [])
+    assert find_unusable(["it"], found) == [DataIssue("unusable", ("it",), "not an image")]
+    assert inspect_one(None).problems == ["no image"]
+    assert inspect_one(PIXELS, str(tmp_path / "text.png")).problems == ["its mask: not an image"]
+
+
+def test_images_in_lab_colours_are_usable(tmp_path):
+    """Pillow converts LAB to RGB only."""
     profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
     lab = ImageCms.profileToProfile(Image.new("RGB", (20, 20), "red"), *profiles, outputMode="LAB")
     lab.save(tmp_path / "lab.tif")
-    found = scanned(tmp_path, str(tmp_path / "lab.tif"))
-    assert found.problems == [None] and ("converted to RGB", "LAB") in [(one.kind, one.note) for one in found.oddities]
+    found = inspect_one(str(tmp_path / "lab.tif"))
+    assert found.problems == [None]
+    assert DataIssue("converted to RGB", ("it",), "LAB") in found.issues
 
 
-@pytest.mark.parametrize(("orientation", "refused"), [(0, False), (1, False), (3, True), (6, True), (9, False)])
-def test_a_turned_image_needs_a_turned_mask(tmp_path, orientation, refused):
-    image = turned(tmp_path / "it.png", orientation)
+@pytest.mark.parametrize(("orientation", "rotates"), [(0, False), (1, False), (3, True), (6, True), (9, False)])
+def test_image_and_mask_must_be_rotated_alike(tmp_path, orientation, rotates):
+    image = save_oriented(tmp_path / "it.png", orientation)
     mask = tmp_path / "mask.png"
     Image.fromarray(PIXELS).save(mask)
-    found = scanned(tmp_path, image, str(mask))
-    assert (found.problems[0] is not None) == refused
-    assert scanned(tmp_path, image, turned(tmp_path / "mask.png", orientation)).problems == [None]
-    assert ("turned upright by its EXIF tag" in [one.kind for one in found.oddities]) == refused
+    found = inspect_one(image, str(mask))
+    expected = "an EXIF tag rotates either the image or its mask, but not both" if rotates else None
+    assert found.problems == [expected]
+    assert inspect_one(image, save_oriented(tmp_path / "mask.png", orientation)).problems == [None]
+    assert ("rotated by EXIF" in [issue.kind for issue in found.issues]) == rotates
 
 
-@pytest.mark.parametrize("kind", ["255", "1", "numbered", "palette", "bits"])
-def test_masks_however_they_are_written(kind):
-    truth = np.zeros((8, 8), dtype=bool)
-    truth[2:4, 3:7] = True
-    mask = {
-        "255": Image.fromarray(truth * np.uint8(255)),
-        "1": Image.fromarray(truth * np.uint8(1)),
-        "numbered": Image.fromarray(truth * np.uint8(5)),
-        "palette": Image.fromarray(truth * np.uint8(2), mode="P"),
-        "bits": Image.fromarray(truth),
-    }[kind]
-    if kind == "palette":
-        mask.putpalette([0, 0, 0, 9, 9, 9, 60, 0, 0])
-    assert np.array_equal(mask_to_array(mask, (8, 8)), truth)
-    assert np.array_equal(mask_to_array(mask, (16, 16)), truth.repeat(2, 0).repeat(2, 1))
+def test_a_mask_of_another_size_is_an_issue():
+    found = inspect_one(PIXELS, PIXELS[:, :10])
+    assert found.problems == [None]
+    assert found.issues == [DataIssue("mask size differs", ("it",), "mask 10 x 24, image 20 x 24")]
 
 
-def test_noise_of_a_compressed_mask_is_no_defect():
-    noisy = np.where(PIXELS > 128, 200, 40).astype(np.uint8)
-    assert np.array_equal(mask_to_array(Image.fromarray(noisy), (24, 20)), PIXELS > 128)
+def test_no_bar_without_a_terminal(capfd):
+    inspect_one(PIXELS)
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_mask_that_contradicts_its_label_is_told_of(image_folder):
+def test_unusual_formats_are_usable(image_folder):
+    image = Image.open(image_folder / "good" / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(image_folder / "good" / "rotated.jpg", exif=exif)
+    image.convert("CMYK").save(image_folder / "good" / "cmyk.jpg", quality=100)
+    image.convert("P").rotate(90).save(image_folder / "good" / "palette \u202e\u00fc.png")
+    image.convert("RGBA").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(image_folder / "good" / "alpha.png")
+    Image.new("RGB", (20, 20), (7, 7, 7)).save(image_folder / "good" / "grey.png")
+    loaded = read_defect_dataset(DataArguments(data_dir=str(image_folder), validation_share=0))
+    assert sum(map(len, loaded.splits.values())) == 23
+    assert {(issue.kind, issue.files, issue.note) for issue in loaded.issues} >= {
+        ("rotated by EXIF", ("good/rotated.jpg",), ""),
+        ("converted to RGB", ("good/cmyk.jpg",), "CMYK"),
+        ("converted to RGB", ("good/palette \u202e\u00fc.png",), "P"),
+        ("converted to RGB", ("good/alpha.png",), "RGBA"),
+        ("single grey value", ("good/grey.png",), "7"),
+        ("near-duplicates", ("good/0.png", "good/cmyk.jpg"), ""),
+    }
+
+
+def test_duplicates_across_labels_groups_and_splits():
+    rows = defect_dataset(
+        images=[None] * 6, labels=[*"xyxyxy"], names=[*"xy"], groups=[*"ABBCDE"], file_names=[*"abcdef"]
+    )
+    rows = rows.add_column("digest", ["1", "1", "2", "3", "4", "5"])
+    hashes = np.zeros((6, 4), dtype=np.uint64)
+    hashes[:, 0] = [0, 0, 2**20 - 1, 2**20 - 2, 2**63 - 1, 2**40 - 1]
+    found = find_duplicate_issues(rows, find_near_duplicates(hashes, 1), ["train"] * 3 + ["test"] * 3)
+    assert {(issue.kind, "".join(issue.files), issue.note) for issue in found} == {
+        ("identical images", "ab", ""),
+        ("identical images with different labels", "ab", "x, y"),
+        ("near-duplicates", "cd", ""),
+        ("near-duplicates with different labels", "cd", "x, y"),
+        ("source split leaks", "cd", "near-duplicates in test and train"),
+    }
+    assert find_duplicate_issues(rows.select([2, 4]), find_near_duplicates(hashes[[2, 4]], 1), ["train"] * 2) == []
+
+
+def test_masks_that_contradict_the_label():
+    rows = defect_dataset(images=[None] * 5, labels=[*"ggddd"], names=["g", "d"], file_names=[*"abcde"])
+    assert find_mask_issues(rows, [True, False, True, False, None], "g") == [
+        DataIssue("mask contradicts label", ("a",), "defect in the mask"),
+        DataIssue("mask contradicts label", ("d",), "no defect in the mask"),
+    ]
+
+
+def test_mask_issues_are_found_while_reading(image_folder):
     for name, defect in (("good/0.png", True), ("scratch/0.png", False), ("scratch/1.png", True)):
         path = image_folder / "ground_truth" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(np.full((40, 48), 255 * defect, dtype=np.uint8))["bytes"])
-    args = DataArguments(data_dir=str(image_folder), defect_free_label="good")
-    found = [(one.files, one.note) for one in read_defect_dataset(args)[1] if one.kind == "mask contradicts the label"]
-    assert found == [(("good/0.png",), "a defect in a good image"), (("scratch/0.png",), "no defect in it")]
+        Image.fromarray(np.full((40, 48), 255 * defect, dtype=np.uint8)).save(path)
+    issues = read_defect_dataset(DataArguments(data_dir=str(image_folder))).issues
+    found = [issue.files for issue in issues if issue.kind == "mask contradicts label"]
+    assert found == [("good/0.png",), ("scratch/0.png",)]
+
+
+def test_small_classes_are_issues():
+    rows = defect_dataset(images=[None] * 3, labels=["x", "x", "y"], names=["x", "y", "z"], file_names=[*"abc"])
+    kind = "class with fewer than two images"
+    assert find_small_classes(rows) == [DataIssue(kind, ("y",)), DataIssue(kind, ("z",))]
+
+
+def test_issues_are_shortened():
+    issue = DataIssue("near-duplicates", tuple(f"{index}.png" for index in range(6)), "a, b")
+    assert str(issue) == "0.png, 1.png, 2.png, 3.png, 4.png, 5.png (a, b)"
+    assert issue.shortened() == "0.png, 1.png, 2.png, 3.png, 2 more (a, b)"
+    assert DataIssue("unusable", ("0.png",)).shortened() == "0.png"

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from tiny import tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-import kgl.training.feature_cache
+import kgl.data.storage
 from kgl.data.images import normalize, to_pixel_values
 from kgl.errors import InputError
 from kgl.training.augmentation import PairedAugmentation
@@ -183,10 +183,8 @@ def test_features_that_are_there_are_not_computed_again(tmp_path):
 
 
 def test_too_small_a_disk_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        kgl.training.feature_cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 10_000)
-    )
-    with pytest.raises(InputError, match=r"features take 0\.0 GiB and there are 0\.0; make room"):
+    monkeypatch.setattr(kgl.data.storage.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 10_000))
+    with pytest.raises(InputError, match=r"frozen stages take 0\.0 GiB and 0\.0 GiB are free; make room"):
         cache_frozen_features(tmp_path / "f.npy", rows(), tiny_model(), PROCESSOR, 1, 2, PairedAugmentation())
     assert not (tmp_path / "f.npy").exists()
 

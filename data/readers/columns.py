@@ -1,0 +1,127 @@
+"""Columns of tables and of Hub datasets: labels, grades and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Value
+
+from ...errors import InputError
+
+
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_MAX_ROWS_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Columns:
+    """
+    The names of a table's columns, and how its labels are read.
+
+    Args:
+        image, label: of every table.
+        mask, group, split: None where the table has none.
+        grade_thresholds: ascending; they turn graded labels into classes.
+        grade_names: of these classes, one more than there are thresholds.
+    """
+
+    image: str = "image"
+    label: str = "label"
+    mask: str | None = None
+    group: str | None = None
+    split: str | None = None
+    grade_thresholds: Sequence[float] = ()
+    grade_names: Sequence[str] = ()
+
+
+def require_columns(table: Dataset, columns: Columns, source: str) -> None:
+    """
+    Check that a table has the named columns.
+
+    Raises:
+        InputError: a column is missing.
+    """
+    options = {
+        "--image_column": columns.image,
+        "--label_column": columns.label,
+        "--mask_column": columns.mask,
+        "--group_column": columns.group,
+        "--split_column": columns.split,
+    }
+    for option, name in options.items():
+        if name is not None and name not in table.column_names:
+            raise InputError(
+                f"{source}: there is no column {name!r} ({option}); it has {', '.join(table.column_names)}."
+            )
+
+
+def read_labels(table: Dataset, columns: Columns, source: str) -> tuple[list[str], list[str]]:
+    """
+    Return the class of every row, and all classes: numbers in ascending, words in alphabetic order.
+
+    Raises:
+        InputError: a label is missing, or is neither a word nor a whole number.
+    """
+    feature, values = table.features[columns.label], table[columns.label][:]
+    _require_labels([value in (None, "") or value != value for value in values], columns, source)
+    if columns.grade_thresholds:
+        return _grades_to_classes(values, columns, source)
+    if isinstance(feature, ClassLabel):
+        _require_labels([not 0 <= value < len(feature.names) for value in values], columns, source)
+        return [feature.names[value] for value in values], list(feature.names)
+    if isinstance(feature, Value) and feature.dtype.startswith("float"):
+        if any(not float(value).is_integer() for value in values):
+            raise InputError(
+                f"{source}: {columns.label!r} holds grades such as {values[0]}; give --grade_thresholds to turn them "
+                "into classes."
+            )
+        values = [int(value) for value in values]
+    if all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
+        return [str(value) for value in values], [str(value) for value in sorted(set(values))]
+    if all(isinstance(value, (str, bool)) for value in values):
+        return [str(value).strip() for value in values], sorted({str(value).strip() for value in values})
+    raise InputError(f"{source}: {columns.label!r} holds {feature}; labels must be words or numbers.")
+
+
+def read_groups(table: Dataset, columns: Columns, file_names: list[str]) -> list[str]:
+    """Return the group of every row; a row without one is its own group."""
+    if columns.group is None:
+        return file_names
+    values = zip(table[columns.group], file_names, strict=True)
+    return [name if value is None or value == "" else str(value) for value, name in values]
+
+
+def root_cause(error: BaseException) -> str:
+    """Return the message of an error's first cause, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:500]
+
+
+def _require_labels(missing: list[bool], columns: Columns, source: str) -> None:
+    rows = [str(row + 1) for row, is_missing in enumerate(missing) if is_missing]
+    if rows:
+        shown = ", ".join(rows[:_MAX_ROWS_NAMED]) + " ..." * (len(rows) > _MAX_ROWS_NAMED)
+        raise InputError(f"{source}: no {columns.label!r} in row {shown}; every row needs a label.")
+
+
+def _grades_to_classes(values: Sequence[Any], columns: Columns, source: str) -> tuple[list[str], list[str]]:
+    """Cut grades into classes: below the first threshold, from it to below the next, and so on."""
+    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+        raise InputError(
+            f"{source}: --grade_thresholds needs numbers, and {columns.label!r} holds {values[0]!r}; leave it out."
+        )
+    limits = list(columns.grade_thresholds)
+    names = list(columns.grade_names) or [
+        f"below {limits[0]:g}",
+        *(f"{low:g} to {high:g}" for low, high in pairwise(limits)),
+        f"from {limits[-1]:g}",
+    ]
+    return [names[sum(value >= limit for limit in limits)] for value in values], names
+
+
+__all__ = ["VALIDATION_NAMES", "Columns", "read_groups", "read_labels", "require_columns", "root_cause"]

@@ -1,0 +1,123 @@
+"""Reader of image folders."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import count_labels, save_mask, save_noise
+
+from kgl.data.arguments import DataArguments
+from kgl.data.loading import load_defect_dataset, read_images
+from kgl.data.masks import mask_to_array
+from kgl.data.readers.imagefolder import read_image_folder
+from kgl.errors import InputError
+
+
+def load(folder, **others):
+    return load_defect_dataset(DataArguments("imagefolder", str(folder), validation_share=0, **others))
+
+
+@pytest.fixture
+def mvtec(tmp_path):
+    for index in range(6):
+        save_noise(tmp_path / "train" / "good" / f"{index:03d}.png", 0, index)
+        save_noise(tmp_path / "test" / "good" / f"{index:03d}.png", 1, index)
+        for kind, defect in enumerate(("crack", "hole")):
+            save_noise(tmp_path / "test" / defect / f"{index:03d}.png", 2 + kind, index)
+            save_mask(tmp_path / "ground_truth" / defect / f"{index:03d}_mask.png")
+    (tmp_path / "license.txt").write_text("mine")
+    return tmp_path
+
+
+def test_class_folders(image_folder):
+    splits = load(image_folder)
+    assert count_labels(splits["train"]) == {"good": 8, "scratch": 4}
+    assert count_labels(splits["test"]) == {"good": 4, "scratch": 2}
+    assert splits["train"].column_names == splits["test"].column_names
+    assert set(splits["train"]["file_name"]).isdisjoint(splits["test"]["file_name"])
+    assert splits["train"][0]["image"].size == (48, 40)
+
+
+def test_train_and_test_folders(image_folder, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    shutil.rmtree(tmp_path / "split" / "test" / "good")
+    shutil.copytree(image_folder / "scratch", tmp_path / "split" / "test" / "good")
+    splits = load(tmp_path / "split")
+    assert count_labels(splits["train"]) == {"good": 12, "scratch": 6}
+    assert count_labels(splits["test"]) == {"good": 6, "scratch": 6}
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val"])
+def test_a_validation_folder_is_used_unchanged(image_folder, tmp_path, name):
+    for split in ("train", name, "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    splits = load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split")))
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 18, "validation": 18, "test": 18}
+
+
+def test_a_class_of_test_only_is_refused(image_folder, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    (tmp_path / "split" / "test" / "dent").mkdir()
+    with pytest.raises(InputError, match=r"split/test: dent is no class of .*split/train\."):
+        read_image_folder(tmp_path / "split")
+
+
+def test_file_and_folder_names_do_not_matter(tmp_path):
+    """Names like splits, patterns or notes; nested folders; links; suffixes in capitals."""
+    generator = np.random.default_rng(0)
+    names = ["val_0.png", "test_1.png", "train_2.PNG", "x[1].png", "größe 3.png", "deep/4.png"]
+    for label in ("good [1]", "schlecht ü"):
+        for name in names:
+            path = tmp_path / "store" / label / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(path)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / label).symlink_to(tmp_path / "store" / label)
+    (tmp_path / "images" / "metadata.csv").write_text("file_name,label")
+    splits = load(tmp_path / "images", num_folds=2)
+    assert count_labels(*splits.values()) == {"good [1]": 6, "schlecht ü": 6}
+
+
+def test_an_explicit_imagefolder_is_read_whatever_its_layout(tmp_path):
+    for item in range(3):
+        save_noise(tmp_path / f"kos{item}" / "Part0.jpg", item)
+        save_mask(tmp_path / f"kos{item}" / "Part0_label.bmp")
+    assert read_images(DataArguments("imagefolder", str(tmp_path))).class_names == ["kos0", "kos1", "kos2"]
+
+
+def test_mvtec_one_class_data_is_pooled_with_masks(mvtec):
+    splits = load(mvtec, train_on_masks=True)
+    assert count_labels(*splits.values()) == {"good": 12, "crack": 6, "hole": 6}
+    for split in splits.values():
+        for row in split:
+            assert (row["mask"] is None) == ("good" in row["file_name"])
+            assert row["mask"] is None or mask_to_array(row["mask"], (24, 24)).sum() == 24
+    note = f"{mvtec}: train/ lacks classes of test/ (MVTec's one-class data), so both are pooled."
+    assert read_image_folder(mvtec).notes == (note,)
+
+
+def test_masks_beside_class_folders_keep_the_split(mvtec):
+    """train/ and test/ with the same classes are not pooled."""
+    for index in range(3):
+        for kind, defect in enumerate(("crack", "hole")):
+            save_noise(mvtec / "train" / defect / f"more{index}.png", 4 + kind, index)
+    splits = load(mvtec)
+    assert count_labels(splits["train"]) == {"good": 6, "crack": 3, "hole": 3}
+    assert count_labels(splits["test"]) == {"good": 6, "crack": 6, "hole": 6}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("ground_truth/crack/none_mask.png", "1 masks have no image; one is .*none_mask.png"),
+        ("ground_truth/crack/001.bmp", "are masks of the same image"),
+        ("test/crack/001.bmp", "several images are named crack/001, so their mask is ambiguous"),
+    ],
+)
+def test_masks_of_no_image_or_two_are_refused(mvtec, path, message):
+    save_mask(mvtec / path)
+    with pytest.raises(InputError, match=message):
+        load(mvtec)

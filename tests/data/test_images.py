@@ -1,0 +1,62 @@
+"""Finding, opening and checking images."""
+
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+from tiny import save_noise
+
+from kgl.data.images import find_images, load_image_file, open_upright
+
+
+def save_16_bit_colours(path):
+    """A PNG with 16 bits per channel, which Pillow cannot write."""
+    rows = b"".join(b"\0" + bytes(range(16 * 6)) for _ in range(16))
+    header = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for part in (b"IHDR" + header, b"IDAT" + zlib.compress(rows), b"IEND"):
+        content += struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+    path.write_bytes(content)
+
+
+def test_images_are_found_at_any_depth(tmp_path):
+    for name in ("b.png", "a.PNG", "deep/er/c.jpg", ".hidden.png"):
+        save_noise(tmp_path / name, 0)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "note.txt").touch()
+    assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ["a.PNG", "b.png", "deep/er/c.jpg"]
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 3, 6, 9])
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("L", (20, 24)).save(tmp_path / "a.png", exif=exif)
+    image, rotated = open_upright((tmp_path / "a.png").read_bytes())
+    assert rotated == (orientation in (3, 6))
+    assert image.size == ((24, 20) if orientation == 6 else (20, 24))
+
+
+def test_loaded_images_are_rgb(tmp_path):
+    Image.new("LA", (20, 24)).save(tmp_path / "a.png")
+    assert load_image_file(tmp_path / "a.png").mode == "RGB"
+
+
+def test_unusable_images_are_refused_with_a_reason(tmp_path):
+    save_16_bit_colours(tmp_path / "deep.png")
+    Image.new("I;16", (20, 20)).save(tmp_path / "deep_grey.png")
+    Image.new("F", (20, 20)).save(tmp_path / "float.tif")
+    Image.new("L", (20, 7)).save(tmp_path / "small.png")
+    (tmp_path / "text.png").write_bytes(b"no image")
+    (tmp_path / "empty.png").touch()
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    for name, message in {
+        "deep": "16 bits per channel; convert it to 8", "deep_grey": "16 bits per channel",
+        "small": "20 x 7 pixels; at least 8 x 8 are needed", "text": "not an image", "empty": "empty file",
+        "bomb": "Image size", "gone": "No such file",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            load_image_file(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match="mode F; convert it to 8 bits per channel"):
+        load_image_file(tmp_path / "float.tif")
