@@ -1,4 +1,4 @@
-"""Arguments of the priors."""
+"""Arguments of the priors; importing them needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ WEIGHTINGS = ("keep_all", "drop_wrong", "confidence")
 
 @dataclass
 class PriorArguments:
-    """How priors are made, and how far they are trusted."""
+    """How priors are made and weighted."""
 
     prior_method: str = field(
-        default="gradcam++", metadata={"help": "What makes the saliency maps.", "choices": list(METHODS)}
+        default="gradcam++", metadata={"help": "Saliency method of the priors.", "choices": list(METHODS)}
     )
     prior_layers: list[str] | None = field(
         default=None,
-        metadata={"help": "CAM methods: modules whose outputs are looked at, fused; the pooled features by default."},
+        metadata={"help": "CAM methods: modules whose outputs are weighted and fused; pooled features by default."},
     )
     prior_weighting: str = field(
         default="keep_all",
         metadata={
-            "help": "What a defective image's prior counts: 1 (keep_all), 0 where the primary is wrong about it "
-            "(drop_wrong), or the primary's probability of its class (confidence).",
+            "help": "Weight of a defective image's prior in the guidance loss: 1 (keep_all), 0 where the primary "
+            "misclassifies the image (drop_wrong), or the primary's probability of its class (confidence).",
             "choices": list(WEIGHTINGS),
         },
     )
@@ -37,20 +37,20 @@ class PriorArguments:
 
 @dataclass
 class TrainPriorArguments(PriorArguments):
-    """How priors are made, and by which classifiers."""
+    """How priors are made and weighted, and by which classifiers."""
 
     prior_folds: int | None = field(
         default=None,
         metadata={
-            "help": "Cross-fit: part the training images into so many folds, groups whole, and let each one's prior "
-            "come from a primary that was trained on the others. Costs a training for every fold."
+            "help": "Cross-fit the priors: split the training images into this many folds, groups kept together, and "
+            "make each fold's priors by a primary trained on the other folds. Costs one training per fold."
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prior_folds is not None and self.prior_folds < 2:
-            raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting takes at least 2.")
+            raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting needs at least 2 folds.")
 
 
 __all__ = ["WEIGHTINGS", "PriorArguments", "TrainPriorArguments"]

@@ -55,9 +55,9 @@ def _step_of(checkpoint: Path) -> int:
 
 class SamplerEpochCallback(TrainerCallback):
     """
-    Tells a sampler of every epoch at its start.
+    Callback that sets the sampler's epoch at the start of every epoch.
 
-    What accelerate wraps around it tells it too, but not in a resumed epoch of several processes.
+    accelerate's data loader sets it too, except in the resumed epoch of a run with several processes.
     """
 
     def __init__(self, sampler: BalancedSampler) -> None:
@@ -66,7 +66,7 @@ class SamplerEpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called by the Trainer; a resumed epoch is the one it was stopped in."""
+        """Set the epoch; for a resumed run, the one it was stopped in."""
         self._sampler.set_epoch(int(state.epoch))
 
 

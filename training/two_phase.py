@@ -69,7 +69,7 @@ def select_training_columns(rows: Dataset, pixels: Dataset | None, settings: Set
     """The columns that a phase reads: images are decoded for nothing where it reads something else."""
     if pixels is None and settings.model.freeze_stages == 0:
         return rows
-    wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
+    wanted = ("index", "label", "digest", "saliency_prior", "prior_threshold", "prior_weight")
     rows = rows.select_columns([name for name in wanted if name in rows.column_names])
     if pixels is None:
         return rows
