@@ -220,8 +220,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
         """
         Return `P(defect)`, `(B,)` in double precision, and whether it reaches the config's threshold, `(B,)` bool.
 
-        `P(defect)` is the sum of the probabilities of all classes but the defect-free one; `1 - P(good)` would round
-        small values to 0. [`~kgl.evaluation.metrics.defect_scores`] is the same formula for arrays.
+        `P(defect)` is the sum of the probabilities of all classes but the defect-free one; `1 - P(good)` would lose
+        the digits of small values. [`~kgl.evaluation.metrics.defect_scores`] is the same formula for arrays.
 
         Args:
             logits: `(B, K)`.
@@ -230,7 +230,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
             ValueError: the model has no defect-free class.
         """
         if self.config.defect_free_id is None:
-            raise ValueError("P(defect) needs a defect-free class: set defect_free_label in the model's config.")
+            raise ValueError("The config has no defect_free_label, which P(defect) needs; set it.")
         defects = [index for index in range(logits.shape[1]) if index != self.config.defect_free_id]
         score = class_probabilities(logits)[:, defects].sum(dim=1)
         return score, score >= self.config.threshold

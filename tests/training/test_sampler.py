@@ -19,7 +19,7 @@ LABELS = np.array([0] * 30 + [1] * 7 + [2] * 3)
 
 
 @pytest.mark.parametrize("epoch", range(3))
-def test_classes_are_as_frequent_and_images_take_turns(epoch):
+def test_classes_are_drawn_equally_and_images_in_turn(epoch):
     sampler = BalancedSampler(LABELS, seed=1)
     sampler.set_epoch(epoch)
     drawn = list(sampler)
@@ -31,7 +31,7 @@ def test_classes_are_as_frequent_and_images_take_turns(epoch):
     assert all(4 <= times[row] <= 5 for row in range(37, 40))
 
 
-def test_the_order_is_the_seed_s_and_the_epoch_s():
+def test_order_depends_on_seed_and_epoch():
     one, other = BalancedSampler(LABELS, 1), BalancedSampler(LABELS, 1)
     torch.manual_seed(5)
     first = list(one)
@@ -41,7 +41,7 @@ def test_the_order_is_the_seed_s_and_the_epoch_s():
 
 
 def loader(epoch, processes=1, process=0):
-    """As a Trainer has it at the start of an epoch; not every accelerate's loaders hand the epoch on."""
+    """A loader as the Trainer has it at the start of an epoch; not every version of accelerate sets the epoch."""
     sampler = BalancedSampler(LABELS, 3)
     loader = DataLoader(list(range(40)), batch_size=4, sampler=sampler)
     loader = prepare_data_loader(loader, num_processes=processes, process_index=process, put_on_device=False)
@@ -50,7 +50,7 @@ def loader(epoch, processes=1, process=0):
     return loader
 
 
-def test_processes_share_one_order_and_a_resumed_run_goes_on_in_it():
+def test_processes_share_one_order_and_resumed_runs_continue_in_it():
     whole = [batch.tolist() for batch in loader(2)]
     assert whole != [batch.tolist() for batch in loader(1)]
     parts = [[batch.tolist() for batch in loader(2, 2, process)] for process in (0, 1)]
@@ -60,8 +60,8 @@ def test_processes_share_one_order_and_a_resumed_run_goes_on_in_it():
     assert [batch.tolist() for batch in resumed] == whole[4:]
 
 
-def test_a_run_of_two_processes_resumes_in_its_epoch():
-    """Accelerate's wrappers forward no epoch there; the callback tells the sampler itself."""
+def test_run_of_two_processes_resumes_in_its_epoch():
+    """accelerate's wrappers do not set the epoch there; the callback does."""
     whole = [batch.tolist() for batch in loader(2)]
     for process in (0, 1):
         sampler = BalancedSampler(LABELS, 3)
@@ -73,7 +73,7 @@ def test_a_run_of_two_processes_resumes_in_its_epoch():
         assert [batch.tolist() for batch in resumed] == whole[process::2][2:]
 
 
-def test_a_run_draws_a_new_order_every_epoch(tmp_path, monkeypatch):
+def test_every_epoch_has_a_new_order(tmp_path, monkeypatch):
     drawn = []
     order_of = BalancedSampler.__iter__
     monkeypatch.setattr(
@@ -85,9 +85,9 @@ def test_a_run_draws_a_new_order_every_epoch(tmp_path, monkeypatch):
         "--image_height", "32", "--image_width", "32", "--output_dir", str(tmp_path / "out"), "--backbone_config",
         '{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}',
         "--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none",
-        "--balanced_sampling", "true",
+        "--balanced_sampling", "true", "--freeze_stages", "0",
     ]  # fmt: skip
     run(parse(flags))
     primary, final = drawn[:3], drawn[3:]
-    assert primary == final  # both phases see the same batches
+    assert primary == final  # both phases draw the same batches
     assert len({tuple(order) for order in primary}) == 3
