@@ -50,7 +50,7 @@ class TrainPriorArguments(PriorArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prior_folds is not None and self.prior_folds < 2:
-            raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting needs at least 2 folds.")
+            raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting takes at least 2 folds.")
 
 
 __all__ = ["WEIGHTINGS", "PriorArguments", "TrainPriorArguments"]

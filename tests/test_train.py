@@ -318,7 +318,7 @@ def test_a_folder_of_something_else_is_refused(finished, tmp_path):
     ("arguments", "message"),
     [
         (["--data_dir", "/nowhere"], "there is no such folder"),
-        (["--backbone_config", '{"model_type": "bert"}'], "no backbone"),
+        (["--backbone_config", '{"model_type": "bert"}'], "cannot be the backbone"),
         (["--backbone_config", '{"model_type": "resnet", "depths": "deep"}'], "--backbone_config"),
         (["--out_features", "stage7"], "stage7"),
         (["--image_height", "0"], "at least one pixel"),
@@ -403,7 +403,7 @@ def test_priors_of_another_image_size_are_refused(finished, tmp_path):
     (tmp_path / "out" / "run.json").write_text(json.dumps(stored))
     refused = train(settings, "--output_dir", tmp_path / "out", "--image_height", "64")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "priors holds what another model, other settings or other images gave" in refused.stderr
+    assert "priors holds the results of another model, other settings or other images" in refused.stderr
 
 
 def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
@@ -413,7 +413,7 @@ def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
         (["--pooling", "attention", "--prior_method", "cam"], "--prior_method cam: CAM needs a layer"),
         (
             ["--prior_method", "gradcam", "--prior_layers", "nowhere"],
-            "there is no layer nowhere; the layers with maps",
+            "the model has no layer nowhere; its layers with spatial maps",
         ),
     ):
         with pytest.raises(InputError, match=message):
