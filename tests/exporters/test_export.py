@@ -1,7 +1,6 @@
 """The export: files, graph against PyTorch, decision, metadata, 8-bit graphs, refusals."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from PIL import Image
 from tiny import tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.cli.export import main
 from kgl.data.images import to_pixel_values
 from kgl.errors import InputError
 from kgl.exporters.export import TOLERANCE, ExportResult, export_onnx, load_sample_images
@@ -152,17 +150,14 @@ def test_8_bit_graph_and_its_loss(exported, tmp_path, image_folder):
     assert result.int8_loss.mean_difference <= result.int8_loss.max_difference
 
 
-def test_command_keeps_an_equal_file_and_refuses_another(exported, tmp_path, monkeypatch, capsys):
+def test_equal_file_is_kept_and_another_refused(exported, tmp_path, monkeypatch):
     graph = exported.path.read_bytes()
     monkeypatch.setattr("kgl.exporters.export.write_onnx", lambda model, processor, path: path.write_bytes(graph))
-    monkeypatch.setattr(sys, "argv", ["kgl-export", str(exported.path.parent)])
-    main()
-    assert f"{exported.path}: differs from PyTorch by" in capsys.readouterr().out
+    folder = exported.path.parent
+    assert export_onnx(str(folder), exported.path) == exported
     (tmp_path / "other.onnx").write_bytes(b"of another")
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--output", str(tmp_path / "other.onnx")])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "other.onnx exists already and holds another graph" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"other\.onnx exists already and holds another graph"):
+        export_onnx(str(folder), tmp_path / "other.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["other.onnx"]
     assert (tmp_path / "other.onnx").read_bytes() == b"of another"
 
@@ -191,21 +186,8 @@ def test_folders_without_usable_images_are_refused(tmp_path):
         load_sample_images(tmp_path, 3)
 
 
-def test_missing_extra_is_refused(exported):
-    script = (
-        "import sys\n"
-        "from kgl.cli.export import main\n"
-        f"sys.argv = ['kgl-export', {str(exported.path.parent)!r}]\n"
-        "for name in ('onnx', 'onnxruntime', 'onnxscript'):\n"
-        "    sys.modules[name] = None\n"
-        "    try:\n"
-        "        main()\n"
-        "    except SystemExit as stop:\n"
-        "        assert stop.code == 2\n"
-        "    sys.modules.pop(name)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stderr.splitlines() == [
-        f'kgl-export: error: {name} is not installed; run: pip install -e ".[export]"'
-        for name in ("onnx", "onnxruntime", "onnxscript")
-    ]
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
+def test_missing_extra_is_refused(exported, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    with pytest.raises(InputError, match=f"{name} is not installed; run: pip install"):
+        export_onnx(str(exported.path.parent), tmp_path / "model.onnx")

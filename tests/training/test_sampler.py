@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from tiny import make_images
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from tiny import tiny_model
 from torch.utils.data import DataLoader
 from transformers import TrainerState
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.train import parse, run
 from kgl.training.callbacks import SamplerEpochCallback
+from kgl.training.collator import DefectCollator
 from kgl.training.sampler import BalancedSampler
+from kgl.training.trainer import ClassificationTrainer
+from kgl.training.training_args import KGLTrainingArguments
 
 
 LABELS = np.array([0] * 30 + [1] * 7 + [2] * 3)
@@ -73,21 +78,27 @@ def test_run_of_two_processes_resumes_in_its_epoch():
         assert [batch.tolist() for batch in resumed] == whole[process::2][2:]
 
 
-def test_every_epoch_has_a_new_order(tmp_path, monkeypatch):
-    drawn = []
-    order_of = BalancedSampler.__iter__
-    monkeypatch.setattr(
-        BalancedSampler, "__iter__", lambda self: iter(drawn.append(list(order_of(self))) or drawn[-1])
+def test_every_epoch_of_a_training_has_a_new_order(tmp_path, monkeypatch):
+    orders = []
+    draw = BalancedSampler.__iter__
+
+    def record(sampler):
+        orders.append(list(draw(sampler)))
+        return iter(orders[-1])
+
+    monkeypatch.setattr(BalancedSampler, "__iter__", record)
+    rows = Dataset.from_dict(
+        {"image": [PILImage.new("L", (32, 32), 10 * index) for index in range(12)], "label": [0] * 8 + [1] * 4},
+        features=Features(image=Image(), label=ClassLabel(names=["good", "scratch"])),
     )
-    make_images(tmp_path / "images")
-    flags = [
-        "--data_dir", str(tmp_path / "images"), "--defect_free_label", "good", "--validation_share", "0",
-        "--image_height", "32", "--image_width", "32", "--output_dir", str(tmp_path / "out"), "--backbone_config",
-        '{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}',
-        "--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none",
-        "--balanced_sampling", "true", "--freeze_stages", "0",
-    ]  # fmt: skip
-    run(parse(flags))
-    primary, final = drawn[:3], drawn[3:]
-    assert primary == final  # both phases draw the same batches
+    for _ in range(2):  # as the two phases do
+        args = KGLTrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=4, balanced_sampling=True,
+            save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        collator = DefectCollator(ViTImageProcessorPil(size={"height": 32, "width": 32}))
+        model = tiny_model(id2label={0: "good", 1: "scratch"})
+        ClassificationTrainer(model=model, args=args, train_dataset=rows, data_collator=collator).train()
+    primary, final = orders[:3], orders[3:]
+    assert primary == final
     assert len({tuple(order) for order in primary}) == 3
