@@ -55,6 +55,7 @@ from kgl.evaluation.predictions import Predictions, likeliest_defects, predict_b
 from kgl.evaluation.results import evaluate_predictions
 from kgl.knowledge.arguments import PriorArguments
 from kgl.knowledge.saliency_priors import add_saliency_priors
+from kgl.knowledge.thresholds import add_prior_thresholds
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency.compute import compute_saliency
 from kgl.saliency.maps import to_peak_one
@@ -341,7 +342,7 @@ class Bench:
         return images_of_other_groups(np.asarray(self.train["label"][:]), np.asarray(self.train["group"][:]))
 
     def _unmarked(self, rows: Dataset) -> Dataset:
-        wanted = ("index", "label", "digest", "saliency_prior", "prior_weight")
+        wanted = ("index", "label", "digest", "saliency_prior", "prior_threshold", "prior_weight")
         return rows.select_columns([name for name in wanted if name in rows.column_names])
 
     def _grad_cam_maps(self, model: KGLForImageClassification, predictions: Predictions) -> np.ndarray:
@@ -383,7 +384,7 @@ def _replaced(rows: Dataset, priors: np.ndarray, weights: list[float]) -> Datase
     features = Features({name: rows.features[name] for name in ("saliency_prior", "prior_weight")})
     columns = {"saliency_prior": list(priors), "prior_weight": weights}
     others = rows.remove_columns(["saliency_prior", "prior_weight"])
-    return concatenate_datasets([others, Dataset.from_dict(columns, features=features)], axis=1)
+    return add_prior_thresholds(concatenate_datasets([others, Dataset.from_dict(columns, features=features)], axis=1))
 
 
 @cache

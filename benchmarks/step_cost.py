@@ -25,6 +25,7 @@ from transformers import Trainer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.configuration_kgl import KGLConfig
+from kgl.knowledge.thresholds import add_prior_thresholds
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency.cam import layer_cam
 from kgl.training.augmentation import PairedAugmentation
@@ -55,7 +56,7 @@ class PlainClassifier(nn.Module):
 def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dataset:
     """Noise with priors: what the images show does not change what a step costs."""
     generator = np.random.default_rng(0)
-    return Dataset.from_dict(
+    rows = Dataset.from_dict(
         {
             "image": [PILImage.fromarray(generator.integers(0, 255, size, dtype=np.uint8)) for _ in range(count)],
             "label": [index % 2 for index in range(count)],
@@ -69,6 +70,7 @@ def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dat
             prior_weight=Value("float32"),
         ),
     )
+    return add_prior_thresholds(rows)
 
 
 def frozen_steps(
