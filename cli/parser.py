@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from ..errors import InputError
 
 
+_BOOLEANS = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
 TABLE_ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
 
 
@@ -108,9 +109,7 @@ def parse_settings(
     """
     argv, recipes = _without_config(list(argv))
     parser = _parser(command, dataclasses)
-    loose = _loose_arguments(parser, argv)
-    for argument in loose:
-        del argv[len(argv) - 1 - argv[::-1].index(argument)]
+    loose, argv = _split_loose(parser, argv)
     recipes += [one for one in loose if Path(one).suffix in (".yaml", ".yml")]
     loose = [one for one in loose if Path(one).suffix not in (".yaml", ".yml")]
     if len(recipes) > 1:
@@ -146,20 +145,31 @@ def _parser(command: str, dataclasses: tuple[type, ...]) -> Any:
     return Parser(dataclasses, prog=command, allow_abbrev=False)
 
 
-def _loose_arguments(parser: Any, argv: list[str]) -> list[str]:
-    """Arguments that follow no flag."""
-    required = [action for action in parser._actions if action.required]
-    for action in required:
-        action.required = False
-    _, rest = parser.parse_known_args(argv)
-    for action in required:
-        action.required = True
-    loose = []
-    for argument in rest:  # an unknown flag and its value are reported as such later
-        if argument.startswith("-"):
-            break
-        loose.append(argument)
-    return loose
+def _split_loose(parser: Any, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments that are no flag's value, and the others."""
+    loose, flags = [], []
+    capacity = 0.0  # how many more values the last flag takes
+    for argument in argv:
+        if argument.startswith("-") and not _is_number(argument):
+            flag = argument.partition("=")[0]
+            action = parser._option_string_actions.get(flag)
+            capacity = {None: 1.0, "?": 0.5}.get(action.nargs, float("inf")) if action else float("inf")
+            capacity = 0.0 if "=" in argument else capacity
+            flags.append(argument)
+        elif capacity >= 1 or (capacity == 0.5 and argument.lower() in _BOOLEANS):
+            capacity -= 1
+            flags.append(argument)
+        else:
+            loose.append(argument)
+    return loose, flags
+
+
+def _is_number(argument: str) -> bool:
+    try:
+        float(argument)
+    except ValueError:
+        return False
+    return True
 
 
 def _without_config(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -10,26 +10,27 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from kgl.data.synthetic import CLASSES
 from kgl.errors import InputError
+from kgl.knowledge.arguments import PriorPassArguments
 from kgl.knowledge.saliency_priors import PRIOR_COLUMNS
-from kgl.prior import PriorPassArguments, main
+from kgl.prior import main
 from kgl.training.model_init import load_classifier
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 64})
 
 
-def test_one_process_and_two_make_the_same_priors(tmp_path, monkeypatch):
+def test_one_process_and_two_make_the_same_priors(tmp_path):
     """146 images are three shards, which two processes share."""
     tiny_model(id2label=dict(enumerate(CLASSES))).save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
     settings = ["--dataset", "surfaces", "--num_surfaces", "219", "--surface_size", "32", "--validation_share", "0"]
 
     def command(output):
-        return ["kgl-prior", "--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / output),
+        return ["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / output),
                 "--prior_method", "gradcam", *settings]  # fmt: skip
 
     def run(launcher, output):
-        arguments = [*launcher, "-m", "kgl.prior", *command(output)[1:]]
+        arguments = [*launcher, "-m", "kgl.prior", *command(output)]
         done = subprocess.run(arguments, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "images/s" not in done.stderr  # no progress bar without a terminal
@@ -40,22 +41,21 @@ def test_one_process_and_two_make_the_same_priors(tmp_path, monkeypatch):
     assert two[:] == one[:]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["priors", "priors.json"]
     before = (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns
-    monkeypatch.setattr(sys, "argv", command("one"))
-    main()
+    main(command("one"))
     assert (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns == before
 
 
-def test_bad_settings_are_refused(tmp_path, image_folder, monkeypatch, capsys):
+def test_bad_settings_are_refused(tmp_path, image_folder, capsys):
     (tmp_path / "file").write_text("")
     tiny_model(id2label={0: "good", 1: "scratch"}).save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
     (tmp_path / "run" / "primary").mkdir(parents=True)
     (tmp_path / "damaged" / "priors").mkdir(parents=True)
     (tmp_path / "damaged" / "priors.json").write_text("[")
-    given = ["kgl-prior", "--data_dir", str(image_folder), "--model", str(tmp_path / "model"), "--output_dir"]
+    given = [str(image_folder), "--model", str(tmp_path / "model"), "--output_dir"]
     for arguments, message in (
-        (["--model", str(image_folder)], "no classifier that kgl-train saved"),
-        (["--model", str(tmp_path / "run")], f"a run's folder; take {tmp_path / 'run' / 'primary'}."),
+        (["--model", str(image_folder)], "not a classifier saved by kgl train"),
+        (["--model", str(tmp_path / "run")], f"the folder of a run; give {tmp_path / 'run' / 'primary'}."),
         (["--output_dir", str(tmp_path / "damaged")], "priors.json is damaged"),
         (["--prior_method", "lrp"], "invalid choice: 'lrp'"),
         (
@@ -64,9 +64,8 @@ def test_bad_settings_are_refused(tmp_path, image_folder, monkeypatch, capsys):
         ),
         (["--output_dir", str(tmp_path / "file" / "below")], "cannot be used as a folder"),
     ):
-        monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "out"), *arguments])
         with pytest.raises(SystemExit) as stopped:
-            main()
+            main([*given, str(tmp_path / "out"), *arguments])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
     with pytest.raises(InputError, match="--batch_size 0"):
         PriorPassArguments(model="m", output_dir="o", batch_size=0)
@@ -74,5 +73,5 @@ def test_bad_settings_are_refused(tmp_path, image_folder, monkeypatch, capsys):
 
 def test_model_of_another_kind_is_refused(tmp_path):
     TINY_BACKBONES["resnet"].save_pretrained(tmp_path / "resnet")
-    with pytest.raises(InputError, match="no classifier that kgl-train saved"):
+    with pytest.raises(InputError, match="not a classifier saved by kgl train"):
         load_classifier(str(tmp_path / "resnet"))

@@ -23,12 +23,13 @@ from transformers import ResNetModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.trainer_pt_utils import safe_globals
 
+from kgl.cli.train import parse
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation.predict_folder import predict_folder
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.train import parse, run
+from kgl.train import run
 from kgl.training.arguments import ModelArguments
 from kgl.training.model_init import build_model, load_classifier
 

@@ -46,10 +46,10 @@ def check_freezable(model: KGLForImageClassification, stages: int) -> None:
     """
     kind, used = model.config.backbone_config.model_type, ", ".join(model.backbone.out_features)
     if kind not in _STEMS:
-        raise InputError(f"--freeze_stages: not with a {kind} backbone, only with {', '.join(_STEMS)}.")
+        raise InputError(f"--freeze_stages: a {kind} backbone cannot be frozen in part, only {', '.join(_STEMS)}.")
     most = max_freezable_stages(model)
     if most < 1:
-        raise InputError(f"--freeze_stages {stages}: there is no stage below {used}, which is trained.")
+        raise InputError(f"--freeze_stages {stages}: there is no stage below {used}, which is trained; use 0.")
     if not 1 <= stages <= most:
         raise InputError(f"--freeze_stages {stages}: it must lie in 1..{most}, below {used}, which is trained.")
 

@@ -155,7 +155,7 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
             KGLForImageClassification.from_pretrained(model, use_safetensors=True),
             ViTImageProcessorPil.from_pretrained(model),  # the class that kgl train saves
         )
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, StrictDataclassError) as error:
         what = (
             "it is not a classifier saved by kgl train"
             if Path(model).exists()

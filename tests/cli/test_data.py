@@ -1,4 +1,4 @@
-"""The command kgl-data."""
+"""`kgl data`: the printed summary and the exit code."""
 
 import json
 import shutil
@@ -9,23 +9,22 @@ from PIL import Image
 from kgl.cli import data as command
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["kgl-data", *map(str, arguments)])
+def run(capsys, *arguments):
     code = 0
     try:
-        command.main()
+        command.main([str(one) for one in arguments])
     except SystemExit as end:
         code = end.code
     return code, capsys.readouterr().out
 
 
-def test_issues_are_printed_and_written(image_folder, tmp_path, monkeypatch, capsys):
+def test_issues_are_printed_and_written(image_folder, tmp_path, capsys):
     shutil.copy(image_folder / "good" / "0.png", image_folder / "scratch" / "same.png")
     Image.open(image_folder / "good" / "1.png").save(image_folder / "good" / "near.jpg", quality=95)
     Image.new("RGB", (60, 60)).save(image_folder / "good" / "black.png")
     (image_folder / "good" / "bad.png").write_bytes(b"no image")
     output = tmp_path / "summary.json"
-    code, out = run(monkeypatch, capsys, image_folder, "--defect_free_label", "good", "--output", output)
+    code, out = run(capsys, image_folder, "--defect_free_label", "good", "--output", output)
     assert code == 1
     for line in (
         "train: 21 images (14 good, 7 scratch), 19 groups, 0 masks",
@@ -43,19 +42,19 @@ def test_issues_are_printed_and_written(image_folder, tmp_path, monkeypatch, cap
     summary = json.loads(output.read_text())
     assert summary["splits"].keys() == {"train", "validation", "test"}
     assert sum(split["images"] for split in summary["splits"].values()) == 21
-    assert run(monkeypatch, capsys, image_folder, "--output", output)[0] == 2
+    assert run(capsys, image_folder, "--output", output)[0] == 2
 
 
-def test_a_folder_that_cannot_be_split(image_folder, monkeypatch, capsys):
+def test_folder_that_cannot_be_split(image_folder, capsys):
     for index in range(1, 6):
         (image_folder / "scratch" / f"{index}.png").unlink()
-    code, out = run(monkeypatch, capsys, "--data_dir", image_folder)
+    code, out = run(capsys, "--data_dir", image_folder)
     assert code == 1
     assert "Cannot be split: --num_folds 3: too few independent images of scratch (1)" in out
     assert "Issue, class with fewer than two images: 1\n  scratch" in out
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
-def test_nothing_to_read(folder, tmp_path, monkeypatch, capsys):
+def test_folder_without_images(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, capsys, "--data_dir", folder)[0] == 2
+    assert run(capsys, "--data_dir", folder)[0] == 2

@@ -39,8 +39,16 @@ def test_table_is_known_by_its_ending():
 
 
 def test_value_equal_to_the_positional_argument_stays_with_its_flag():
-    settings = parse(["--backbone", "x", "x"])
-    assert (settings.model.backbone, settings.data.data_dir) == ("x", "x")
+    for arguments in (["--backbone", "x", "x"], ["x", "--backbone", "x"]):
+        settings = parse(arguments)
+        assert (settings.model.backbone, settings.data.data_dir) == ("x", "x")
+
+
+def test_images_may_follow_a_switch():
+    settings = parse(["--balanced_sampling", "parts"])
+    assert (settings.training.balanced_sampling, settings.data.data_dir) == (True, "parts")
+    settings = parse(["--balanced_sampling", "false", "parts", "--kg_lambda", "-0"])
+    assert (settings.training.balanced_sampling, settings.data.data_dir) == (False, "parts")
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from sklearn.metrics import log_loss
 from tiny import make_images, tiny_model
 from transformers import AutoConfig
 
+from kgl.cli.train import parse
 from kgl.data.images import to_pixel_values
 from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation.calibration import apply_temperature, calibrate, choose_operating_point, fit_temperature
 from kgl.evaluation.metrics import decision_rates, expected_calibration_error
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.train import parse, run
+from kgl.train import run
 from kgl.training.arguments import OperatingArguments
 from kgl.training.model_init import load_classifier
 

@@ -117,11 +117,10 @@ def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypa
     with pytest.raises(SystemExit, match="1"):
         command("line", "line/scratch/notes.txt", "--model", saved, "--output", "out")
     printed = capsys.readouterr()
-    assert "6 images could not be used:" in printed.err and "predictions.csv" in printed.out
-    assert "13 images predicted: " in printed.out
+    assert printed.out.startswith("13 images: ") and "6 unusable. Table: " in printed.out
     for name, why in (
         ("good/3.png", ""), ("good/4.png", "not an image"), ("good/5.png", "No such file"),
-        ("good/6.png", "16 bits a channel"), ("good/7.png", "decompression bomb"),
+        ("good/6.png", "16 bits per channel"), ("good/7.png", "decompression bomb"),
         ("scratch/notes.txt", "not an image"),
     ):  # fmt: skip
         assert f"{images / name}: " in printed.err and why in printed.err
@@ -169,7 +168,7 @@ def test_killed_run_resumes(tmp_path, saved, images, monkeypatch):
 def test_used_folder_is_refused(tmp_path, saved, images):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "predictions.csv").write_text("my own")
-    with pytest.raises(InputError, match=r"--output .*mine: it holds something else"):
+    with pytest.raises(InputError, match=r"--output .*mine: the folder holds other files"):
         predict_folder([images], saved, tmp_path / "mine")
     assert (tmp_path / "mine" / "predictions.csv").read_text() == "my own"
     predict_folder([images / "scratch"], saved, tmp_path / "out")
@@ -196,12 +195,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, saved, images, monk
         (["line", "empty"], "empty: there is no image in it"),
         (["line", "--batch_size", "0"], "--batch_size 0: it must be at least 1"),
         (["line", "--box_threshold", "1.5"], "--box_threshold 1.5: it must lie in 0..1"),
-        (["line", "--model", "nonesuch"], "--model nonesuch: there is no such folder, and the Hub"),
+        (
+            ["line", "--model", "nonesuch"],
+            "--model nonesuch: there is no such folder, and it cannot be loaded from the Hub",
+        ),
         (["line", "--output", "line/good/0.png"], "--output line/good/0.png: it cannot be used as a folder"),
     ):
         with pytest.raises(SystemExit, match="2"):
             command("--model", saved, "--output", "out", *arguments)
-        assert f"kgl-predict: error: {sentence}" in capsys.readouterr().err
+        assert f"kgl predict: error: {sentence}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
