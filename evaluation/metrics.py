@@ -11,6 +11,31 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 
+METRIC_TITLES = {
+    "ap": "AP",
+    "auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "defect_ap": "AP, defective against good",
+    "defect_auroc": "AUROC, defective against good",
+    "f1_max": "F1 at its best threshold",
+    "recall_at_false_alarm_rate": "Defects found at 5% false alarms",
+    "false_alarm_rate_at_zero_missed": "False alarms when no defect is missed",
+    "map_ap": "Class map, pixel AP",
+    "map_image_ap": "Class map, pixel AP per image",
+    "map_cell_ap": "Class map, cell AP",
+    "map_pointing": "Class map, peak on the defect",
+    "map_entropy": "Class map, entropy",
+    "map_area90": "Class map, area with 90 % of the sum",
+    "saliency_ap": "Heat map, pixel AP",
+    "saliency_image_ap": "Heat map, pixel AP per image",
+    "saliency_cell_ap": "Heat map, cell AP",
+    "saliency_pointing": "Heat map, peak on the defect",
+    "saliency_entropy": "Heat map, entropy",
+    "saliency_area90": "Heat map, area with 90 % of the sum",
+}
+
+
 class DefectClassification(evaluate.Metric):
     """
     How right class probabilities are, and how well they part defects from good parts.
@@ -222,6 +247,7 @@ def wilson_interval(right: np.ndarray) -> list[float]:
 
 
 __all__ = [
+    "METRIC_TITLES",
     "DefectClassification",
     "decision_rates",
     "defect_scores",
