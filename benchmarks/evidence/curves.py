@@ -1,11 +1,11 @@
 """
-Learning curves of the evidence bench: AP, and maps' pixel AP, over images a class and over steps.
+Draw learning curves of the evidence bench: AP and pixel AP of the heat map over images per class and over steps.
 
-    python benchmarks/evidence_curves.py --output docs/evidence_curves.png
+    python benchmarks/evidence/curves.py --output docs/evidence_curves.png
 
-Lines are means over seeds, bars Student's 95 % intervals. A column a dataset's test folds (`results/evidence.jsonl`),
-over the budget; the last one magnetic tiles' validation fold (`results/search.jsonl`), 16 a class, over all steps of
-training, primaries' included. Nothing is drawn of fewer than three seeds.
+Lines are means over seeds, bars Student's 95 % intervals. One column per dataset's test folds
+(`benchmarks/results/evidence.jsonl`) over the budget; the last column is the magnetic tiles' validation fold
+(`search.jsonl`), 16 images per class, over all training steps, the primary's included. Points need three seeds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
-from evidence_tables import Runs, all_have, interval, read, values_of
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kgl.benchmarks.evidence.records import (
+    MIN_SEEDS,
+    RESULTS,
+    confidence_interval,
+    pivot_metric,
+    read_runs,
+    values_by_seed,
+)
+from kgl.benchmarks.evidence.tables import has_all, metric_title
 
 
-RESULTS = Path(__file__).parent / "results"
-FREE = "plain's Grad-CAM++"  # the map that guidance has to beat, no arm of its own
-# Colours that the colour-blind tell apart (Okabe and Ito).
+GRAD_CAM = "plain's Grad-CAM++"  # a map of the plain arm, not an arm
+# Colours that colour-blind readers can tell apart (Okabe and Ito 2008).
 STYLES = {
     "plain": ("#000000", "o", "-"),
     "plain, twice as long": ("#999999", "s", "-"),
@@ -32,114 +41,134 @@ STYLES = {
     "blank mask, convex": ("#56B4E9", "v", "--"),
     "guided, convex": ("#D55E00", "D", "--"),
     "true masks, convex": ("#009E73", "^", "--"),
-    FREE: ("#000000", "x", ":"),
+    GRAD_CAM: ("#000000", "x", ":"),
 }
+METRICS = ("ap", "saliency_ap", "saliency_image_ap")
+MIN_HEIGHT = 0.1  # of a vertical axis: differences of a thousandth should look like none
 
 
-def draw_curve(axes: Axes, points: dict[float, np.ndarray], arm: str, shift: float) -> None:
-    """Means of the seeds' figures over `points`' keys, moved aside by a factor so that bars stay apart."""
-    colour, marker, line = STYLES[arm]
+def source_of(name: str, metric: str) -> tuple[str, str]:
+    """Return the arm and its metric that are drawn under a name of `STYLES`."""
+    return ("plain", metric.replace("saliency_", "gradcam_")) if name == GRAD_CAM else (name, metric)
+
+
+def draw_curve(axes: Axes, points: dict[float, pd.Series], name: str, shift: float) -> None:
+    """Draw means and intervals of the seeds' values over `points`' keys, times `shift` so that bars stay apart."""
+    colour, marker, line = STYLES[name]
     style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.2, "capsize": 2}
-    at = sorted(points)
-    means = [points[one].mean() for one in at]
-    halves = [0 if (around := interval(points[one])) is None else around[1] - points[one].mean() for one in at]
-    places = [one * shift for one in at]
-    axes.errorbar(places, means, halves, label=arm, **style)
+    positions = sorted(points)
+    means = [points[position].mean() for position in positions]
+    intervals = [confidence_interval(points[position]) for position in positions]
+    errors = [0 if interval is None else interval[1] - mean for interval, mean in zip(intervals, means, strict=True)]
+    axes.errorbar([position * shift for position in positions], means, errors, label=name, **style)
 
 
-def source_of(name: str, figure: str) -> tuple[str, str]:
-    """The arm, and the figure of its runs, that is compared under this name."""
-    return ("plain", figure.replace("saliency_", "gradcam_")) if name == FREE else (name, figure)
+def draw_over_budgets(axes: Axes, runs: pd.DataFrame, metric: str) -> None:
+    """
+    Draw a curve per arm over images per class; hides the axes where there is nothing to draw.
 
-
-def over_budgets(axes: Axes, by_budget: dict[int, Runs], figure: str) -> None:
-    """A curve an arm over images a class, of the seeds (three or more) that all arms with as many have."""
-    sources = {name: source_of(name, figure) for name in STYLES if name != FREE or figure.startswith("saliency_")}
-    drawn: dict[int, dict[str, dict[int, float]]] = {}
-    for budget, runs in by_budget.items():
-        found = {
-            name: {seed: figures[wanted] for seed, figures in runs.get(arm, {}).items() if wanted in figures}
-            for name, (arm, wanted) in sources.items()
-        }
-        drawn[budget] = {name: seeds for name, seeds in found.items() if len(seeds) >= 3}
-    shared = {budget: set.intersection(*map(set, runs.values())) for budget, runs in drawn.items() if runs}
-    shared = {budget: seeds for budget, seeds in shared.items() if len(seeds) >= 3}
-    if not shared:
+    At each budget all curves are means over the same seeds: those of every arm that has at least three.
+    """
+    names = [name for name in STYLES if name != GRAD_CAM or metric.startswith("saliency_")]
+    points: dict[str, dict[float, pd.Series]] = {name: {} for name in names}
+    ticks = {}
+    for budget, of_budget in runs.groupby("budget"):
+        found = {}
+        for name in names:
+            arm, arm_metric = source_of(name, metric)
+            values = values_by_seed(pivot_metric(of_budget, arm_metric), arm)
+            if len(values) >= MIN_SEEDS:
+                found[name] = values
+        shared = pd.DataFrame(found).dropna()
+        if len(shared) < MIN_SEEDS:
+            continue
+        ticks[budget] = f"{budget}\n{len(shared)} seeds"
+        for name in shared:
+            points[name][budget] = shared[name]
+    if not ticks:
         axes.set_visible(False)
         return
-    there = [name for name in sources if any(name in drawn[budget] for budget in shared)]
-    for at, name in enumerate(there):
-        points = {
-            budget: np.array([drawn[budget][name][seed] for seed in sorted(seeds)])
-            for budget, seeds in shared.items()
-            if name in drawn[budget]
-        }
-        draw_curve(axes, points, name, 1.02 ** (at - len(there) / 2))
+    drawn = [name for name in names if points[name]]
+    for index, name in enumerate(drawn):
+        draw_curve(axes, points[name], name, 1.02 ** (index - len(drawn) / 2))
     axes.set_xscale("log", base=2)
-    axes.set_xlim(min(shared) / 1.4, max(shared) * 1.4)
-    axes.set_xticks(sorted(shared), [f"{budget}\n{len(shared[budget])} seeds" for budget in sorted(shared)])
-    axes.set_xlabel("images of each defect class")
+    axes.set_xlim(min(ticks) / 1.4, max(ticks) * 1.4)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlabel("images per defect class")
 
 
-def over_steps(axes: Axes, lengths: list[Runs], figure: str) -> None:
-    """A curve an arm over all steps of training, its primary's included; plain's is also that of twice as long."""
-    lengths = [
-        {arm: runs[arm] for arm in STYLES if len(runs.get(arm, {})) >= 3 and all_have(runs[arm], figure)}
-        for runs in lengths
-    ]
-    if not any(lengths):
+def draw_over_steps(axes: Axes, lengths: list[pd.DataFrame], metric: str) -> None:
+    """
+    Draw a curve per arm over the steps of all its trainings; hides the axes where there is nothing to draw.
+
+    Args:
+        axes: to draw on.
+        lengths: the runs of one place at each length of a phase; plain training's curve includes the doubled length.
+        metric: to draw.
+    """
+    points: dict[str, dict[float, pd.Series]] = {name: {} for name in STYLES if name != "plain, twice as long"}
+    for runs in lengths:
+        for arm, of_arm in runs.groupby("arm"):
+            curve = "plain" if arm == "plain, twice as long" else arm
+            if curve in points and len(of_arm) >= MIN_SEEDS and has_all(of_arm, metric):
+                points[curve][of_arm["steps"].iloc[0]] = of_arm[metric]
+    ticks = sorted({steps for curve in points.values() for steps in curve})
+    if not ticks:
         axes.set_visible(False)
         return
-    ticks = set()
-    for at, arm in enumerate(STYLES):
-        points = {}
-        for runs in lengths:
-            for name in (arm, "plain, twice as long") if arm == "plain" else (arm,):
-                if name in runs:
-                    points[next(iter(runs[name].values()))["steps"]] = values_of(runs[name], figure)
-        if points and arm != "plain, twice as long":
-            draw_curve(axes, points, arm, 1.02 ** (at - 2))
-            ticks |= points.keys()
+    for index, arm in enumerate(STYLES):
+        if points.get(arm):
+            draw_curve(axes, points[arm], arm, 1.02 ** (index - 2))
     axes.set_xscale("log")
-    axes.set_xticks(sorted(ticks), [str(int(tick)) for tick in sorted(ticks)])
+    axes.set_xticks(ticks, [str(int(tick)) for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("steps, all phases")
+    axes.set_xlabel("steps of all phases")
 
 
-def main() -> None:
-    """Draw all that there are runs of."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
-    searched = read(RESULTS / "search.jsonl")
-    tested = read(RESULTS / "evidence.jsonl")
-    datasets = sorted({name for (name, _), runs in tested.items() if any(len(seeds) >= 3 for seeds in runs.values())})
-    figures = {
-        "ap": "AP", "saliency_ap": "pixel AP of H, pooled", "saliency_image_ap": "pixel AP of H, an image",
-    }  # fmt: skip
-    grid, rows = plt.subplots(
-        len(figures), len(datasets) + 1, figsize=(3.3 * (len(datasets) + 1), 8.4), squeeze=False, layout="constrained"
+def draw_figure(tested: pd.DataFrame, searched: pd.DataFrame) -> Figure:
+    """Return a figure with a row per metric and a column per dataset, the search last."""
+    counts = tested.groupby(["dataset", "budget", "arm"]).size()
+    datasets = sorted(counts[counts >= MIN_SEEDS].index.unique("dataset"))
+    columns = len(datasets) + 1
+    figure, rows = plt.subplots(
+        len(METRICS), columns, figsize=(3.3 * columns, 8.4), squeeze=False, layout="constrained"
     )
-    for row, (figure, called) in zip(rows, figures.items(), strict=True):
-        row[0].set_ylabel(called)
+    of_sixteen = searched[searched["budget"] == 16]
+    lengths = [of_sixteen[of_sixteen["dataset"] == name] for name in ("magnetic_tile", "magnetic_tile_long")]
+    for row, metric in zip(rows, METRICS, strict=True):
+        row[0].set_ylabel(metric_title(metric))
         for axes, dataset in zip(row, datasets, strict=False):
-            over_budgets(axes, {budget: runs for (name, budget), runs in tested.items() if name == dataset}, figure)
-        lengths = [searched["magnetic_tile", 16], searched["magnetic_tile_long", 16]]
-        over_steps(row[-1], lengths, figure)
+            draw_over_budgets(axes, tested[tested["dataset"] == dataset], metric)
+        draw_over_steps(row[-1], lengths, metric)
         for axes in row:
             low, high = axes.get_ylim()
-            wider = max(0, 0.1 - (high - low)) / 2  # differences of a thousandth look like nothing, as they should
-            axes.set_ylim(max(0, low - wider), min(1.02, high + wider))
+            margin = max(0, MIN_HEIGHT - (high - low)) / 2
+            axes.set_ylim(max(0, low - margin), min(1.02, high + margin))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
     for axes, dataset in zip(rows[0], datasets, strict=False):
         axes.set_title(f"{dataset.removesuffix('_long')}, test", fontsize=10)
     rows[0][-1].set_title("magnetic_tile, validation", fontsize=10)
-    drawn = [axes.get_legend_handles_labels() for row in rows for axes in row]
-    legend = {name: handle for handles, names in drawn for handle, name in zip(handles, names, strict=True)}
-    ordered = [name for name in STYLES if name in legend]
-    grid.legend([legend[name] for name in ordered], ordered, loc="outside lower center", ncols=5, frameon=False)
-    grid.savefig(options.output, dpi=110)
+    add_legend(figure, [axes for row in rows for axes in row], columns=5)
+    return figure
+
+
+def add_legend(figure: Figure, panels: list[Axes], columns: int) -> None:
+    """Add one legend of all panels below them, names of `STYLES` in their order first."""
+    handles: dict[str, object] = {}
+    for axes in panels:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    names = [name for name in STYLES if name in handles] + [name for name in handles if name not in STYLES]
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def main() -> None:
+    """Draw all runs of the results files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="a .png file")
+    options = parser.parse_args()
+    figure = draw_figure(read_runs(RESULTS / "evidence.jsonl"), read_runs(RESULTS / "search.jsonl"))
+    figure.savefig(options.output, dpi=110)
 
 
 if __name__ == "__main__":

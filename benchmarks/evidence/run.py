@@ -1,13 +1,13 @@
 """
 Run the evidence bench: arms x tasks x label budgets x seeds, one JSON line per run.
 
-    python benchmarks/evidence/run.py --tasks magnetic_tile_long neu_det_long --budgets 8 16 --bf16 [--arms plain guided]
-    python benchmarks/evidence/run.py --tasks magnetic_tile --arms ... --search --bf16
+    python benchmarks/evidence/run.py --tasks magnetic_tile_long neu_det_long --budgets 8 16 --bf16
+    python benchmarks/evidence/run.py --tasks magnetic_tile --arms plain "guided, attention" --search --bf16
 
 Runs that the results file already holds are skipped (`benchmarks/results/evidence.jsonl`, with `--search`
 `search.jsonl`); `--part 0/2` takes every other group of runs, for a second process. A budget of B is B images of each
 defect class and 4 B defect-free ones. The seed decides the images, weights and batches, so arms of one seed are pairs;
-where a task has no fixed test fold, it decides the test fold as well. All arms start from the same backbone, whose stem
+where a task has no fixed test fold, it decides the test fold too. All arms start from the same backbone, whose stem
 and first stages are frozen and cached (`--cache_dir`).
 
 Groups (near-duplicates) never straddle a split. `--search` evaluates on a validation fold that no test run of any seed
@@ -102,9 +102,7 @@ def main() -> None:
     part, parts = options.part
     groups = [(seed, task, budget) for seed in options.seeds for task in options.tasks for budget in options.budgets]
     for seed, task, budget in groups[part::parts]:
-        wanted = {
-            arm: run_identity(arm, task, budget, seed, options.search, options.bf16) for arm in options.arms
-        }
+        wanted = {arm: run_identity(arm, task, budget, seed, options.search, options.bf16) for arm in options.arms}
         finished = finished_runs(options.output)
         for arm, identity in wanted.items():
             if finished.get((arm, task, budget, seed), identity) != identity:

@@ -51,9 +51,9 @@ def differences_over_places(runs: pd.DataFrame, control: str, metric: str, scope
 
     Places are those with at least five shared seeds, seeds those that all these places share.
     """
-    by_arm = runs.pivot(index=["dataset", "budget", "seed"], columns="arm", values=metric)
-    if not {"guided", control} <= set(by_arm):
+    if metric not in runs or not {"guided", control} <= set(runs["arm"]):
         return pd.DataFrame()
+    by_arm = runs.pivot(index=["dataset", "budget", "seed"], columns="arm", values=metric)
     by_place = (by_arm["guided"] - by_arm[control]).unstack(["dataset", "budget"])
     enough = by_place.columns[by_place.count() >= MIN_SHARED]
     return by_place[[place for place in enough if in_scope(place, scope)]].dropna()
