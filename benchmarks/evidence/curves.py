@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 
 from kgl.benchmarks.evidence.records import (
     MIN_SEEDS,
-    RESULTS,
     confidence_interval,
     pivot_metric,
     read_runs,
     values_by_seed,
 )
 from kgl.benchmarks.evidence.tables import has_all, metric_title
+from kgl.benchmarks.measure import RESULTS
 
 
 GRAD_CAM = "plain's Grad-CAM++"  # a map of the plain arm, not an arm

@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 
 from kgl.benchmarks.evidence.curves import GRAD_CAM, STYLES, add_legend, source_of
 from kgl.benchmarks.evidence.records import (
-    RESULTS,
     confidence_interval,
     paired_differences,
     pivot_metric,
     read_runs,
 )
 from kgl.benchmarks.evidence.tables import GUIDED, matching_control, metric_title, places
+from kgl.benchmarks.measure import RESULTS
 
 
 COLOURS = {arm: style[:2] for arm, style in STYLES.items()} | {

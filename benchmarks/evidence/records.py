@@ -12,7 +12,6 @@ import pandas as pd
 from scipy import stats
 
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 MIN_SEEDS = 3  # below, there is no interval
 _KEYS = ["dataset", "budget", "arm", "seed"]
 

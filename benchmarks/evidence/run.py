@@ -31,8 +31,7 @@ from kgl.benchmarks.evidence.bench import Bench
 from kgl.benchmarks.evidence.identity import finished_runs, run_identity
 from kgl.benchmarks.evidence.plan import ARMS, TASKS, TEST_ARMS
 from kgl.benchmarks.evidence.priors import CannotShuffleError
-from kgl.benchmarks.evidence.records import RESULTS
-from kgl.benchmarks.measure import hardware
+from kgl.benchmarks.measure import RESULTS, hardware
 
 
 _PRINTED = ("ap", "accuracy", "map_ap", "gradcam_ap", "saliency_ap", "seconds")

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from kgl.benchmarks.evidence.formatting import replace_block
-from kgl.benchmarks.evidence.records import RESULTS, read_runs
+from kgl.benchmarks.evidence.records import read_runs
 from kgl.benchmarks.evidence.summary import SCOPES, goal_table, headline_table, overall_table
 from kgl.benchmarks.evidence.tables import (
     CLASSIFICATION,
@@ -39,6 +39,7 @@ from kgl.benchmarks.evidence.tables import (
     means_table,
     places,
 )
+from kgl.benchmarks.measure import RESULTS
 
 
 AGAINST = ("plain", "plain, twice as long", "blank mask")

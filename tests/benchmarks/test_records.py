@@ -9,13 +9,13 @@ import pytest
 from kgl.benchmarks.evidence.formatting import format_difference, format_mean, markdown_table, replace_block
 from kgl.benchmarks.evidence.plan import ARMS
 from kgl.benchmarks.evidence.records import (
-    RESULTS,
     confidence_interval,
     paired_differences,
     pivot_metric,
     read_lines,
     read_runs,
 )
+from kgl.benchmarks.measure import RESULTS
 
 
 def test_interval_is_student_s():
