@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from kgl.benchmarks.evidence import write_tables
-from kgl.benchmarks.evidence.formatting import format_difference, format_mean
+from kgl.benchmarks.evidence.formatting import format_difference, format_mean, replace_block
+from kgl.benchmarks.evidence.records import read_runs
 from kgl.benchmarks.evidence.summary import SCOPES, goal_table, headline_table, overall_table
 from kgl.benchmarks.evidence.tables import (
     CONTROLS,
@@ -18,6 +19,7 @@ from kgl.benchmarks.evidence.tables import (
     maps_table,
     means_table,
 )
+from kgl.benchmarks.measure import RESULTS
 
 
 def run_table(places: dict) -> pd.DataFrame:
@@ -152,7 +154,16 @@ def test_headline_is_the_default_minus_its_controls_over_the_goal():
     assert headline_table(overall_places()) == "No runs."
     places = overall_places().replace({"dataset": {"steel": "neu_det_long"}})
     zero = format_difference(np.zeros(5))
-    assert body(headline_table(places)) == [f"| plain (labels alone) | {zero} | {zero} |"]
+    assert body(headline_table(places)) == ["| plain training |" + f" {zero} |" * 4]
+
+
+def test_evidence_page_holds_the_tables_of_the_stored_runs():
+    runs = read_runs(RESULTS / "evidence.jsonl")
+    page = (RESULTS.parents[1] / "docs" / "evidence.md").read_text()
+    for name, block in {"evidence headline": headline_table(runs), "evidence goal": goal_table(runs)}.items():
+        assert replace_block(page, name, block) == page, (
+            "run benchmarks/evidence/write_tables.py --into docs/evidence.md"
+        )
 
 
 def test_pages_get_the_blocks_they_have_markers_for(tmp_path, monkeypatch):
