@@ -19,7 +19,7 @@ METRIC_TITLES = {
     "defect_ap": "AP, defective against good",
     "defect_auroc": "AUROC, defective against good",
     "f1_max": "F1 at its best threshold",
-    "recall_at_false_alarm_rate": "Defects found at 5% false alarms",
+    "recall_at_false_alarm_rate": "Defects found at 5 % false alarms",
     "false_alarm_rate_at_zero_missed": "False alarms when no defect is missed",
     "map_ap": "Class map, pixel AP",
     "map_image_ap": "Class map, pixel AP per image",
