@@ -27,7 +27,7 @@ from kgl.benchmarks.evidence.task_data import (
 )
 from kgl.data.splits import select_few_labels
 from kgl.evaluation.maps import evaluate_maps
-from kgl.evaluation.predictions import Predictions, likeliest_defects, predict_batches
+from kgl.evaluation.predictions import Predictions, most_probable_defects, predict_batches
 from kgl.evaluation.results import evaluate_predictions
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency.compute import compute_saliency
@@ -180,7 +180,7 @@ class Bench:
 
     def _grad_cam_maps(self, model: KGLForImageClassification, predictions: Predictions) -> np.ndarray:
         """Return Grad-CAM++ maps, the method of the priors, of the likeliest defect class, `(N, h, w)` of peak 1."""
-        defects = likeliest_defects(torch.from_numpy(predictions.probabilities), model.config.defect_free_id)
+        defects = most_probable_defects(torch.from_numpy(predictions.probabilities), model.config.defect_free_id)
         batches = zip(self._batches(self.test_images), defects.split(_EVAL_BATCH), strict=True)
         with bypass_frozen_stages(model, self.task.freeze_stages):
             maps = [
