@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from kgl.benchmarks.evidence.formatting import format_difference, format_mean, markdown_table, replace_block
+from kgl.benchmarks.evidence.identity import arm_settings, task_settings
 from kgl.benchmarks.evidence.plan import ARMS
 from kgl.benchmarks.evidence.records import (
     confidence_interval,
@@ -72,6 +73,15 @@ def test_stored_runs_are_readable():
         "guided, early", "guided, early and short primary", "guided, early layercam cosine", "guided, early topk",
         "guided, early true masks",
     }  # fmt: skip
+
+
+def test_stored_runs_have_the_settings_of_the_plan():
+    """Otherwise the bench would refuse to add runs to them."""
+    for line in [*read_lines(RESULTS / "evidence.jsonl"), *read_lines(RESULTS / "search.jsonl")]:
+        if line["arm"] in ARMS:
+            assert line["settings"] == arm_settings(line["arm"]), line["arm"]
+        task = {name: value for name, value in line["task"].items() if name != "data_fingerprint"}
+        assert task == json.loads(json.dumps(task_settings(line["dataset"])))
 
 
 def test_markdown_table_aligns_numbers_to_the_right():
