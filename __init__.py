@@ -15,6 +15,7 @@ _MODULE_OF = {
     "KnowledgeGuidedTrainer": "training.trainer",
     "PairedAugmentation": "training.augmentation",
     "PriorArguments": "knowledge.arguments",
+    "add_prior_thresholds": "knowledge.thresholds",
     "add_saliency_priors": "knowledge.saliency_priors",
     "compute_saliency": "saliency.compute",
     "load_defect_dataset": "data.loading",

@@ -14,23 +14,22 @@ class KGLConfig(PreTrainedConfig):
     backbone_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a `ResNetConfig`):
         Configuration of the backbone; its `out_features` name the stages whose maps are used, finest first.
     fusion_size (`int`, *optional*, defaults to 256):
-        Channels that each stage is projected to where the backbone yields more than one map. One map is used as it is.
+        Channels that each stage is projected to where the backbone returns several maps. One map is used as it is.
     pooling (`str`, *optional*, defaults to `"avg_max"`):
-        What the classifier sees of the features `F` and the saliency logits `H`. `"avg_max"` (the paper's): both
-        averaged and maximised over the cells. `"attention"`: besides, `F` averaged by `softmax(H)`. `"topk"`: besides,
-        `F` averaged over the twentieth of the cells with the largest `H`. `"saliency"`: `F` averaged by `softmax(H)`,
-        and `H` averaged and maximised; nothing else.
+        Input of the classifier, pooled from the features `F` and the saliency logits `H`. `"avg_max"` (the paper):
+        average and maximum of both over the cells. `"attention"`: the same, and `F` averaged by `softmax(H)`.
+        `"topk"`: the same as `"avg_max"`, and `F` averaged over the 5 % of the cells with the largest `H`.
+        `"saliency"`: `F` averaged by `softmax(H)`, and the average and maximum of `H`.
     detach_saliency (`bool`, *optional*, defaults to `False`):
         Stop the classification gradient at the saliency logits during training, as mixed-supervision networks do.
     defect_free_label (`str`, *optional*):
-        The name in `id2label` of the class without defects. Its images have a blank saliency prior.
+        Name in `id2label` of the class without defects. Its images have a blank saliency prior.
     temperature (`float`, *optional*, defaults to 1.0):
-        The logits are divided by it; chosen on validation images so that their softmax says how sure to be.
+        Divisor of the logits, fitted on validation images to calibrate the probabilities.
     operating_point (`dict`, *optional*):
-        From which `threshold` on `P(not defect-free)` an image counts as defective, and how that was chosen.
+        Decision threshold on `P(defect)` under `threshold`, and how it was chosen.
     problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
-        `"single_label_classification"` (softmax; the good/defect case has two labels) or
-        `"multi_label_classification"` (one sigmoid per label, one label allowed).
+        Always `"single_label_classification"`: one label per image, softmax over the labels.
     initializer_range (`float`, *optional*, defaults to 0.02):
         Standard deviation of the heads' initial weights.
 
@@ -48,7 +47,7 @@ class KGLConfig(PreTrainedConfig):
 
     model_type = "kgl"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
-    # What Trainer.evaluate and predict need not gather from every process.
+    # Outputs that Trainer.evaluate and predict do not gather from the processes.
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["saliency", "feature_map", "hidden_states"]
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -73,52 +72,53 @@ class KGLConfig(PreTrainedConfig):
         self.label2id = {label: index for index, label in self.id2label.items()}
 
     def validate_pooling(self) -> None:
-        """Refuse a head that there is not."""
+        """Check that the head has this pooling."""
         if self.pooling not in ("avg_max", "attention", "topk", "saliency"):
             raise ValueError(f"pooling={self.pooling!r}: choose avg_max, attention, topk or saliency.")
 
     def validate_problem_type(self) -> None:
-        """Only the two classification problems have a loss and a saliency map here."""
-        if self.problem_type not in ("single_label_classification", "multi_label_classification"):
+        """Check that every image has one label: there is no loss and no decision for several."""
+        if self.problem_type != "single_label_classification":
             raise ValueError(
-                f"problem_type={self.problem_type!r}: choose single_label_classification or "
-                "multi_label_classification."
+                f"problem_type={self.problem_type!r} is not supported: a kgl model has one label per image, "
+                "problem_type='single_label_classification'."
             )
 
     def validate_fusion_size(self) -> None:
-        """A projection needs at least one channel."""
+        """Check that the projection has a channel."""
         if self.fusion_size < 1:
             raise ValueError(f"fusion_size={self.fusion_size}: it must be at least 1.")
 
     def validate_defect_free_label(self) -> None:
-        """The defect-free class is one of the labels."""
+        """Check that the defect-free class is one of the labels."""
         if self.defect_free_label is not None and self.defect_free_label not in self.id2label.values():
             raise ValueError(
-                f"defect_free_label={self.defect_free_label!r} is none of the labels {list(self.id2label.values())}."
+                f"defect_free_label={self.defect_free_label!r} is not one of the labels "
+                f"{list(self.id2label.values())}."
             )
 
     def validate_temperature(self) -> None:
-        """A temperature is positive."""
+        """Check that the temperature is positive."""
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature}: it must be above 0.")
 
     def validate_operating_point(self) -> None:
-        """A decision needs a class without defects and a threshold."""
+        """Check that the decision has a defect-free class and a threshold in 0..1."""
         if self.operating_point is None:
             return
         if self.defect_free_label is None:
-            raise ValueError("operating_point: there is no defect_free_label to tell defects from.")
+            raise ValueError("operating_point needs a defect_free_label: the threshold is on P(not defect-free).")
         if not 0 <= self.operating_point.get("threshold", -1.0) <= 1:
             raise ValueError(f"operating_point={self.operating_point}: it needs a `threshold` in 0..1.")
 
     @property
     def threshold(self) -> float:
-        """From which `P(not defect-free)` on an image counts as defective: one half without an operating point."""
+        """Decision threshold: an image is defective from this `P(defect)` on; 0.5 without an operating point."""
         return 0.5 if self.operating_point is None else self.operating_point["threshold"]
 
     @property
     def defect_free_id(self) -> int | None:
-        """Index of the class without defects, `None` where every class is a defect."""
+        """Index of the class without defects, `None` where the model has no such class."""
         if self.defect_free_label is None:
             return None
         return self.label2id[self.defect_free_label]

@@ -1,4 +1,4 @@
-"""The pipeline `"defect-detection"`: what is on an image, whether that calls for action, and where it is."""
+"""Pipeline `"defect-detection"`: class probabilities, decision, heat map and boxes of each image."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ TASK = "defect-detection"
 
 class DefectDetectionPipeline(Pipeline):
     """
-    Images (paths, URLs or PIL images, one or a list of them) to one dictionary each:
+    Defect detection on images (paths, URLs or PIL images, one or a list of them), one dictionary per image:
 
     - **label** (`str`), **score** (`float`) -- The most probable class and its probability.
     - **scores** (`dict[str, float]`) -- The probability of every class, as `pipeline("image-classification")` has it.
-    - **defect_score** (`float` or `None`) -- How probably the image is not of the defect-free class; `None` where
-      the model has no such class.
-    - **defective** (`bool` or `None`) -- Whether that calls for action, by the model's operating point; one half where
-      none is stored.
-    - **heat_map** (`PIL.Image.Image`) -- Grey, as large as the image when upright: the saliency head, 255 for 1.
-    - **boxes** (`list[dict]`) -- The connected regions of the heat map, the hottest first: `xmin`, `ymin`, `xmax`,
-      `ymax` in pixels of the upright image (the last two are the first behind the region) and `score`, its peak.
+    - **defect_score** (`float` or `None`) -- `P(defect)`, the probability that the image is not of the defect-free
+      class; `None` where the model has no such class.
+    - **defective** (`bool` or `None`) -- Whether `defect_score` reaches the model's decision threshold (0.5 where none
+      was chosen).
+    - **heat_map** (`PIL.Image.Image`) -- The saliency head's output in the size of the upright image, grey, 255 for 1.
+    - **boxes** (`list[dict]`) -- Bounding boxes of the connected regions of the heat map, highest peak first: `xmin`,
+      `ymin`, `xmax`, `ymax` in pixels of the upright image (`xmax` and `ymax` exclusive) and `score`, the peak.
 
-    Parameters, of the pipeline or of a call: `box_threshold` (`float` in 0..1, defaults to 0.5), from which value of
-    the heat map a pixel belongs to a region, and `timeout` (`float`, *optional*), how many seconds to wait for a URL.
+    Parameters of the pipeline or of a call: `box_threshold` (`float` in 0..1, defaults to 0.5), the value of the heat
+    map from which a pixel belongs to a region, and `timeout` (`float`, *optional*), the seconds to wait for a URL.
 
-    The image processor has to show the model whole images, uncropped, as those of kgl-train do.
+    The image processor must show the model whole images, uncropped, as those saved by kgl train do.
 
     Example:
     ```python
@@ -59,7 +59,7 @@ class DefectDetectionPipeline(Pipeline):
         return preprocessing, {}, {} if box_threshold is None else {"box_threshold": box_threshold}
 
     def preprocess(self, image: str | Image.Image, timeout: float | None = None) -> dict[str, Any]:
-        """One image to `pixel_values (1, 3, H, W)` and its own upright `size`, height first."""
+        """Return `pixel_values (1, 3, H, W)` of an image and the `size` of the upright image, height first."""
         image = load_image(image, timeout=timeout)
         inputs = self.image_processor(images=image, return_tensors="pt").to(self.dtype)
         return {"pixel_values": inputs["pixel_values"], "size": (image.height, image.width)}
@@ -69,11 +69,10 @@ class DefectDetectionPipeline(Pipeline):
         return {"logits": output.logits, "saliency": output.saliency, "size": inputs["size"]}
 
     def postprocess(self, outputs: dict[str, Any], box_threshold: float = 0.5) -> dict[str, Any]:
-        """Logits `(1, K)` and saliency logits `(1, 1, h, w)` to what an image's dictionary holds."""
+        """Return an image's dictionary from logits `(1, K)` and saliency logits `(1, 1, h, w)`."""
         config = self.model.config
         logits = outputs["logits"].float()
-        several = config.problem_type == "multi_label_classification"
-        probabilities = (logits.sigmoid() if several else logits.softmax(dim=1))[0].tolist()
+        probabilities = logits.softmax(dim=1)[0].tolist()
         scores = {config.id2label[index]: value for index, value in enumerate(probabilities)}
         label = max(scores, key=scores.__getitem__)
         defect_score, defective = None, None
@@ -93,30 +92,36 @@ class DefectDetectionPipeline(Pipeline):
 
 def hot_boxes(heat: np.ndarray, threshold: float) -> list[dict[str, Any]]:
     """
-    Boxes around the connected regions, corners count, of a map `(H, W)` from `threshold` up, the highest peak first.
+    Return bounding boxes of the 8-connected regions of `heat >= threshold`, highest peak first.
 
-    `xmax` and `ymax` are the first column and row behind the region; `score` is its peak.
+    Args:
+        heat: `(H, W)`.
+        threshold: the value from which a pixel belongs to a region.
+
+    Returns:
+        Dictionaries of `xmin`, `ymin`, `xmax`, `ymax` (pixels, the last two exclusive) and `score`, the region's peak.
     """
-    # Every row's runs of hot pixels, in reading order; `ends` are the first columns behind them.
+    # scipy.ndimage.label finds the same regions, but a model from the Hub must load without scipy.
+    # Runs of hot pixels in each row, in reading order; `ends` are exclusive.
     changes = np.diff(np.pad(heat >= threshold, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = (where.tolist() for where in np.nonzero(changes == 1))
     ends = np.nonzero(changes == -1)[1].tolist()
 
-    region = list(range(len(rows)))  # a run that belongs to the same region, itself where it stands for it
+    parent = list(range(len(rows)))  # union-find over the runs
 
     def root(run: int) -> int:
-        while region[run] != run:
-            region[run] = region[region[run]]
-            run = region[run]
+        while parent[run] != run:
+            parent[run] = parent[parent[run]]
+            run = parent[run]
         return run
 
-    first = 0  # of the runs before this one that may still touch it or one behind it
+    first = 0  # first run of the row above that may touch this run or a later one
     for run in range(len(rows)):
         while rows[first] < rows[run] - 1 or (rows[first] == rows[run] - 1 and ends[first] < starts[run]):
             first += 1
         above = first
         while rows[above] == rows[run] - 1 and starts[above] <= ends[run]:
-            region[root(above)] = root(run)
+            parent[root(above)] = root(run)
             above += 1
 
     boxes: dict[int, dict[str, Any]] = {}
@@ -128,7 +133,7 @@ def hot_boxes(heat: np.ndarray, threshold: float) -> list[dict[str, Any]]:
     return sorted(boxes.values(), key=lambda box: -box["score"])
 
 
-# The copy of this file in another model's folder leaves the first one's entry as it is.
+# Each model's folder has a copy of this file; the first one loaded registers the task.
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(
         TASK, DefectDetectionPipeline, pt_model=AutoModelForImageClassification, type="image"

@@ -119,6 +119,8 @@ def prepare(settings: Settings) -> Job:
     """
     settings.training.output_dir = settings.training.output_dir or default_output_dir(settings.data)
     check_settings(settings)
+    if settings.training.disable_tqdm:
+        datasets.disable_progress_bars()  # all bars but the Trainer's are of datasets' tqdm
     data = read_defect_dataset(settings.data, show_progress=not settings.training.disable_tqdm)
     # What was recognised decides the run like what was given.
     resolved = replace(settings.data, dataset=data.dataset, defect_free_label=data.defect_free_label)

@@ -28,8 +28,8 @@ from kgl.data.splits import group_folds
 from kgl.evaluation.maps import pixel_average_precision, pointing_game, precision_and_recall, upsample_maps
 from kgl.knowledge.arguments import PriorArguments
 from kgl.knowledge.saliency_priors import add_saliency_priors
+from kgl.knowledge.thresholds import otsu_threshold
 from kgl.saliency.methods import METHODS
-from kgl.training.losses import otsu_threshold
 from kgl.training.model_init import load_classifier
 
 

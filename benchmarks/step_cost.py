@@ -24,6 +24,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from kgl.benchmarks.measure import BACKBONE, hardware, paired, store
 from kgl.configuration_kgl import KGLConfig
+from kgl.knowledge.thresholds import add_prior_thresholds
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency.cam import layer_cam
 from kgl.training.augmentation import PairedAugmentation
@@ -59,7 +60,7 @@ class PlainClassifier(nn.Module):
 def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dataset:
     """Return random images with random priors: a step's cost does not depend on the content."""
     generator = np.random.default_rng(0)
-    return Dataset.from_dict(
+    rows = Dataset.from_dict(
         {
             "image": [PILImage.fromarray(generator.integers(0, 255, size, dtype=np.uint8)) for _ in range(count)],
             "label": [index % 2 for index in range(count)],
@@ -67,7 +68,6 @@ def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dat
             "index": list(range(count)),
             "saliency_prior": [generator.integers(0, 256, grid, dtype=np.uint8) for _ in range(count)],
             "prior_weight": [1.0] * count,
-            "prior_threshold": [127] * count,
         },
         features=Features(
             image=Image(),
@@ -76,9 +76,9 @@ def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dat
             index=Value("int64"),
             saliency_prior=Array2D(grid, "uint8"),
             prior_weight=Value("float32"),
-            prior_threshold=Value("uint8"),
         ),
     )
+    return add_prior_thresholds(rows)
 
 
 def prepare_trainer(trainer: Trainer) -> Trainer:

@@ -209,7 +209,7 @@ def images_to_flags(arguments: list[str]) -> list[str]:
 
 def run_command(command: str, job: Callable[[], object]) -> None:
     """Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2."""
-    _silence_library_bars()
+    _silence_weight_bars()
     try:
         job()
     except InputError as error:
@@ -221,12 +221,10 @@ def run_command(command: str, job: Callable[[], object]) -> None:
         raise SystemExit(130) from None
 
 
-def _silence_library_bars() -> None:
-    """Casting, flattening and loading weights take moments; their bars would hide ours."""
-    import datasets
+def _silence_weight_bars() -> None:
+    """Reading and writing weights takes moments; transformers' bars would hide ours."""
     from transformers.utils import logging
 
-    datasets.disable_progress_bars()
     logging.disable_progress_bar()
 
 

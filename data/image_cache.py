@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
-from tqdm import tqdm
+from datasets.utils import tqdm
 from transformers import BaseImageProcessor
 
 from .images import to_pixel_values

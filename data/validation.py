@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from datasets.utils import tqdm
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from .duplicates import perceptual_hash
 from .images import check_usable, decoder_message, image_bytes, open_upright, without_decoding

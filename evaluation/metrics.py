@@ -229,7 +229,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
 
 
 def defect_scores(probabilities: np.ndarray, defect_free_id: int) -> np.ndarray:
-    """Return `P(not defect-free)`, `(N,)`, of probabilities `(N, K)`; `1 - P(good)` would lose small values."""
+    """Return `P(defect)`, `(N,)`, of probabilities `(N, K)`: `KGLForImageClassification.decide`'s sum for arrays."""
     return np.delete(probabilities, defect_free_id, axis=1).sum(axis=1)
 
 

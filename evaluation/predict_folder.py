@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets.utils import tqdm
 from filelock import FileLock
 from PIL import Image as PILImage
 from PIL import ImageDraw
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.images import find_images, load_image_file

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
+from datasets.utils import tqdm
 from transformers import BaseImageProcessor
 
 from ..configuration_kgl import KGLConfig
 from ..data.images import to_pixel_values
 from ..data.storage import write_text
-from ..modeling_kgl import KGLForImageClassification
+from ..modeling_kgl import KGLForImageClassification, class_probabilities
 from ..saliency.activations import eval_mode
 from ..saliency.cam import layer_cam
 from ..saliency.maps import to_peak_one
@@ -62,8 +62,7 @@ def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Te
             logits = output.logits.float()
             targets = most_probable_defects(logits, model.config.defect_free_id)
             maps = layer_cam(model, output.feature_map, output.saliency, targets)
-            epsilon = torch.finfo(torch.double).eps  # exact 0 and 1 would be hard labels
-            parts["probabilities"].append(logits.double().softmax(dim=1).clamp(epsilon, 1 - epsilon).cpu())
+            parts["probabilities"].append(class_probabilities(logits).cpu())
             parts["class_map"].append(to_peak_one(maps).cpu())
             parts["saliency"].append(output.saliency[:, 0].float().sigmoid().cpu())
     return Predictions(**{name: torch.cat(tensors).numpy() for name, tensors in parts.items()})

@@ -1,1 +1,1 @@
-"""Deployable graphs."""
+"""Export of trained classifiers for deployment."""

@@ -1,4 +1,4 @@
-"""Export a trained classifier as one ONNX graph, preprocessing and decision included."""
+"""The ONNX graph of a classifier, preprocessing and decision included."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from ..modeling_kgl import KGLForImageClassification
 from .wrapper import ExportWrapper
 
 
-logger = logging.getLogger(__name__)
-
-TOLERANCE = 1e-4  # between PyTorch's and the graph's probabilities and heat maps
 _OPSET = 18
 
 
 def require_extra() -> None:
     """
+    Check that the packages of the extra `export` are installed.
+
     Raises:
-        InputError: what exporting needs is not installed.
+        InputError: one is missing.
     """
     try:
         import onnx  # noqa: F401
@@ -43,26 +42,26 @@ def require_extra() -> None:
 
 def write_onnx(model: KGLForImageClassification, image_processor: BaseImageProcessor, path: Path) -> None:
     """
-    Write one graph: `image (B, H, W, 3)` uint8 to what [`~kgl.exporters.wrapper.ExportWrapper`] gives; any B, H, W.
+    Write the graph from `image (B, H, W, 3)` uint8 to the outputs of [`ExportWrapper`], with B, H and W dynamic.
 
-    Its metadata, all strings: `labels` (a JSON list), `size` (JSON, height and width the image is brought to),
-    `temperature`, `kgl_version` and, where a class is free of defects, `defect_free_label`, `threshold` and
-    `operating_point` (JSON; null where the threshold is just one half).
+    The graph's metadata, all strings: `labels` (a JSON list), `size` (JSON, the model's input height and width),
+    `temperature`, `kgl_version`, `resized_as_pillow` (the Pillow version) and, where the model has a defect-free
+    class, `defect_free_label`, `threshold` and `operating_point` (JSON; null where the threshold is 0.5 by default).
 
     Raises:
         InputError: the model cannot be exported.
     """
     import onnx
 
-    deployable = ExportWrapper(model.cpu(), image_processor)
+    wrapper = ExportWrapper(model.cpu(), image_processor)
     example = torch.zeros(2, 48, 56, 3, dtype=torch.uint8)
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
-                deployable,
+                wrapper,
                 (example,),
                 input_names=["image"],
-                output_names=deployable.output_names,
+                output_names=wrapper.output_names,
                 dynamic_shapes={"image": {0: "batch", 1: "height", 2: "width"}},
                 opset_version=_OPSET,
                 dynamo=True,
@@ -80,9 +79,9 @@ def write_onnx(model: KGLForImageClassification, image_processor: BaseImageProce
 
 
 def metadata(model: KGLForImageClassification, image_processor: BaseImageProcessor) -> dict[str, str]:
-    """What [`write_onnx`] says of the model in the file."""
+    """Return the graph's metadata as [`write_onnx`] documents it."""
     config = model.config
-    said = {
+    entries = {
         "labels": json.dumps([config.id2label[index] for index in range(config.num_labels)]),
         "size": json.dumps({side: image_processor.size[side] for side in ("height", "width")}),
         "temperature": repr(config.temperature),
@@ -90,10 +89,10 @@ def metadata(model: KGLForImageClassification, image_processor: BaseImageProcess
         "resized_as_pillow": version("pillow"),
     }
     if config.defect_free_label is not None:
-        said["defect_free_label"] = config.defect_free_label
-        said["threshold"] = repr(config.threshold)
-        said["operating_point"] = json.dumps(config.operating_point)
-    return said
+        entries["defect_free_label"] = config.defect_free_label
+        entries["threshold"] = repr(config.threshold)
+        entries["operating_point"] = json.dumps(config.operating_point)
+    return entries
 
 
 def max_difference(
@@ -103,12 +102,12 @@ def max_difference(
     images: list[np.ndarray],
 ) -> float:
     """
-    The largest difference between PyTorch's and the graph's probabilities and heat maps on any of the images.
+    Return the largest difference between PyTorch's and the graph's probabilities and heat maps on the images.
 
-    PyTorch's are those of the way that every other command goes, through the image processor.
+    PyTorch's are computed through the image processor, as by every other command.
 
     Args:
-        path: a graph that [`write_onnx`] wrote.
+        path: a graph of [`write_onnx`].
         model: in eval mode.
         image_processor: the model's.
         images: each `(H, W, 3)` uint8.
@@ -121,17 +120,17 @@ def max_difference(
         with torch.no_grad():
             output = model(to_pixel_values([Image.fromarray(image)], image_processor))
         probabilities, heat_map = session.run(["probabilities", "heat_map"], {"image": image[None]})
-        for ours, theirs in (
+        for expected, actual in (
             (output.logits.softmax(dim=1), probabilities),
             (output.saliency[:, 0].sigmoid(), heat_map),
         ):
-            largest = max(largest, float(np.abs(ours.numpy() - theirs).max()))
+            largest = max(largest, float(np.abs(expected.numpy() - actual).max()))
     return largest
 
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's notes on libraries that are not there and on its own parts that are to change."""
+    """Silence the exporter's notes on optional libraries and on its own future changes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -144,7 +143,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def strip_debug_metadata(model: Any) -> None:
-    """Take out the exporter's stack traces, which name the folders of the machine it ran on."""
+    """Remove the exporter's stack traces, which name folders of this machine, from an `onnx.ModelProto`."""
 
     def clean(graph: Any) -> None:
         graph.ClearField("doc_string")
@@ -162,4 +161,4 @@ def strip_debug_metadata(model: Any) -> None:
             part.ClearField("metadata_props")
 
 
-__all__ = ["TOLERANCE", "max_difference", "metadata", "require_extra", "write_onnx"]
+__all__ = ["max_difference", "metadata", "require_extra", "write_onnx"]

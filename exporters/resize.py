@@ -7,27 +7,27 @@ import torch
 from packaging.version import Version
 
 
-# Pillow weighs 8-bit pixels by whole numbers of 2^-22.
+# Pillow's weights of 8-bit pixels are whole multiples of 2^-22.
 _ONE = float(1 << 22)
-# From here on, Pillow begins with the rows of images that lose far more rows than columns.
+# From version 13, Pillow resizes rows first where an image loses far more rows than columns.
 _PILLOW_CHOOSES = Version(PIL.__version__) >= Version("13")
-# New lines that are weighed together: their few source lines in one product, instead of all that there are.
+# New lines computed in one product, from their few source lines instead of all of them.
 _GROUP = 16
 
 
 def resize_as_pillow(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
-    What the installed Pillow's `Image.resize(..., Image.Resampling.BILINEAR)` gives, to the grey level.
+    Resize images exactly as the installed Pillow's `Image.resize(..., Image.Resampling.BILINEAR)`.
 
-    Along one side and then along the other, in Pillow's order, each pass rounded to 8 bits as Pillow does it. `H` and
-    `W` may be dynamic.
+    Both sides are resized in Pillow's order, and each pass is rounded to 8 bits as in Pillow. `H` and `W` may be
+    dynamic.
 
     Args:
         images: `(B, C, H, W)` uint8.
-        size: the height and the width wanted.
+        size: the new height and width.
 
     Returns:
-        `(B, C, *size)` of whole numbers in 0..255, in double precision: no sum of a pass takes more than 31 bits.
+        `(B, C, *size)`, whole numbers in 0..255 in double precision, which holds the 31-bit sums of a pass exactly.
     """
     (height, width), (new_height, new_width) = images.shape[2:], size
     rows = _weights(height, new_height, images.device)
@@ -35,7 +35,7 @@ def resize_as_pillow(images: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
     operands = (images, *rows, *columns)
     if not _PILLOW_CHOOSES:
         resized = _columns_first(*operands)
-    elif torch.compiler.is_exporting():  # the order depends on the image's size, which a graph knows when it runs
+    elif torch.compiler.is_exporting():  # the order depends on the image's size, known only when the graph runs
         rows_lost = torch.scalar_tensor(height - new_height, dtype=torch.double)
         columns_lost = torch.scalar_tensor(width - new_width, dtype=torch.double)
         rows_first = rows_lost > (2 * columns_lost).clamp(min=0)
@@ -70,28 +70,35 @@ def _rows_first(
 
 
 def _resize_rows(images: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Images `(B, C, H, W)` to `(B, C, groups * _GROUP, W)` by what [`_weights`] gave for `H`."""
+    """Resize the rows of `(B, C, H, W)` by the source rows and weights of [`_weights`], `(B, C, h, W)`."""
     windows = images.index_select(2, rows.flatten()).unflatten(2, (weights.shape[0], -1)).double()
     return ((weights @ windows).flatten(2, 3) / _ONE + 0.5).floor().clamp(0, 255)
 
 
-def _weights(there: int, wanted: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _weights(old: int, new: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The source lines of every `_GROUP` new lines, `(groups, lines)`, and what each counts in each new line, in units of
-    2^-22, `(groups, _GROUP, lines)`. The last group is filled up with the last new line.
+    Return the source lines of each group of `_GROUP` new lines, and their weights in each new line.
+
+    Args:
+        old: number of lines.
+        new: number of lines after resizing; the last group repeats the last new line.
+        device: of the results.
+
+    Returns:
+        `(groups, lines)` indices, and `(groups, _GROUP, lines)` weights in units of 2^-22.
     """
-    scale = torch.scalar_tensor(there, dtype=torch.double, device=device) / wanted
-    reach = scale.clamp(min=1.0)  # a side that shrinks is smoothed, one that grows is interpolated
-    groups = -(-wanted // _GROUP)
-    new = torch.arange(groups * _GROUP, device=device).clamp(max=wanted - 1).double()
-    centres = ((new + 0.5) * scale).view(groups, _GROUP, 1)
+    scale = torch.scalar_tensor(old, dtype=torch.double, device=device) / new
+    reach = scale.clamp(min=1.0)  # shrinking averages, growing interpolates
+    groups = -(-new // _GROUP)
+    new_lines = torch.arange(groups * _GROUP, device=device).clamp(max=new - 1).double()
+    centres = ((new_lines + 0.5) * scale).view(groups, _GROUP, 1)
     first = (centres[:, 0] - reach).floor().clamp(min=0.0)
-    span = (_GROUP + 1) * there // wanted + 5  # from the first centre less the reach to the last one and the reach
+    span = (_GROUP + 1) * old // new + 5  # from the first centre minus the reach to the last centre plus the reach
     lines = first + torch.arange(span, device=device).double()
     triangle = (1 - ((lines[:, None] - centres + 0.5) * (1 / reach)).abs()).clamp(min=0.0)
-    triangle = triangle * (lines < there)[:, None]
+    triangle = triangle * (lines < old)[:, None]
     weights = (triangle / triangle.sum(dim=2, keepdim=True) * _ONE + 0.5).floor()
-    return lines.clamp(max=there - 1).long(), weights
+    return lines.clamp(max=old - 1).long(), weights
 
 
 __all__ = ["resize_as_pillow"]

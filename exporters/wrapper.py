@@ -14,25 +14,24 @@ from .resize import resize_as_pillow
 
 class ExportWrapper(nn.Module):
     """
-    Images in their own size to probabilities, heat map and decision, as the image processor and the model give them.
+    Module from images in their own size to probabilities, heat map and decision: preprocessing and model.
 
     Args:
-        model: classifies into one of its labels; put into eval mode.
-        image_processor: the one it was trained with.
+        model: a classifier; put into eval mode.
+        image_processor: the one that it was trained with.
 
     Raises:
-        InputError: a model for several labels an image, or preprocessing other than bilinear resize to one size,
-            rescale and normalise.
+        InputError: preprocessing other than bilinear resizing to one size, rescaling and normalisation.
     """
 
     def __init__(self, model: KGLForImageClassification, image_processor: BaseImageProcessor) -> None:
         super().__init__()
-        if model.config.problem_type != "single_label_classification":
-            raise InputError(f"A {model.config.problem_type} model has no decision to export.")
         steps = (image_processor.do_resize, image_processor.do_rescale, image_processor.do_normalize)
         bilinear = image_processor.resample == PILImageResampling.BILINEAR
         if not all(steps) or not bilinear or not (image_processor.size["height"] and image_processor.size["width"]):
-            raise InputError("The image processor does not resize bilinearly to one size, rescale and normalise.")
+            raise InputError(
+                "The image processor must resize bilinearly to one size, rescale and normalise; this model's does not."
+            )
         self.model = model
         self.size = (image_processor.size["height"], image_processor.size["width"])
         self.rescale_factor = image_processor.rescale_factor
@@ -43,22 +42,24 @@ class ExportWrapper(nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
+        Preprocess and classify images.
+
         Args:
             image: `(B, H, W, 3)` uint8, upright and RGB.
 
         Returns:
-            As [`output_names`] has it: `probabilities (B, K)`, `heat_map (B, h, w)` in 0..1 and, where a class is free
-            of defects, `defective (B,)` bool by the config's operating point.
+            `probabilities (B, K)`, `heat_map (B, h, w)` in 0..1 and, where the model has a defect-free class,
+            `defective (B,)` bool by the config's threshold.
         """
         resized = resize_as_pillow(image.permute(0, 3, 1, 2), self.size)
         pixel_values = ((resized * self.rescale_factor).float() - self.mean) / self.std
         output = self.model(pixel_values)
-        answers = (output.logits.softmax(dim=1), output.saliency[:, 0].sigmoid())
-        return answers if self.model.config.defect_free_id is None else (*answers, self.model.decide(output.logits)[1])
+        outputs = (output.logits.softmax(dim=1), output.saliency[:, 0].sigmoid())
+        return outputs if self.model.config.defect_free_id is None else (*outputs, self.model.decide(output.logits)[1])
 
     @property
     def output_names(self) -> list[str]:
-        """What [`forward`] returns, by name."""
+        """Names of the outputs of [`forward`]."""
         names = ["probabilities", "heat_map"]
         return names if self.model.config.defect_free_id is None else [*names, "defective"]
 

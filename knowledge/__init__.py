@@ -1,1 +1,1 @@
-"""Knowledge as priors: one small map per training image."""
+"""Priors: what is known of where the defects are, one small map per training image."""

@@ -1,4 +1,4 @@
-"""Arguments of the priors."""
+"""Arguments of the priors; importing them needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ WEIGHTINGS = ("keep_all", "drop_wrong", "confidence")
 
 @dataclass
 class PriorArguments:
-    """How priors are made from a classifier's saliency, and how they are weighted."""
+    """How priors are made and weighted."""
 
-    prior_method: str = field(default="gradcam++", metadata={"help": "Saliency method.", "choices": list(METHODS)})
+    prior_method: str = field(
+        default="gradcam++", metadata={"help": "Saliency method of the priors.", "choices": list(METHODS)}
+    )
     prior_layers: list[str] | None = field(
         default=None,
-        metadata={"help": "CAM methods: modules whose outputs are weighed and fused; the pooled features by default."},
+        metadata={"help": "CAM methods: modules whose outputs are weighted and fused; pooled features by default."},
     )
     prior_weighting: str = field(
         default="keep_all",
         metadata={
-            "help": "Weight of a defective image's prior: 1 (keep_all), 0 where the primary misclassifies the image "
-            "(drop_wrong), or the primary's probability of the true class (confidence).",
+            "help": "Weight of a defective image's prior in the guidance loss: 1 (keep_all), 0 where the primary "
+            "misclassifies the image (drop_wrong), or the primary's probability of its class (confidence).",
             "choices": list(WEIGHTINGS),
         },
     )
@@ -35,13 +37,13 @@ class PriorArguments:
 
 @dataclass
 class TrainPriorArguments(PriorArguments):
-    """How the training job makes priors."""
+    """How priors are made and weighted, and by which classifiers."""
 
     prior_folds: int | None = field(
         default=None,
         metadata={
-            "help": "Cross-fit the priors over this many folds, groups kept together: each prior comes from a primary "
-            "trained without its fold. Costs one training per fold."
+            "help": "Cross-fit the priors: split the training images into this many folds, groups kept together, and "
+            "make each fold's priors by a primary trained on the other folds. Costs one training per fold."
         },
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
-from datasets.fingerprint import generate_random_fingerprint
+from datasets.utils import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.images import decode_image, to_pixel_values, without_decoding
@@ -24,7 +24,12 @@ from ..saliency.activations import eval_mode
 from ..saliency.compute import compute_saliency
 from ..saliency.maps import to_grid, to_uint8
 from .arguments import PriorArguments
-from .sharded_map import Columns, sharded_map
+from .sharded_map import Columns, map_batches, sharded_map
+from .thresholds import otsu_threshold
+
+
+PRIOR_COLUMNS = ("saliency_prior", "prior_threshold", "prior_weight")
+_TITLE = "Saliency priors"
 
 
 def add_saliency_priors(
@@ -35,35 +40,27 @@ def add_saliency_priors(
     args: PriorArguments | None = None,
 ) -> Dataset:
     """
-    Add the columns `saliency_prior` (`(h, w)` uint8, the map's peak at 255) and `prior_weight` (float32).
+    Return the dataset with the columns `saliency_prior`, `prior_threshold` and `prior_weight`, computed in memory.
 
-    The prior is the saliency map of the true class on the grid of the model's features. Images of the config's
-    defect-free class get a blank one; where a row has a `mask`, it takes the prior's place, a cell counting as defect
-    where any of its pixels does. Both count 1. What the others count is `args.prior_weighting`'s to say. A map or mask
-    of an image with a defect that is empty counts 0.
+    `saliency_prior` (`(h, w)` uint8) is the saliency map of the true class on the grid of the model's features, its
+    peak at 255; blank for images of the config's defect-free class. Where a row has a `mask`, the mask on that grid
+    takes its place: 255 in each cell with a defect pixel, else 0. `prior_threshold` (uint8) is Otsu's threshold of the
+    map, see [`~kgl.knowledge.thresholds.otsu_threshold`]. `prior_weight` (float32) is 1 for defect-free images and
+    masks, by `args.prior_weighting` for the others, and 0 for an empty map or mask of an image with a defect.
 
     Args:
-        dataset: columns `image`, `label` and, where there are any, `mask`.
-        model: the primary classifier; left in the mode it was in.
-        image_processor: the one the model was trained with.
-        batch_size: images a forward pass.
-        args: Grad-CAM++ of the pooled features, each map counting 1, by default.
+        dataset: columns `image`, `label` and optionally `mask`.
+        model: the primary classifier; its mode is left unchanged.
+        image_processor: the one that the model was trained with.
+        batch_size: images per forward pass.
+        args: Grad-CAM++ of the pooled features with weight 1, by default.
 
     Raises:
-        InputError: classes that are not the model's, a layer that it does not have, a map that is not finite.
+        InputError: the classes are not the model's, it lacks a layer, or a map is not finite.
     """
-    priors_of, features = _priors_of(dataset, model, image_processor, args or PriorArguments())
-    priors = without_decoding(dataset).map(
-        priors_of,
-        batched=True,
-        batch_size=batch_size,
-        remove_columns=dataset.column_names,
-        features=features,
-        keep_in_memory=True,  # under 3 kB an image, and nothing stale from a cache
-        load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),  # what another model gave is another dataset
-        desc="Saliency priors",
-    )
+    compute, features = _prior_function(dataset, model, image_processor, args or PriorArguments())
+    with tqdm(desc=_TITLE, total=len(dataset), unit=" images", disable=None) as bar:
+        priors = map_batches(without_decoding(dataset).iter(batch_size), compute, features, bar)
     return concatenate_datasets([dataset, priors], axis=1)
 
 
@@ -76,64 +73,63 @@ def write_saliency_priors(
     args: PriorArguments | None = None,
 ) -> Dataset:
     """
-    The columns that [`add_saliency_priors`] adds, on disk at `folder` and for sets of any size.
+    Write the columns of [`add_saliency_priors`] to `folder`, for datasets of any size.
 
-    Called by every process of `accelerate launch`, they share the work. Stopped and called again it goes on; finished
-    before it computes nothing, and what another model, other images or other settings gave is never taken.
+    Called by every process of `accelerate launch`, the processes share the work. A stopped call resumes, a finished
+    one computes nothing, and results of another model, other images or other settings are never reused.
 
     Returns:
-        A table of the priors alone, in the order of the rows, with the images' `digest` and, where there is such a
-        column, their `file_name`. [`with_priors`] puts it beside the images.
+        A table of the priors alone, in the order of the rows, with the images' `digest` and, where the dataset has it,
+        their `file_name`. [`with_priors`] joins it with the images.
 
     Raises:
         InputError: as [`add_saliency_priors`]; `folder` holds something else, or the disk is full.
     """
     args = args or PriorArguments()
-    priors_of, features = _priors_of(dataset, model, image_processor, args)
+    compute_priors, prior_features = _prior_function(dataset, model, image_processor, args)
     kept = {name: dataset.features[name] for name in ("file_name",) if name in dataset.features}
+    features = Features(kept | {"digest": Value("string")} | prior_features)
     names = dataset.features["label"].names
-    settings = json.dumps([asdict(args), image_processor.to_dict(), model_digest(model)], sort_keys=True, default=str)
+    settings = json.dumps(
+        [asdict(args), image_processor.to_dict(), model_digest(model), sorted(features)], sort_keys=True, default=str
+    )
 
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)}".encode()).hexdigest()
 
     def compute(rows: Columns) -> Columns:
-        return {name: rows[name] for name in kept} | {"digest": image_digests(rows)} | priors_of(rows)
+        return {name: rows[name] for name in kept} | {"digest": image_digests(rows)} | compute_priors(rows)
 
     return sharded_map(
-        without_decoding(dataset),
-        compute,
-        identify,
-        folder,
-        features=Features(kept | {"digest": Value("string")} | features),
-        batch_size=batch_size,
-        title="Saliency priors",
+        without_decoding(dataset), compute, identify, folder, features=features, batch_size=batch_size, title=_TITLE
     )
 
 
 def with_priors(dataset: Dataset, priors: Dataset) -> Dataset:
     """
-    The dataset with the columns that [`write_saliency_priors`] made of it.
+    Return the dataset with the prior columns that [`write_saliency_priors`] made of it.
 
     Raises:
-        InputError: the priors are of other images.
+        InputError: the priors belong to other images.
     """
     images = "digest" if "digest" in dataset.column_names else "image"
     if image_digests(without_decoding(dataset.select_columns([images]))[:]) != priors[:]["digest"]:
-        raise InputError("These priors are of other images, or of the same in another order.")
-    return concatenate_datasets([dataset, priors.select_columns(["saliency_prior", "prior_weight"])], axis=1)
+        raise InputError(
+            "The priors belong to other images, or to these in another order; make them again for this dataset."
+        )
+    return concatenate_datasets([dataset, priors.select_columns(list(PRIOR_COLUMNS))], axis=1)
 
 
-def _priors_of(
+def _prior_function(
     dataset: Dataset | IterableDataset,
     model: KGLForImageClassification,
     image_processor: BaseImageProcessor,
     args: PriorArguments,
 ) -> tuple[Callable[[Columns], Columns], Features]:
-    """The function from a batch of undecoded rows to their priors and weights, and its columns' types."""
+    """Return the function from a batch of undecoded rows to its prior columns, and the columns' types."""
     features = dataset.features or {}
     if not isinstance(features.get("image"), Image) or not isinstance(features.get("label"), ClassLabel):
-        raise InputError("The dataset has no columns image and label of the types datasets.Image and ClassLabel.")
+        raise InputError("The dataset needs columns image and label of the types datasets.Image and ClassLabel.")
     names = features["label"].names
     check_classes(names, model)
     first = next(iter(dataset), None)
@@ -141,7 +137,7 @@ def _priors_of(
         raise InputError("The dataset has no images.")
     grid = check_saliency_method(to_pixel_values([first["image"]], image_processor).to(model.device), model, args)
 
-    def priors_of(rows: Columns) -> Columns:
+    def compute(rows: Columns) -> Columns:
         images = [decode_image(image) for image in rows["image"]]
         pixel_values = to_pixel_values(images, image_processor).to(model.device)
         targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
@@ -153,18 +149,20 @@ def _priors_of(
         maps[good], weights[good] = 0, 1
         for index, mask in enumerate(map(decode_image, rows.get("mask", []))):
             if mask is not None:
-                whole = mask_to_array(mask, (mask.height, mask.width))
-                maps[index], weights[index] = mask_to_grid(whole[None], grid)[0] * np.uint8(255), 1
-        # A defect's map or mask that is empty does not say that there is none.
+                pixels = mask_to_array(mask, (mask.height, mask.width))
+                maps[index], weights[index] = mask_to_grid(pixels[None], grid)[0] * np.uint8(255), 1
+        # An empty map or mask of a defective image does not say that it has no defect.
         weights[~good & (maps.max(axis=(1, 2)) == 0)] = 0
-        return {"saliency_prior": list(maps), "prior_weight": weights.tolist()}
+        thresholds = [otsu_threshold(prior) for prior in maps]
+        return {"saliency_prior": list(maps), "prior_threshold": thresholds, "prior_weight": weights.tolist()}
 
-    return priors_of, Features(saliency_prior=Array2D(grid, "uint8"), prior_weight=Value("float32"))
+    types = Array2D(grid, "uint8"), Value("uint8"), Value("float32")
+    return compute, Features(dict(zip(PRIOR_COLUMNS, types, strict=True)))
 
 
 @contextmanager
 def _uncalibrated(model: KGLForImageClassification) -> Iterator[None]:
-    """Within, at temperature 1: validation images, which choose it, have no say in priors."""
+    """Set the temperature to 1 within: it was fitted on validation images, which must not decide on priors."""
     temperature, model.config.temperature = model.config.temperature, 1.0
     try:
         yield
@@ -177,10 +175,10 @@ def check_saliency_method(
     pixel_values: torch.Tensor, model: KGLForImageClassification, args: PriorArguments
 ) -> tuple[int, int]:
     """
-    The grid of the model's features, once the method has worked on one image.
+    Try the saliency method on images `(B, 3, H, W)` and return the grid `(h, w)` of the model's features.
 
     Raises:
-        InputError: it does not; the message names `--prior_method`, and `--prior_layers` where they are given.
+        InputError: the method fails; the message names `--prior_method`, and `--prior_layers` where given.
     """
     try:
         compute_saliency(model, pixel_values, None, args.prior_method, args.prior_layers)
@@ -195,6 +193,7 @@ def check_saliency_method(
 def _weights(
     model: KGLForImageClassification, pixel_values: torch.Tensor, targets: torch.Tensor, weighting: str
 ) -> np.ndarray:
+    """Return each prior's weight by `--prior_weighting`, `(B,)` float32."""
     if weighting == "keep_all":
         return np.ones(len(targets), dtype=np.float32)
     with eval_mode(model):
@@ -205,12 +204,11 @@ def _weights(
 
 
 def model_digest(model: KGLForImageClassification) -> str:
-    """A SHA-1 of the weights and of what the config says of the network and its classes."""
+    """Return a SHA-1 of the weights and of the config, without the parts that only describe the saved file."""
     config = model.config.to_dict()
-    foreign = "_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version"
-    for of_the_file in foreign:
-        config.pop(of_the_file, None)
-        config["backbone_config"].pop(of_the_file, None)
+    for name in ("_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version"):
+        config.pop(name, None)
+        config["backbone_config"].pop(name, None)
     digest = hashlib.sha1(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -220,14 +218,20 @@ def model_digest(model: KGLForImageClassification) -> str:
 
 def check_classes(names: list[str], model: KGLForImageClassification) -> None:
     """
+    Check that a dataset's classes are the model's, in any order.
+
     Raises:
-        InputError: a dataset's classes are not the model's, in whatever order.
+        InputError: they are not.
     """
     if set(names) != set(model.config.label2id):
-        raise InputError(f"The dataset's classes {names} are not the model's {list(model.config.label2id)}.")
+        raise InputError(
+            f"The dataset's classes {names} are not the model's {list(model.config.label2id)}; rename them, or take a "
+            "model of these classes."
+        )
 
 
 __all__ = [
+    "PRIOR_COLUMNS",
     "add_saliency_priors",
     "check_classes",
     "check_saliency_method",

@@ -1,27 +1,47 @@
-"""A resumable map over a dataset in shards, shared by processes."""
+"""A map over a dataset's rows in batches: in memory, or on disk in shards that processes share and that resume."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, Features, IterableDataset, concatenate_datasets, load_from_disk
-from tqdm.auto import tqdm
+from datasets.utils import tqdm
 
 from ..data.storage import lock, save_dataset, write_json
 from ..errors import InputError
 
 
 Columns = dict[str, list[Any]]
-_STREAM_SHARD = 256  # rows of a stream held at once, undecoded
-_LEAST_SHARD = 64
-_MOST_SHARD = 1024
-_SHARDS = 32  # as many as several processes can share evenly
+_STREAM_SHARD = 256  # rows of a stream held in memory, undecoded
+_MIN_SHARD = 64
+_MAX_SHARD = 1024
+_SHARDS = 32  # enough for several processes to share evenly
+
+
+def map_batches(
+    batches: Iterable[Columns], compute: Callable[[Columns], Columns], features: Features, bar: tqdm
+) -> Dataset:
+    """
+    Return the columns that `compute` makes of each batch, as one table in memory.
+
+    Args:
+        batches: columns of the same length each.
+        compute: from a batch of columns to new columns of the same length.
+        features: of the new columns.
+        bar: a progress bar, advanced by the rows of each batch.
+    """
+    columns: Columns = {name: [] for name in features}
+    for batch in batches:
+        for name, values in compute(batch).items():
+            columns[name] += values
+        bar.update(_num_rows(batch))
+    return Dataset.from_dict(columns, features=features)
 
 
 def sharded_map(
@@ -35,21 +55,20 @@ def sharded_map(
     title: str,
 ) -> Dataset:
     """
-    The columns `compute` makes of each batch, as one table in the order of the rows, at `folder` for `load_from_disk`.
+    Write the columns that `compute` makes of each batch as one table, in the order of the rows, to `folder`.
 
-    Under `accelerate launch` each process computes every so-many-th shard. Shards and their batches are the same,
-    however many processes there are, so the table is too. Shards are kept beside the folder until all are there: a
-    pass that was stopped goes on, and one that is finished computes nothing. A shard is known by `identify`, so none
-    is taken for another's.
+    Under `accelerate launch` the processes share the shards. Shards and their batches do not depend on the number of
+    processes, so neither does the table. Finished shards are kept beside the folder until the table is complete: a
+    stopped pass resumes, and a finished pass computes nothing. `identify` tells a shard of other rows or settings.
 
     Args:
-        dataset: rows as `compute` wants them; of a stream no more than one shard is held in memory.
-        compute: a batch of columns to new columns of the same length.
-        identify: a hash of everything that decides what `compute` makes of these rows.
-        folder: where the table goes; `<folder>.json` and `<folder>.shards` are used too.
+        dataset: the rows; of a stream at most one shard is held in memory.
+        compute: from a batch of columns to new columns of the same length.
+        identify: from a shard's rows to a hash of everything that decides what `compute` makes of them.
+        folder: the table, for `load_from_disk`; `<folder>.json` and `<folder>.shards` are used too.
         features: of the new columns.
-        batch_size: rows `compute` gets at once.
-        title: what the progress bar says.
+        batch_size: rows per call of `compute`.
+        title: of the progress bar, shown by the main process on a terminal.
 
     Raises:
         InputError: the folder holds something else, another process is writing it, or it cannot be written to
@@ -57,86 +76,101 @@ def sharded_map(
     """
     state = PartialState()
     manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
-    if folder.exists() and not manifest.exists():
-        raise InputError(f"{folder} holds something that was not made here; choose another folder.")
-    try:
-        there = json.loads(manifest.read_text()) if folder.exists() else None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{manifest} is damaged ({error}); choose another folder.") from error
-    other = InputError(
-        f"{folder} holds what another model, other settings or other images gave; choose another folder."
-    )
-    if there is None and state.is_main_process:
+    finished = _finished_keys(folder, manifest)
+    if finished is None and state.is_main_process:
         held = lock(shards)
     state.wait_for_everyone()
-    mine = []
-    with tqdm(desc=_titled(title, state), total=_count(dataset, state), unit=" images") as bar:
+    own_keys = []
+    with _progress_bar(title, dataset, state) as bar:
         for number, rows in _own_shards(dataset, state):
             key = f"{number:06d}-{identify(rows)}"
-            mine.append(key)
-            count = len(next(iter(rows.values())))
-            if there is not None and key not in there:
-                raise other
-            if there is not None or (shards / key).exists():
-                bar.initial += count  # not counted into images a second
-                bar.update(count)
-                continue
-            columns: Columns = {name: [] for name in features}
-            for start in range(0, count, batch_size):
-                batch = {name: column[start : start + batch_size] for name, column in rows.items()}
-                for name, values in compute(batch).items():
-                    columns[name] += values
-                bar.update(len(next(iter(batch.values()))))
-            save_dataset(Dataset.from_dict(columns, features=features), shards / key)
-    keys = sorted(gather_object(mine))
+            own_keys.append(key)
+            if finished is not None and key not in finished:
+                raise _other_table(folder)
+            if finished is not None or (shards / key).exists():
+                bar.update(_num_rows(rows))
+            else:
+                save_dataset(map_batches(_split(rows, batch_size), compute, features, bar), shards / key)
+    keys = sorted(gather_object(own_keys))
     if not keys:
-        raise InputError("The dataset has no rows.")
-    if there is not None and keys != there:
-        raise other
-    if there is None and state.is_main_process:
+        raise InputError("The dataset has no rows; give one with images.")
+    if finished is not None and keys != finished:
+        raise _other_table(folder)
+    if finished is None and state.is_main_process:
         write_json(manifest, keys)
         save_dataset(concatenate_datasets([load_from_disk(shards / key) for key in keys]), folder)
         held.release()
     if state.is_main_process:
-        shutil.rmtree(shards, ignore_errors=True)  # also what a kill left once the table was there
+        shutil.rmtree(shards, ignore_errors=True)  # also after a kill between the table and this line
     state.wait_for_everyone()
     return load_from_disk(folder)
 
 
+def _progress_bar(title: str, dataset: Dataset | IterableDataset, state: PartialState) -> tqdm:
+    """Return the bar over this process's rows; only the main process shows one, and only on a terminal."""
+    return tqdm(
+        desc=title if state.num_processes == 1 else f"{title}, process 1 of {state.num_processes}",
+        total=_num_own_rows(dataset, state),
+        unit=" images",
+        disable=None if state.is_main_process else True,
+    )
+
+
+def _finished_keys(folder: Path, manifest: Path) -> list[str] | None:
+    """Return the keys of the shards behind a finished table, None where there is no table yet."""
+    if not folder.exists():
+        return None
+    if not manifest.exists():
+        raise InputError(f"{folder} exists already and was not made here; choose another folder.")
+    try:
+        return json.loads(manifest.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{manifest} is damaged ({error}); choose another folder.") from error
+
+
+def _other_table(folder: Path) -> InputError:
+    return InputError(
+        f"{folder} holds the results of another model, other settings or other images; choose another folder."
+    )
+
+
 def _own_shards(dataset: Dataset | IterableDataset, state: PartialState) -> Iterator[tuple[int, Columns]]:
-    """This process's shards with their numbers."""
-    size = _shard_size(dataset)
+    """Yield this process's shards with their numbers."""
     if isinstance(dataset, Dataset):
+        size = _shard_size(dataset)
         for start in _own_starts(dataset, state):
             yield start // size, dataset[start : start + size]
     else:
-        for number, rows in enumerate(dataset.iter(size)):
+        for number, rows in enumerate(dataset.iter(_STREAM_SHARD)):
             if number % state.num_processes == state.process_index:
                 yield number, rows
 
 
-def _shard_size(dataset: Dataset | IterableDataset) -> int:
-    if not isinstance(dataset, Dataset):
-        return _STREAM_SHARD
-    return min(max(-(-len(dataset) // _SHARDS), _LEAST_SHARD), _MOST_SHARD)
+def _shard_size(dataset: Dataset) -> int:
+    return min(max(-(-len(dataset) // _SHARDS), _MIN_SHARD), _MAX_SHARD)
 
 
-def _count(dataset: Dataset | IterableDataset, state: PartialState) -> int | None:
-    """How many rows this process has, where that is known."""
+def _own_starts(dataset: Dataset, state: PartialState) -> range:
+    """Return the first rows of this process's shards."""
+    size = _shard_size(dataset)
+    return range(state.process_index * size, len(dataset), state.num_processes * size)
+
+
+def _num_own_rows(dataset: Dataset | IterableDataset, state: PartialState) -> int | None:
+    """Return the number of this process's rows, None for a stream."""
     if not isinstance(dataset, Dataset):
         return None
     size = _shard_size(dataset)
     return sum(min(size, len(dataset) - start) for start in _own_starts(dataset, state))
 
 
-def _own_starts(dataset: Dataset, state: PartialState) -> range:
-    """Where this process's shards begin."""
-    size = _shard_size(dataset)
-    return range(state.process_index * size, len(dataset), state.num_processes * size)
+def _split(rows: Columns, batch_size: int) -> Iterator[Columns]:
+    for start in range(0, _num_rows(rows), batch_size):
+        yield {name: column[start : start + batch_size] for name, column in rows.items()}
 
 
-def _titled(title: str, state: PartialState) -> str:
-    return title if state.num_processes == 1 else f"{title}, process {state.process_index + 1}"
+def _num_rows(rows: Columns) -> int:
+    return len(next(iter(rows.values())))
 
 
-__all__ = ["Columns", "sharded_map"]
+__all__ = ["Columns", "map_batches", "sharded_map"]

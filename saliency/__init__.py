@@ -1,1 +1,1 @@
-"""Maps of what a classifier looks at, one method a few lines."""
+"""Saliency maps of image classifiers."""

@@ -1,4 +1,4 @@
-"""Activations of chosen layers and the gradients of a class score with respect to them, leaving no trace."""
+"""Activations of chosen layers and the gradients of a class score with respect to them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from .maps import scores_of, to_float
+from .maps import target_score, to_float
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode within; every module's own mode again afterwards, also when something raises."""
+    """Switch the model to eval mode; restore every module's own mode on leaving, also after an error."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -27,12 +27,18 @@ def layer_activations(
     model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor | None, layers: list[str]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """
-    Activations and gradients at named layers, each `(B, C, h, w)`, the graph cut below the first of them.
+    Return activations and gradients at named layers, two lists of `(B, C, h, w)`.
 
-    Tokens `(B, N, C)` and channels-last maps `(B, h, w, C)` are brought into that form.
+    Tokens `(B, N, C)` and channels-last maps `(B, h, w, C)` are converted. The graph is cut below the first layer.
+
+    Args:
+        model: a classifier that returns `logits`, in eval mode.
+        pixel_values: `(B, channels, H, W)`.
+        targets: class indices `(B,)`; None for the predicted classes.
+        layers: names of modules.
 
     Raises:
-        ValueError: a layer's output is no map, or the score does not depend on it.
+        ValueError: a layer's output is not a spatial map, or the score does not depend on it.
     """
     outputs: dict[str, torch.Tensor] = {}
 
@@ -40,12 +46,12 @@ def layer_activations(
         def hook(module: nn.Module, inputs: tuple, output: object) -> object:
             tensor = _first_tensor(output)
             if not isinstance(tensor, torch.Tensor):
-                raise ValueError(f"Layer {name!r} gives a {type(output).__name__}, which is no map of the image.")
-            if not outputs:  # nothing below the first layer need be stored
+                raise ValueError(f"Layer {name!r} returns a {type(output).__name__}, which is not a spatial map.")
+            if not outputs:  # nothing below the first layer has to be stored
                 torch.set_grad_enabled(True)
                 tensor = tensor.detach().requires_grad_()
             outputs[name] = tensor
-            return _with_first_tensor(output, tensor)
+            return _replace_first_tensor(output, tensor)
 
         return hook
 
@@ -56,52 +62,59 @@ def layer_activations(
             stack.callback(handle.remove)
         logits = model(pixel_values).logits
         gradients = torch.autograd.grad(
-            scores_of(logits, targets), [outputs[name] for name in layers], allow_unused=True
+            target_score(logits, targets), [outputs[name] for name in layers], allow_unused=True
         )
-    maps, slopes = [], []
+    activation_maps, gradient_maps = [], []
     for name, gradient in zip(layers, gradients, strict=True):
         if gradient is None:
-            raise ValueError(f"The class score does not depend on layer {name!r}.")
-        grid = grid_of(outputs[name].shape, pixel_values.shape)
+            raise ValueError(f"The class score does not depend on layer {name!r}; name an earlier one.")
+        grid = find_grid(outputs[name].shape, pixel_values.shape)
         if grid is None:
-            raise ValueError(f"Layer {name!r} gives {tuple(outputs[name].shape)}, which is no map of the image.")
-        maps.append(to_float(to_map(outputs[name].detach(), grid)))
-        slopes.append(to_float(to_map(gradient, grid)))
-    return maps, slopes
+            raise ValueError(
+                f"Layer {name!r} returns shape {tuple(outputs[name].shape)}, which is not a spatial map of the image."
+            )
+        activation_maps.append(to_float(to_map(outputs[name].detach(), grid)))
+        gradient_maps.append(to_float(to_map(gradient, grid)))
+    return activation_maps, gradient_maps
 
 
 def deepest_activations(
     model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor | None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """
-    A transformers classifier's deepest hidden state whose cells the score depends on, and its gradient.
+    Return the deepest hidden state that the score depends on and its gradient, two lists of one `(B, C, h, w)`.
 
-    Behind a transformer's last attention only the class token still matters, so the last hidden state is not it there.
+    In a vision transformer this is not the last one: behind the last attention only the class token counts.
+
+    Args:
+        model: a transformers classifier that returns `logits` and `hidden_states`, in eval mode.
+        pixel_values: `(B, channels, H, W)`.
+        targets: class indices `(B,)`; None for the predicted classes.
 
     Raises:
-        ValueError: no hidden state is a map of the image.
+        ValueError: no hidden state is a spatial map.
     """
     with torch.enable_grad():
         pixel_values = pixel_values.detach().requires_grad_()
         output = model(pixel_values, output_hidden_states=True)
-        states = [state for state in output.hidden_states if grid_of(state.shape, pixel_values.shape) is not None]
-        score = scores_of(output.logits, targets)
-        slopes = torch.autograd.grad(score, states, allow_unused=True) if states else []
-    for state, slope in list(zip(states, slopes, strict=True))[::-1]:
-        grid = grid_of(state.shape, pixel_values.shape)
-        if slope is not None and (to_map(slope, grid) != 0).any():
-            return [to_float(to_map(state.detach(), grid))], [to_float(to_map(slope, grid))]
-    raise ValueError(f"{type(model).__name__} has no hidden state that is a map of the image; name layers.")
+        states = [state for state in output.hidden_states if find_grid(state.shape, pixel_values.shape) is not None]
+        score = target_score(output.logits, targets)
+        gradients = torch.autograd.grad(score, states, allow_unused=True) if states else []
+    for state, gradient in list(zip(states, gradients, strict=True))[::-1]:
+        grid = find_grid(state.shape, pixel_values.shape)
+        if gradient is not None and (to_map(gradient, grid) != 0).any():
+            return [to_float(to_map(state.detach(), grid))], [to_float(to_map(gradient, grid))]
+    raise ValueError(f"{type(model).__name__} has no hidden state that is a spatial map; name layers.")
 
 
 def spatial_layers(model: nn.Module, pixel_values: torch.Tensor) -> list[str]:
-    """Names of the modules whose output is a map of the image, in order of execution."""
+    """Return the names of the modules whose output is a spatial map, in order of execution."""
     names: list[str] = []
 
     def keep(name: str):
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
-            if isinstance(tensor, torch.Tensor) and grid_of(tensor.shape, pixel_values[:1].shape) is not None:
+            if isinstance(tensor, torch.Tensor) and find_grid(tensor.shape, pixel_values[:1].shape) is not None:
                 names.append(name)
 
         return hook
@@ -113,12 +126,16 @@ def spatial_layers(model: nn.Module, pixel_values: torch.Tensor) -> list[str]:
     return names
 
 
-def grid_of(shape: torch.Size, image_shape: torch.Size) -> tuple[int, int] | None:
+def find_grid(shape: torch.Size, image_shape: torch.Size) -> tuple[int, int] | None:
     """
-    `(h, w)` of a layer's output over images of `image_shape (B, channels, H, W)`, or None where it is no map.
+    Return the grid `(h, w)` of a layer's output, or None where the output is not a spatial map.
 
-    Maps are `(B, C, h, w)`, or `(B, h, w, C)` where only that has the image's proportions; tokens `(B, N, C)` are
-    `h w` patches in the image's proportions behind at most 8 class and register tokens.
+    A map is `(B, C, h, w)`, or `(B, h, w, C)` where only that has the image's aspect ratio (within 20 %). Tokens
+    `(B, N, C)` are `h * w` patches in the image's aspect ratio behind at most 8 class and register tokens.
+
+    Args:
+        shape: of the output.
+        image_shape: `(B, channels, H, W)`.
     """
     batch, _, height, width = image_shape
     if shape[0] != batch or len(shape) not in (3, 4):
@@ -139,7 +156,7 @@ def grid_of(shape: torch.Size, image_shape: torch.Size) -> tuple[int, int] | Non
 
 
 def to_map(tensor: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """A layer's output in any of the three forms as `(B, C, h, w)`."""
+    """Convert a layer's output, in any of the forms that [`find_grid`] knows, to `(B, C, h, w)`."""
     if tensor.dim() == 3:
         patches = tensor[:, tensor.shape[1] - grid[0] * grid[1] :]
         return patches.transpose(1, 2).unflatten(2, grid)
@@ -150,10 +167,13 @@ def _first_tensor(output: object) -> object:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
-def _with_first_tensor(output: object, tensor: torch.Tensor) -> object:
+def _replace_first_tensor(output: object, tensor: torch.Tensor) -> object:
     if isinstance(output, torch.Tensor):
         return tensor
     if isinstance(output, tuple):
         return (tensor, *output[1:])
     output[0] = tensor
     return output
+
+
+__all__ = ["deepest_activations", "eval_mode", "find_grid", "layer_activations", "spatial_layers", "to_map"]

@@ -1,4 +1,4 @@
-"""FullGrad (Srinivas and Fleuret 2019): the input's and every bias's share in the score, added up as maps."""
+"""FullGrad (Srinivas and Fleuret 2019): the shares of the input and of every bias in the score, summed as maps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .activations import grid_of, to_map
-from .gradient import logits_of
-from .maps import scores_of
+from .activations import find_grid, to_map
+from .gradient import logits_without_parameter_gradients
+from .maps import target_score
 
 
 def full_gradients(
@@ -21,12 +21,12 @@ def full_gradients(
     receive: Callable[[torch.Tensor, torch.Tensor], None],
 ) -> None:
     """
-    Call `receive` with both factors of each term of the full gradient as soon as the backward pass has it; keep none.
+    Call `receive(gradient, factor)` for each term of the full gradient during the backward pass; nothing is kept.
 
-    They are the gradient at the input, `(B, channels, H, W)`, with the input, and the gradient at each layer with a
-    bias, in the layer's own shape, with its bias, `(C, 1, 1)` or `(C,)`. For a network of convolutions, batch norms in
-    eval mode, linear layers, ReLUs and poolings the products' sum over everything but the batch is the score
-    (proposition 1).
+    The terms are the gradient at the input, `(B, channels, H, W)`, with the input as factor, and the gradient at each
+    layer with a bias, in the shape of the layer's output, with the bias, `(C, 1, 1)` or `(C,)`. For a network of
+    convolutions, batch norms in eval mode, linear layers, ReLUs and poolings, the products summed over everything but
+    the batch are the score (proposition 1).
     """
 
     def attach(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -42,23 +42,23 @@ def full_gradients(
             ):
                 stack.callback(module.register_forward_hook(attach).remove)
         pixel_values = pixel_values.detach().requires_grad_()
-        score = scores_of(logits_of(model, pixel_values), targets)
+        score = target_score(logits_without_parameter_gradients(model, pixel_values), targets)
         (gradient,) = torch.autograd.grad(score, pixel_values)
         receive(gradient, pixel_values.detach())
 
 
 def full_grad(model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
     """
-    The FullGrad map, `(B, H, W)`: every term's magnitude scaled to 0..1 an image, enlarged, and summed.
+    Compute the FullGrad map, `(B, H, W)`: each term's magnitude scaled to 0..1 per image, enlarged, and summed.
 
-    Scaling is affine and enlarging linear, so a term's channels are summed first and one map a layer is enlarged. A
-    bias is the same in all cells, so that sum is a product of a vector and the gradient's magnitude.
-    Terms that are no map, such as a classifier's bias, are left out, as in the paper.
+    Scaling is affine and enlarging is linear, so a term's channels are summed first and one map per layer is enlarged.
+    A bias is constant over the cells, so that sum is a product of a vector and the gradient's magnitude. Terms that
+    are not spatial maps, such as a classifier's bias, are left out, as in the paper.
     """
     total = torch.zeros_like(pixel_values[:, 0], dtype=torch.promote_types(pixel_values.dtype, torch.float32))
 
     def add(gradient: torch.Tensor, factor: torch.Tensor) -> None:
-        grid = grid_of(gradient.shape, pixel_values.shape)
+        grid = find_grid(gradient.shape, pixel_values.shape)
         if grid is None:
             return
         if factor.shape == gradient.shape:
@@ -67,7 +67,7 @@ def full_grad(model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tenso
         factor = factor.flatten().abs().to(total.dtype)
         low = (magnitude.amin(dim=2) * factor).amin(dim=1)
         high = (magnitude.amax(dim=2) * factor).amax(dim=1)
-        with torch.autocast(total.device.type, enabled=False):  # it would round the product to half precision
+        with torch.autocast(total.device.type, enabled=False):  # autocast would round the product to half precision
             summed = torch.matmul(factor, magnitude) - len(factor) * low[:, None]
         summed = (summed / ((high - low)[:, None] + 1e-6)).unflatten(1, grid)
         enlarged = F.interpolate(summed[:, None], size=total.shape[1:], mode="bilinear", align_corners=True)
@@ -78,8 +78,11 @@ def full_grad(model: nn.Module, pixel_values: torch.Tensor, targets: torch.Tenso
 
 
 def _bias(module: nn.Module) -> torch.Tensor:
-    """A layer's bias; of batch norm in eval mode, what it adds once it is written as scale and shift."""
+    """Return a layer's bias `(C,)`; of batch norm in eval mode, the shift of its affine form."""
     if isinstance(module, nn.BatchNorm2d):
         scale = module.weight / (module.running_var + module.eps).sqrt()
         return (module.bias - module.running_mean * scale).detach()
     return module.bias.detach()
+
+
+__all__ = ["full_grad", "full_gradients"]

@@ -1,4 +1,4 @@
-"""What a map is made of and what is done to finished ones: the score, scaling, fusing, storing."""
+"""The class score behind a saliency map, and scaling, fusing, resizing and storing of maps."""
 
 from __future__ import annotations
 
@@ -10,28 +10,37 @@ from ..errors import InputError
 
 
 def to_float(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision, which autocast hands out, to float32; anything wider as it is."""
+    """Convert half precision, which autocast returns, to float32; leave wider types unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def scores_of(logits: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
-    """The sum over the batch of the targets' logits, or of the largest ones: images do not mix, so one sum does."""
+def target_score(logits: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
+    """
+    Return the sum over the batch of the target classes' logits, a scalar.
+
+    Its gradient with respect to an image is that of the image's own logit: the images of a batch are independent.
+
+    Args:
+        logits: `(B, K)`.
+        targets: class indices `(B,)`; None for the predicted classes.
+    """
     if targets is None:
         targets = logits.argmax(dim=1)
     return logits.gather(1, targets[:, None]).sum()
 
 
 def to_peak_one(maps: torch.Tensor) -> torch.Tensor:
-    """Maps `(B, h, w)`, not negative, each divided by its own peak; an all-zero map stays zero."""
+    """Divide each of the non-negative maps `(B, h, w)` by its own peak; an all-zero map stays zero."""
     peaks = maps.amax(dim=(1, 2), keepdim=True)
     return torch.where(peaks > 0, maps / peaks, torch.zeros_like(maps))
 
 
 def fuse(maps: list[torch.Tensor]) -> torch.Tensor:
     """
-    Maps of several layers, `(B, h_i, w_i)`, to one at the finest grid: each to peak 1, enlarged, the larger of them.
+    Fuse maps of several layers, `(B, h_i, w_i)`, into one on the finest grid.
 
-    Section III-C of Jiang et al. 2021 (LayerCAM) fuses by the element-wise maximum of scaled maps.
+    Each map is scaled to peak 1 and enlarged; the result is their element-wise maximum (LayerCAM, Jiang et al. 2021,
+    section III-C). A single map is returned unchanged.
     """
     if len(maps) == 1:
         return maps[0]
@@ -44,7 +53,7 @@ def fuse(maps: list[torch.Tensor]) -> torch.Tensor:
 
 
 def to_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Maps `(B, H, W)` on another grid `(h, w)`: a finer map's mean over each cell, a coarser one enlarged."""
+    """Resize maps `(B, H, W)` to a grid `(h, w)`: average over cells where it is coarser, else bilinear."""
     if tuple(maps.shape[-2:]) == grid:
         return maps
     if maps.shape[1] >= grid[0] and maps.shape[2] >= grid[1]:
@@ -54,17 +63,24 @@ def to_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 def to_uint8(maps: torch.Tensor, names: list[str] | None = None) -> np.ndarray:
     """
-    Maps `(B, h, w)` as they are stored: each scaled by its own peak to 0..255.
+    Quantize maps `(B, h, w)` for storage: each scaled by its own peak to uint8 0..255.
+
+    Args:
+        maps: non-negative.
+        names: the images' names for the error message; their index in the batch by default.
 
     Raises:
-        InputError: a map is not finite; the images are named by `names`, or by their place in the batch.
+        InputError: a map holds NaN or infinity.
     """
     stored = (to_peak_one(maps) * 255).round().to(torch.uint8).cpu().numpy()
     broken = (~maps.isfinite().all(dim=(1, 2))).nonzero().flatten().tolist()
     if broken:
-        told = ", ".join(names[index] if names else f"number {index} of the batch" for index in broken)
-        raise InputError(f"The saliency maps of these images hold NaN or infinity: {told}.")
+        images = ", ".join(names[index] if names else f"number {index} of the batch" for index in broken)
+        raise InputError(
+            f"The saliency maps of these images hold NaN or infinity: {images}. Check the model's weights, or choose "
+            "another --prior_method."
+        )
     return stored
 
 
-__all__ = ["fuse", "scores_of", "to_float", "to_grid", "to_peak_one", "to_uint8"]
+__all__ = ["fuse", "target_score", "to_float", "to_grid", "to_peak_one", "to_uint8"]

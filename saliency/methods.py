@@ -1,4 +1,4 @@
-"""Names of the saliency methods; importing them costs nothing."""
+"""Names of the saliency methods; this module imports nothing."""
 
 CAM_METHODS = ("cam", "gradcam", "gradcam++", "hirescam", "layercam")
 METHODS = (*CAM_METHODS, "fullgrad", "inputgrad", "smoothgrad", "integrated_gradients")

@@ -1,10 +1,13 @@
-"""The model: its formula, its inputs, its backbones, and the way to disk and back."""
+"""The model: formula, inputs, backbones, decision, saving and loading."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -13,14 +16,15 @@ from torch.nn import functional as F
 from transformers import BertConfig, ResNetConfig, ResNetForImageClassification, TextNetConfig
 
 from kgl.configuration_kgl import KGLConfig
-from kgl.modeling_kgl import KGLForImageClassification
+from kgl.evaluation.metrics import defect_scores
+from kgl.modeling_kgl import KGLForImageClassification, class_probabilities
 
 
 def two_stages(backbone: str) -> dict:
     return TINY_BACKBONES[backbone].to_dict() | {"out_features": ["stage1", "stage2"], "out_indices": [1, 2]}
 
 
-def test_logits_and_loss_are_those_of_the_formula():
+def test_logits_and_loss_follow_formula():
     model = tiny_model()
     pixel_values = torch.randn(2, 3, 32, 48)
     labels = torch.tensor([2, 0])
@@ -38,7 +42,7 @@ def test_logits_and_loss_are_those_of_the_formula():
 
 @pytest.mark.parametrize("backbone", TINY_BACKBONES)
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (40, 72)])
-def test_every_backbone_takes_any_size_with_one_stage_or_two(backbone, size):
+def test_backbones_take_any_size_with_one_or_two_stages(backbone, size):
     pixel_values = torch.randn(2, 3, *size)
     one = tiny_model(backbone)
     output = one(pixel_values, output_hidden_states=True)
@@ -53,32 +57,21 @@ def test_every_backbone_takes_any_size_with_one_stage_or_two(backbone, size):
 
 
 @pytest.mark.parametrize("backbone", TINY_BACKBONES)
-def test_every_parameter_takes_part_in_the_guided_loss(backbone):
+def test_every_parameter_has_a_gradient_of_the_guided_loss(backbone):
     model = tiny_model(backbone).train()
     output = model(torch.randn(4, 3, 32, 32), labels=torch.tensor([0, 1, 2, 1]))
     (output.loss + output.saliency.mean()).backward()
-    # These two are in transformers' backbones without being used by them.
+    # transformers builds these and does not use them.
     idle = {"backbone.swin.layernorm.weight", "backbone.swin.layernorm.bias", "backbone.embeddings.mask_token"}
     assert {name for name, parameter in model.named_parameters() if parameter.grad is None} <= idle
 
 
-def test_grey_images_are_repeated_over_the_channels():
+def test_grey_images_are_repeated_over_channels():
     model, grey = tiny_model(), torch.randn(2, 1, 32, 32)
     assert torch.equal(model(grey).logits, model(grey.repeat(1, 3, 1, 1)).logits)
 
 
-def test_multi_label_and_one_logit():
-    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    model = tiny_model(problem_type="multi_label_classification", defect_free_label=None)
-    output = model(torch.randn(2, 3, 32, 32), labels=labels)
-    torch.testing.assert_close(output.loss, F.binary_cross_entropy_with_logits(output.logits, labels))
-
-    one = tiny_model(id2label={0: "defect"}, problem_type="multi_label_classification", defect_free_label=None)
-    output = one(torch.randn(2, 3, 32, 32), labels=torch.tensor([[1.0], [0.0]]))
-    assert output.logits.shape == (2, 1) and output.loss > 0
-
-
-def test_detach_saliency_stops_the_classification_gradient_in_training_only():
+def test_detach_saliency_works_in_training_only():
     for detach, training, reaches in ((True, True, False), (True, False, True), (False, True, True)):
         model = tiny_model(detach_saliency=detach).train(training)
         model(torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1])).loss.backward()
@@ -86,7 +79,7 @@ def test_detach_saliency_stops_the_classification_gradient_in_training_only():
         assert (gradient is not None and bool(gradient.abs().sum() > 0)) == reaches
 
 
-def test_return_dict_false_gives_a_tuple():
+def test_return_dict_false_returns_tuple():
     loss, logits, *_ = tiny_model()(torch.randn(1, 3, 32, 32), labels=torch.tensor([0]), return_dict=False)
     assert loss.shape == () and logits.shape == (1, 3)
 
@@ -94,13 +87,13 @@ def test_return_dict_false_gives_a_tuple():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"problem_type": "regression"}, "single_label_classification or"),
-        ({"defect_free_label": "fine"}, "'fine' is none of the labels"),
+        ({"problem_type": "regression"}, "problem_type='regression' is not supported: .*one label per image"),
+        ({"defect_free_label": "fine"}, "'fine' is not one of the labels"),
         ({"fusion_size": 0}, "at least 1"),
         ({"backbone_config": {"model_type": "nonesuch"}}, "model_type"),
     ],
 )
-def test_wrong_settings_are_refused(wrong, message):
+def test_bad_config_is_refused(wrong, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         KGLConfig(**{"id2label": {0: "good", 1: "bad"}, **wrong})
 
@@ -112,29 +105,53 @@ def test_label2id_follows_id2label():
     assert KGLConfig(num_labels=3).num_labels == 3 and KGLConfig().defect_free_id is None
 
 
-def test_backbones_without_maps_or_channels_setting():
+def test_saved_multi_label_config_is_refused(tmp_path):
+    KGLConfig(num_labels=3).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"problem_type": "multi_label_classification"}))
+    with pytest.raises(StrictDataclassError, match="problem_type='multi_label_classification' is not supported"):
+        KGLConfig.from_pretrained(tmp_path)
+
+
+def test_defect_score_is_that_of_the_evaluation():
+    """The formula for tensors in `decide` and the one for arrays in the evaluation are the same."""
+    logits = torch.cat([torch.randn(50, 3) * 4, torch.tensor([[30.0, 0.0, -60.0], [90.0, 0.0, 0.0]])])
+    for good in ("good", "pit"):
+        model = tiny_model(defect_free_label=good)
+        score, defective = model.decide(logits)
+        probabilities = class_probabilities(logits).numpy()
+        expected = defect_scores(probabilities, model.config.defect_free_id)
+        np.testing.assert_array_equal(score.numpy(), expected)
+        np.testing.assert_array_equal(defective.numpy(), expected >= 0.5)
+        np.testing.assert_allclose(expected, 1 - probabilities[:, model.config.defect_free_id], atol=1e-12)
+    score, _ = tiny_model().decide(logits)
+    assert score[-2].item() == pytest.approx(math.exp(-30), rel=5e-3, abs=0)
+    assert score[-1] > 0  # never a hard label
+
+
+def test_backbones_without_spatial_maps_or_num_channels():
     flat = TINY_BACKBONES["dinov2"].to_dict() | {"reshape_hidden_states": False}
-    with pytest.raises(ValueError, match=r"dinov2 backbone gives .* see its reshape_hidden_states"):
+    with pytest.raises(ValueError, match=r"dinov2 backbone returns .* set its reshape_hidden_states"):
         KGLForImageClassification(KGLConfig(backbone_config=flat))(torch.zeros(1, 3, 32, 32))
     silent = TextNetConfig(out_features=["stage4"]).to_dict()
     model = KGLForImageClassification(KGLConfig(backbone_config=silent)).eval()
     assert model(torch.zeros(1, 1, 64, 64)).logits.shape == (1, 2)
 
 
-def test_a_checkpoint_without_the_backbone_s_weights_is_refused(pretrained_resnet):
+def test_checkpoint_without_backbone_weights_is_refused(pretrained_resnet):
     from safetensors.torch import load_file, save_file
 
     weights = Path(pretrained_resnet[1]) / "model.safetensors"
     save_file({name.replace("resnet.", "other."): value for name, value in load_file(weights).items()}, weights)
-    with pytest.raises(ValueError, match="lacks weights of its backbone"):
+    with pytest.raises(ValueError, match="lacks weights of the backbone"):
         KGLForImageClassification.from_backbone(pretrained_resnet[1])
 
 
-def test_a_model_that_is_no_backbone_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'bert' model is no backbone"):
+def test_model_that_is_not_a_backbone_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'bert' model cannot be the backbone"):
         KGLForImageClassification(KGLConfig(backbone_config=BertConfig().to_dict()))
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a 'bert' model, which is no backbone"):
+    with pytest.raises(ValueError, match="holds a 'bert' model, which cannot be the backbone"):
         KGLForImageClassification.from_backbone(str(tmp_path))
 
 
@@ -147,7 +164,7 @@ def pretrained_resnet(tmp_path):
     return resnet, str(tmp_path / "resnet")
 
 
-def test_from_backbone_takes_the_pretrained_weights_and_leaves_later_stages_out(pretrained_resnet):
+def test_from_backbone_keeps_weights_and_drops_unused_stages(pretrained_resnet):
     resnet, folder = pretrained_resnet
     model = KGLForImageClassification.from_backbone(folder, out_features=["stage2"], num_labels=2).eval()
     pixel_values = torch.randn(1, 3, 64, 64)
@@ -155,12 +172,12 @@ def test_from_backbone_takes_the_pretrained_weights_and_leaves_later_stages_out(
     torch.testing.assert_close(model(pixel_values).feature_map, hidden_states[2])
     assert len(model.backbone.encoder.stages) == 2
     assert model.config.num_labels == 2 and model.config.backbone_config.num_labels == 2
-    with pytest.raises(ValueError, match=r"no stage \['stage9'\] in this backbone; it has \['stem', 'stage1'"):
+    with pytest.raises(ValueError, match=r"this backbone has no stage \['stage9'\]; it has \['stem', 'stage1'"):
         KGLForImageClassification.from_backbone(folder, out_features=["stage9"])
 
 
 @pytest.mark.parametrize("backbone", ["convnextv2", "swin", "dinov2"])
-def test_from_backbone_with_fewer_stages_gives_the_full_backbone_s_features(backbone, tmp_path):
+def test_from_backbone_with_fewer_stages_keeps_features(backbone, tmp_path):
     full = tiny_model(backbone).backbone
     full.save_pretrained(tmp_path)
     model = KGLForImageClassification.from_backbone(str(tmp_path), out_features=["stage2"]).eval()
@@ -178,7 +195,7 @@ def test_shared_resnet_18():
     assert model(torch.randn(1, 1, 64, 96)).saliency.shape == (1, 1, 8, 12)
 
 
-IN_A_STRANGER_S_PROCESS = """
+WITHOUT_KGL = """
 import json, sys
 sys.modules["kgl"] = None  # importing it fails from here on
 import torch
@@ -193,7 +210,7 @@ print(json.dumps({"logits": logits.tolist(), "pipeline": classifier(folder + "/i
 """
 
 
-def test_saved_model_runs_where_kgl_cannot_be_imported(tmp_path, auto_image_processor):
+def test_saved_model_loads_without_kgl(tmp_path, auto_image_processor):
     from PIL import Image
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -208,15 +225,25 @@ def test_saved_model_runs_where_kgl_cannot_be_imported(tmp_path, auto_image_proc
     image = Image.effect_noise((50, 70), 80)
     image.save(tmp_path / "image.png")
     process = subprocess.run(
-        [sys.executable, "-c", IN_A_STRANGER_S_PROCESS, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", WITHOUT_KGL, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
     )
     assert process.returncode == 0, process.stderr
-    stranger = json.loads(process.stdout)
-    assert stranger["logits"] == model(pixel_values).logits.tolist()
+    outputs = json.loads(process.stdout)
+    assert outputs["logits"] == model(pixel_values).logits.tolist()
     scores = model(to_pixel_values([image], image_processor)).logits.softmax(dim=1)[0]
-    assert {one["label"]: one["score"] for one in stranger["pipeline"]} == pytest.approx(
+    assert {one["label"]: one["score"] for one in outputs["pipeline"]} == pytest.approx(
         dict(zip(("good", "scratch", "pit"), scores.tolist(), strict=True))
     )
+
+
+def test_hub_files_import_each_other_as_siblings():
+    """transformers copies the files of relative imports that it finds by this pattern."""
+    root = Path(__file__).parents[1]
+    for name in ("configuration_kgl", "modeling_kgl", "pipeline_kgl"):
+        source = (root / f"{name}.py").read_text()
+        siblings = re.findall(r"^\s*from\s+\.(\S*)\s+import", source, flags=re.MULTILINE)
+        assert set(siblings) <= {"configuration_kgl", "modeling_kgl", "pipeline_kgl"}
+        assert "import kgl" not in source and "from kgl" not in source.replace(">>> from kgl", "")
 
 
 def test_timm_backbone(tmp_path):
@@ -233,8 +260,8 @@ def test_timm_backbone(tmp_path):
 
 
 @pytest.mark.parametrize("pooling", ["attention", "topk", "saliency"])
-def test_heads_that_use_the_saliency(pooling, tmp_path):
-    """By the definitions, cell by cell; what is said is trained through H, and survives saving."""
+def test_poolings_that_use_saliency(pooling, tmp_path):
+    """By their definitions, cell by cell; H gets a classification gradient, and the pooling survives saving."""
     model = tiny_model(pooling=pooling)
     features = torch.randn(2, 16, 5, 5, requires_grad=True)
     logits, saliency = model.classify(features)

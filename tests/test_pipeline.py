@@ -1,12 +1,16 @@
-"""The pipeline that travels with the weights: what it says of an image, and that strangers can use it."""
+"""The defect-detection pipeline: outputs, boxes, and loading without kgl."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib.metadata import distribution
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from PIL import Image
 from tiny import tiny_model
 from transformers import pipeline
@@ -28,15 +32,15 @@ def noise(width: int = 50, height: int = 70, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def comparable(said: dict) -> dict:
-    return said | {"heat_map": np.asarray(said["heat_map"]).tolist()}
+def comparable(output: dict) -> dict:
+    return output | {"heat_map": np.asarray(output["heat_map"]).tolist()}
 
 
-def test_boxes_of_a_map():
+def test_hot_boxes_by_hand():
     heat = np.zeros((7, 12), dtype=np.float32)
     heat[0:2, 0:3] = 0.6
     heat[2, 3] = 0.7  # touches it at a corner
-    heat[1:5, 6] = 0.8  # a U: one region, though its arms meet last
+    heat[1:5, 6] = 0.8  # a U: one region whose arms meet in its last row
     heat[1:5, 9] = 0.9
     heat[5, 6:10] = 0.5
     heat[6, 11] = 0.4
@@ -54,7 +58,7 @@ def test_boxes_of_a_map():
     assert [(box["xmax"], box["ymax"]) for box in hot_boxes(heat, 0)] == [(12, 7)]
 
 
-def test_boxes_are_those_of_scipy_s_labels():
+def test_hot_boxes_agree_with_scipy():
     from scipy.ndimage import find_objects, label
 
     for seed in range(20):
@@ -69,20 +73,20 @@ def test_boxes_are_those_of_scipy_s_labels():
         assert {tuple(box.values()) for box in boxes} == expected and len(boxes) == len(expected)
 
 
-def test_what_is_said_of_a_image():
+def test_outputs_of_an_image():
     model = tiny_model()
     pipe, image = DefectDetectionPipeline(model, image_processor=PROCESSOR), noise()
     with torch.no_grad():
-        output = model(PROCESSOR(image, return_tensors="pt")["pixel_values"])
-    probabilities = output.logits.softmax(dim=1)[0].tolist()
-    said = pipe(image)
-    assert said["scores"] == pytest.approx(dict(zip(("good", "scratch", "pit"), probabilities, strict=True)))
-    assert said["score"] == max(said["scores"].values()) == said["scores"][said["label"]]
-    assert said["defect_score"] == pytest.approx(1 - probabilities[0])
-    assert said["defective"] is (said["defect_score"] >= 0.5)
-    assert said["heat_map"].mode == "L" and said["heat_map"].size == image.size
-    heat = torch.nn.functional.interpolate(output.saliency.sigmoid(), (70, 50), mode="bilinear")[0, 0].numpy()
-    assert np.abs(np.asarray(said["heat_map"]) / 255 - heat).max() <= 0.5 / 255 + 1e-6
+        expected = model(PROCESSOR(image, return_tensors="pt")["pixel_values"])
+    probabilities = expected.logits.softmax(dim=1)[0].tolist()
+    output = pipe(image)
+    assert output["scores"] == pytest.approx(dict(zip(("good", "scratch", "pit"), probabilities, strict=True)))
+    assert output["score"] == max(output["scores"].values()) == output["scores"][output["label"]]
+    assert output["defect_score"] == pytest.approx(1 - probabilities[0])
+    assert output["defective"] is (output["defect_score"] >= 0.5)
+    assert output["heat_map"].mode == "L" and output["heat_map"].size == image.size
+    heat = torch.nn.functional.interpolate(expected.saliency.sigmoid(), (70, 50), mode="bilinear")[0, 0].numpy()
+    assert np.abs(np.asarray(output["heat_map"]) / 255 - heat).max() <= 0.5 / 255 + 1e-6
     threshold = float(np.median(heat))
     assert pipe(image, box_threshold=threshold)["boxes"] == hot_boxes(heat, threshold)
     threshold_of_the_pipeline = DefectDetectionPipeline(model, image_processor=PROCESSOR, box_threshold=threshold)
@@ -91,21 +95,15 @@ def test_what_is_said_of_a_image():
         pipe(image, box_threshold=2)
 
 
-def test_the_stored_operating_point_decides():
+def test_operating_point_decides():
     score = detector()(noise())["defect_score"]
     for threshold, defective in ((score - 1e-3, True), (score + 1e-3, False)):
         assert detector(operating_point={"threshold": threshold})(noise())["defective"] is defective
-    said = detector(defect_free_label=None)(noise())
-    assert said["defect_score"] is None and said["defective"] is None
+    output = detector(defect_free_label=None)(noise())
+    assert output["defect_score"] is None and output["defective"] is None
 
 
-def test_every_label_has_its_own_probability_where_several_may_hold():
-    said = detector(problem_type="multi_label_classification", defect_free_label=None)(noise())
-    logits = tiny_model()(PROCESSOR(noise(), return_tensors="pt")["pixel_values"]).logits
-    assert list(said["scores"].values()) == pytest.approx(logits.sigmoid()[0].tolist())
-
-
-def test_batches_paths_and_images_give_the_same(tmp_path):
+def test_batches_paths_and_images_agree(tmp_path):
     pipe = detector()
     images = [noise(50, 70, 0), noise(40, 30, 1), noise(64, 64, 2)]
     paths = [str(tmp_path / f"{index}.png") for index in range(3)]
@@ -113,17 +111,17 @@ def test_batches_paths_and_images_give_the_same(tmp_path):
         image.save(path)
     single = [comparable(pipe(image)) for image in images]
     assert [comparable(pipe(path)) for path in paths] == single
-    assert [comparable(said) for said in pipe(paths)] == single
+    assert [comparable(output) for output in pipe(paths)] == single
     for batch_size in (2, 3):
-        for said, one in zip(pipe(images, batch_size=batch_size), single, strict=True):
-            assert said["scores"] == pytest.approx(one["scores"], abs=1e-6)
-            assert said["label"] == one["label"] and said["defective"] == one["defective"]
-            assert said["heat_map"].size == (len(one["heat_map"][0]), len(one["heat_map"]))
-            difference = np.asarray(said["heat_map"]).astype(int) - np.asarray(one["heat_map"])
+        for output, one in zip(pipe(images, batch_size=batch_size), single, strict=True):
+            assert output["scores"] == pytest.approx(one["scores"], abs=1e-6)
+            assert output["label"] == one["label"] and output["defective"] == one["defective"]
+            assert output["heat_map"].size == (len(one["heat_map"][0]), len(one["heat_map"]))
+            difference = np.asarray(output["heat_map"]).astype(int) - np.asarray(one["heat_map"])
             assert np.abs(difference).max() <= 1
 
 
-def test_a_image_turned_by_its_exif_tag_is_looked_at_upright(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     upright = noise(30, 64)
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6  # to be turned by 90 degrees clockwise
@@ -136,15 +134,31 @@ def test_a_image_turned_by_its_exif_tag_is_looked_at_upright(tmp_path):
     assert turned["boxes"] and comparable(turned) == comparable(pipe(upright, box_threshold=threshold))
 
 
-def test_the_task_is_known_where_kgl_is():
+def test_task_is_registered():
     pipe = pipeline("defect-detection", model=tiny_model(), image_processor=PROCESSOR)
     assert isinstance(pipe, DefectDetectionPipeline)
 
 
-IN_A_STRANGER_S_PROCESS = """
-import json, sys
-for missing in ("kgl", "scipy", "skimage", "sklearn", "matplotlib", "datasets"):
-    sys.modules[missing] = None  # importing it fails from here on
+def link_packages(names: tuple[str, ...], folder: Path) -> Path:
+    """Make a folder for PYTHONPATH with nothing but these distributions and those they require."""
+    wanted, done = list(names), set()
+    while wanted:
+        name = wanted.pop()
+        if name.lower() in done:
+            continue
+        done.add(name.lower())
+        package = distribution(name)
+        for top in {file.parts[0] for file in package.files} - {".."}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(package.locate_file(top))
+        required = [Requirement(line) for line in package.requires or []]
+        wanted += [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return folder
+
+
+WITHOUT_KGL = """
+import importlib.util, json, sys
+assert not any(map(importlib.util.find_spec, ("kgl", "datasets", "accelerate", "scipy", "skimage", "sklearn")))
 import torch
 from transformers import pipeline
 
@@ -153,37 +167,39 @@ torch.set_num_threads(1)
 ordinary = pipeline("image-classification", model=folder, trust_remote_code=True)(folder + "/image.png")
 detector = pipeline("defect-detection", model=folder, trust_remote_code=True)
 assert type(pipeline(model=folder, trust_remote_code=True)) is type(detector)  # the task need not be named
-said = detector(folder + "/image.png", box_threshold=0.1)
+output = detector(folder + "/image.png", box_threshold=0.1)
 detector.model.save_pretrained(again + "/model")
 detector.image_processor.save_pretrained(again + "/model")
 detector.save_pretrained(again + "/pipeline")
 for saved in (again + "/model", again + "/pipeline"):
     from_there = pipeline("defect-detection", model=saved, trust_remote_code=True)
-    assert from_there(folder + "/image.png", box_threshold=0.1) == said
-said["heat_map"] = list(said["heat_map"].tobytes())
-print(json.dumps({"ordinary": ordinary, "detector": said}))
+    assert from_there(folder + "/image.png", box_threshold=0.1) == output
+output["heat_map"] = list(output["heat_map"].tobytes())
+print(json.dumps({"ordinary": ordinary, "detector": output}))
 """
 
 
-def test_it_travels_with_the_weights(tmp_path, auto_image_processor):
+def test_saved_pipeline_needs_few_packages_and_no_kgl(tmp_path, auto_image_processor):
+    (tmp_path / "packages").mkdir()
+    packages = link_packages(("torch", "transformers", "safetensors", "pillow", "numpy"), tmp_path / "packages")
     folder = tmp_path / "model"
     model = tiny_model()
     model.save_pretrained(folder)
     PROCESSOR.save_pretrained(folder)
     noise().save(folder / "image.png")
     process = subprocess.run(
-        [sys.executable, "-c", IN_A_STRANGER_S_PROCESS, str(folder), str(tmp_path / "again")],
-        capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, "-S", "-c", WITHOUT_KGL, str(folder), str(tmp_path / "again")],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(packages)},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert "registered" not in process.stderr and "not supported" not in process.stderr
-    stranger = json.loads(process.stdout)
+    outputs = json.loads(process.stdout)
     here = DefectDetectionPipeline(model, image_processor=PROCESSOR)(noise(), box_threshold=0.1)
     here["heat_map"] = list(here["heat_map"].tobytes())
-    assert stranger["detector"] == here and here["boxes"]
-    ordinary = {one["label"]: one["score"] for one in stranger["ordinary"]}
-    assert stranger["detector"]["scores"] == pytest.approx(ordinary, abs=1e-7)
-    assert (stranger["detector"]["label"], stranger["detector"]["score"]) == (
-        stranger["ordinary"][0]["label"], pytest.approx(stranger["ordinary"][0]["score"]),
+    assert outputs["detector"] == here and here["boxes"]
+    ordinary = {one["label"]: one["score"] for one in outputs["ordinary"]}
+    assert outputs["detector"]["scores"] == pytest.approx(ordinary, abs=1e-7)
+    assert (outputs["detector"]["label"], outputs["detector"]["score"]) == (
+        outputs["ordinary"][0]["label"], pytest.approx(outputs["ordinary"][0]["score"]),
     )  # fmt: skip
     KGLForImageClassification.from_pretrained(tmp_path / "again" / "pipeline")  # and back with kgl

@@ -96,9 +96,9 @@ class ProgressBarCallback(TrainerCallback):
 
 class SamplerEpochCallback(TrainerCallback):
     """
-    Tell a sampler the epoch at its start.
+    Callback that sets the sampler's epoch at the start of every epoch.
 
-    accelerate's wrapper tells it too, but not in a resumed epoch of several processes.
+    accelerate's data loader sets it too, except in the resumed epoch of a run with several processes.
     """
 
     def __init__(self, sampler: BalancedSampler) -> None:
@@ -107,7 +107,7 @@ class SamplerEpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the epoch; a resumed epoch is the one it was stopped in."""
+        """Set the epoch; for a resumed run, the one it was stopped in."""
         self._sampler.set_epoch(int(state.epoch))
 
 

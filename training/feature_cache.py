@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets.utils import tqdm
 from filelock import FileLock
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.images import normalize, to_pixel_values
@@ -25,7 +25,7 @@ from .augmentation import PairedAugmentation
 from .collator import prior_to_channels, split_channels
 
 
-# What comes before the first stage.
+# The module before the first stage, by model type.
 _STEMS = {"resnet": "embedder", "convnext": "embeddings", "convnextv2": "embeddings"}
 
 
@@ -39,10 +39,10 @@ def max_freezable_stages(model: KGLForImageClassification) -> int:
 
 def check_freezable(model: KGLForImageClassification, stages: int) -> None:
     """
-    Check that the first `stages` stages can be frozen.
+    Check that the stem and the first `stages` stages of the backbone can be frozen.
 
     Raises:
-        InputError: the backbone's stages cannot be separated, there are not as many, or one of them is an output.
+        InputError: the backbone's type is not supported, it has fewer stages, or one of them is an output.
     """
     kind, used = model.config.backbone_config.model_type, ", ".join(model.backbone.out_features)
     if kind not in _STEMS:
@@ -56,7 +56,7 @@ def check_freezable(model: KGLForImageClassification, stages: int) -> None:
 
 @torch.no_grad()
 def compute_frozen_features(model: KGLForImageClassification, pixel_values: torch.Tensor, stages: int) -> torch.Tensor:
-    """What the stem and the first `stages` stages give in eval mode: `(B, C, h, w)` for `(B, 3, H, W)`."""
+    """Return the features `(B, C, h, w)` of the stem and the first `stages` stages in eval mode."""
     features = pixel_values
     with eval_mode(model):
         for module in _frozen_modules(model, stages):
@@ -66,23 +66,24 @@ def compute_frozen_features(model: KGLForImageClassification, pixel_values: torc
 
 @contextmanager
 def bypass_frozen_stages(model: KGLForImageClassification, stages: int) -> Iterator[None]:
-    """Within, the model takes the features of the first `stages` stages for `pixel_values`; these are not trained."""
+    """Within, `pixel_values` are the features of the first `stages` stages, which are skipped and not trained."""
     modules = _frozen_modules(model, stages)
-    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     try:
         for module in modules:
-            module.forward = identity  # the module itself stays: backbones watch theirs for hidden states
-        for parameter in trained:
+            module.forward = identity  # modules stay in place: backbones hook theirs for hidden states
+        for parameter in parameters:
             parameter.requires_grad_(False)
         yield
     finally:
         for module in modules:
             del module.forward
-        for parameter in trained:
+        for parameter in parameters:
             parameter.requires_grad_(True)
 
 
 def identity(features: torch.Tensor) -> torch.Tensor:
+    """Return the features unchanged."""
     return features
 
 
@@ -95,25 +96,25 @@ def make_views(
     image: torch.Tensor, maps: torch.Tensor | None, augmentation: PairedAugmentation, views: int, digest: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    An image as it is and augmented in `views - 1` ways, the same ones every time, whether with maps or without.
+    Return an image unaugmented and in `views - 1` augmented views, reproducible, the same with and without maps.
 
     Args:
         image: `(3, H, W)` in 0..1.
         maps: `(M, h, w)` in 0..1, or None.
-        augmentation: what moves both.
-        views: how many, the image as it is among them.
-        digest: hexadecimal; the image's own, from which its augmentations are drawn.
+        augmentation: transforms of both.
+        views: the number of views, the unaugmented one included.
+        digest: the image's hexadecimal digest, which seeds its augmentations.
 
     Returns:
-        `(views, 3, H, W)` and `(views, M, h, w)` or None.
+        `(views, 3, H, W)`, and `(views, M, h, w)` or None.
     """
     copies = image.expand(views, *image.shape)
     map_copies = None if maps is None else maps.expand(views, *maps.shape)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(digest[:8], 16))  # torch.manual_seed would reseed GPUs too
-        moved, moved_maps = augmentation(copies, map_copies)
-    moved = torch.cat([image[None], moved[1:]])
-    return moved, None if maps is None else torch.cat([maps[None], moved_maps[1:]])
+        augmented, augmented_maps = augmentation(copies, map_copies)
+    augmented = torch.cat([image[None], augmented[1:]])
+    return augmented, None if maps is None else torch.cat([maps[None], augmented_maps[1:]])
 
 
 def cache_frozen_features(
@@ -126,33 +127,33 @@ def cache_frozen_features(
     augmentation: PairedAugmentation | None,
 ) -> np.ndarray:
     """
-    Every image's features in every view as a `.npy` file, `(N, views, C, h, w)` float32, unless it is there.
+    Write the features of every view of every image to a `.npy` file, `(N, views, C, h, w)` float32, unless it exists.
 
     Args:
-        path: the file; it must be this dataset's and this model's.
+        path: the file; an existing one must belong to this dataset and this model.
         dataset: columns `image` and `digest`.
-        model: its frozen stages are used.
-        image_processor: the one the model is trained with.
-        stages: how many stages are frozen.
-        views: of each image; 1 without an augmentation.
-        augmentation: what makes them.
+        model: the classifier with the frozen stages.
+        image_processor: the one that the model is trained with.
+        stages: the number of frozen stages.
+        views: per image, see [`make_views`]; 1 without an augmentation.
+        augmentation: of the views.
 
     Returns:
-        The array, mapped from the file.
+        The array, memory-mapped.
 
     Raises:
-        InputError: there is no room for it.
+        InputError: the disk has too little free space.
     """
     with FileLock(path.with_name(f"{path.name}.lock")):  # another process may be writing it
         if not path.exists():
             unfinished = path.with_name(f"{path.name}.unfinished")
             stored = None
-            for index, row in enumerate(tqdm(dataset.select_columns(["image", "digest"]), "Frozen stages")):
-                raw = to_pixel_values([row["image"]], image_processor, do_normalize=False)[0]
-                seen = raw[None]
+            rows = dataset.select_columns(["image", "digest"])
+            for index, row in enumerate(tqdm(rows, "Feature cache", unit=" images", disable=None)):
+                images = to_pixel_values([row["image"]], image_processor, do_normalize=False)
                 if augmentation is not None:
-                    seen, _ = make_views(raw, None, augmentation, views, row["digest"])
-                pixel_values = normalize(seen, image_processor).to(model.device)
+                    images, _ = make_views(images[0], None, augmentation, views, row["digest"])
+                pixel_values = normalize(images, image_processor).to(model.device)
                 features = compute_frozen_features(model, pixel_values, stages).cpu().numpy()
                 if stored is None:
                     unfinished.unlink(missing_ok=True)  # a killed run's
@@ -172,25 +173,24 @@ def cache_frozen_features(
 @dataclass
 class FrozenFeatureCollator:
     """
-    Collates stored features in place of images, each image in one of its views at random.
+    Collator of cached features in place of images, each image in one of its views at random.
 
-    Rows have `index` (into the features), `label`, `digest` and, in phase 2, `saliency_prior` and `prior_weight`; what
-    is returned has the names of [`DefectCollator`]'s, `pixel_values` being features `(B, C, h, w)`.
+    Rows have `index` (into the features), `label`, `digest` and, in phase 2, the columns of a prior. Other columns,
+    images above all, should be removed: they would be decoded for nothing. Batches have the keys of
+    [`DefectCollator`]'s, with features `(B, C, h, w)` as `pixel_values`.
 
     Args:
         features: `(N, views, C, h, w)`.
-        size: `(H, W)` of the images, in whose pixels the augmentation moves priors.
-        augmentation: the one that the views were made by, or None for images as they are.
+        size: `(H, W)` of the images, in whose pixels the augmentation works.
+        augmentation: the one that made the views, or None for unaugmented images.
         ignore_band: as in [`DefectCollator`].
-
-    Rows need no other columns, images least of all: they would be decoded for nothing.
     """
 
     features: np.ndarray
     size: tuple[int, int]
     augmentation: PairedAugmentation | None = None
     ignore_band: float = 0.0
-    _moved: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _maps: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         views = [0] * len(rows)
@@ -203,22 +203,22 @@ class FrozenFeatureCollator:
         }
         if "saliency_prior" not in rows[0]:
             return batch
-        maps = torch.stack([self._maps_of(row)[view] for row, view in zip(rows, views, strict=True)])
+        maps = torch.stack([self._maps_of_views(row)[view] for row, view in zip(rows, views, strict=True)])
         return batch | {"prior_weight": torch.tensor([row["prior_weight"] for row in rows])} | split_channels(maps)
 
     def unaugmented(self) -> FrozenFeatureCollator:
-        """The same for images as they are."""
+        """Return the same collator without augmentation, for evaluation."""
         return replace(self, augmentation=None)
 
-    def _maps_of(self, row: dict[str, Any]) -> torch.Tensor:
-        """A row's prior in every view, `(views, 3, h, w)`, moved once and kept: they are small."""
-        if row["index"] not in self._moved:
-            maps = prior_to_channels(row["saliency_prior"], self.ignore_band)[None]
-            if self.augmentation is not None:  # where an image's pixels go does not depend on what they show
+    def _maps_of_views(self, row: dict[str, Any]) -> torch.Tensor:
+        """Return a row's prior in every view, `(views, 3, h, w)`, computed once and kept: the maps are small."""
+        if row["index"] not in self._maps:
+            maps = prior_to_channels(row, self.ignore_band)[None]
+            if self.augmentation is not None:  # geometric transforms do not depend on the image's content
                 blank = torch.zeros(3, *self.size)
                 _, maps = make_views(blank, maps[0], self.augmentation, self.features.shape[1], row["digest"])
-            self._moved[row["index"]] = maps
-        return self._moved[row["index"]]
+            self._maps[row["index"]] = maps
+        return self._maps[row["index"]]
 
 
 __all__ = [

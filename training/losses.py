@@ -1,4 +1,4 @@
-"""The knowledge-guided loss: objectives, schedules and class weights."""
+"""Terms of the knowledge-guided loss: objectives, cell balance, schedules and the classification loss."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from skimage.filters import threshold_otsu
+from kornia.losses import focal_loss as kornia_focal_loss
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..saliency.maps import to_float
 from .arguments import FORMS, MAP_OBJECTIVES, SCHEDULES
 
 
@@ -20,10 +22,10 @@ _DELAY = 1 / 3
 
 def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float:
     """
-    Lambda at training progress `t` in 0..1.
+    Return the weight lambda of the guidance loss at training progress `t` in 0..1.
 
-    `linear` (the paper's) falls from `start` to 0 as `1 - t`, `cosine` as half a cosine wave, `constant` stays,
-    `delayed` is 0 for the first third and then falls linearly from `start`.
+    `linear` (the paper) falls from `start` to 0 as `1 - t`, `cosine` as half a cosine wave, `constant` stays at
+    `start`, `delayed` is 0 for the first third and then falls linearly from `start` to 0.
     """
     if schedule == "linear":
         return start * (1 - progress)
@@ -37,7 +39,7 @@ def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float
 
 
 def combined_loss(form: str, lambda_: float, loss_kg: torch.Tensor, loss_cls: torch.Tensor) -> torch.Tensor:
-    """`convex` (the paper's): `lambda L_kg + (1 - lambda) L_cls`; `additive`: `lambda L_kg + L_cls`."""
+    """Return `lambda L_kg + (1 - lambda) L_cls` (`convex`, the paper) or `lambda L_kg + L_cls` (`additive`)."""
     if form == "convex":
         return lambda_ * loss_kg + (1 - lambda_) * loss_cls
     if form == "additive":
@@ -45,26 +47,19 @@ def combined_loss(form: str, lambda_: float, loss_kg: torch.Tensor, loss_cls: to
     raise ValueError(f"form={form!r}: choose one of {FORMS}.")
 
 
-def otsu_threshold(prior: np.ndarray) -> int:
+def pseudo_mask(prior: np.ndarray, threshold: int, ignore_band: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """
-    Otsu's threshold (1979) of a stored prior `(h, w)` uint8: cells above it are taken for defect.
+    Return a prior's mask and the cells outside the ignored band, both `(h, w)` bool.
 
-    A prior of one value has no two classes to part: all of it is above the threshold, unless it is blank.
+    Ignored are cells within `ignore_band` of the middle of the gap between the two kinds of cells, as uncertain cells
+    of class activation maps are in Ahn and Kwak (2018). Blank priors and masks have none for bands below 0.5.
+
+    Args:
+        prior: stored map, `(h, w)` uint8.
+        threshold: its `prior_threshold`; cells above it are the mask.
+        ignore_band: half-width of the band in 0..0.5, as a share of 255; 0 ignores no cell.
     """
-    if prior.min() == prior.max():
-        return int(prior.min()) - 1 if prior.max() > 0 else 0
-    return int(threshold_otsu(prior))
-
-
-def pseudo_mask(prior: np.ndarray, ignore_band: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """
-    A stored prior `(h, w)` uint8 as a mask (above Otsu's threshold) and the cells to learn it from, both bool.
-
-    Left out are cells at most `ignore_band` (in 0..1, as a share of the peak) from the middle of the gap between the
-    two kinds, as Ahn and Kwak (2018) leave out what a class activation map is not sure of. A blank prior and one of
-    two values only, such as a mask, have no doubtful cells below half their range.
-    """
-    mask = prior > otsu_threshold(prior)
+    mask = prior > threshold
     if ignore_band == 0 or mask.all() or not mask.any():
         return mask, np.ones_like(mask)
     middle = (float(prior[~mask].max()) + float(prior[mask].min())) / 2
@@ -74,9 +69,10 @@ def pseudo_mask(prior: np.ndarray, ignore_band: float = 0.0) -> tuple[np.ndarray
 @dataclass(frozen=True)
 class CellBalance:
     """
-    What a cell of each kind weighs; by default so that each kind, over a whole training set, has half of the loss.
+    Weights of defect cells (`positive`) and other cells (`negative`) in the saliency loss.
 
-    As in holistically-nested edge detection (Xie and Tu 2015), which balances every image by itself.
+    By default both kinds have equal weight in sum over the training set; holistically-nested edge detection (Xie and
+    Tu 2015) balances each image in this way.
     """
 
     negative: float
@@ -91,10 +87,15 @@ class CellBalance:
         positive_weight: float | None = None,
     ) -> CellBalance:
         """
-        Balance for targets `(h, w)` in 0..1, cells counted by their own weight `(h, w)` and their image's.
+        Compute the balance of a training set.
 
-        The loss is a mean over all cells, so those that are left out are made up for by the others. With
-        `positive_weight` a defect cell weighs so many times as much as another, however many there are.
+        The loss is a mean over all cells, so the weights also compensate for ignored cells.
+
+        Args:
+            targets: per image, `(h, w)` in 0..1.
+            cell_weights: per image, `(h, w)`; 0 ignores a cell.
+            image_weights: per image; 0 ignores an image.
+            positive_weight: weight of a defect cell relative to another cell, in place of equal weight in sum.
         """
         positive = known = total = 0.0
         for target, cells, weight in zip(targets, cell_weights, image_weights, strict=True):
@@ -118,24 +119,24 @@ def saliency_loss(
     balance: CellBalance,
 ) -> torch.Tensor:
     """
-    Binary cross-entropy of the saliency logits against a prior, as a mask (arXiv 2605.17780) or as it is.
+    Compute binary cross-entropy of the saliency logits against a prior, a mean over the batch's images.
 
-    As it is, it is a soft target, as in distillation (Hinton et al. 2015). Defects are small: unweighted, the few
-    positive cells leave the logits untrained. The balance is the training set's rather than the batch's, so that the
-    loss is a mean over images and adds up the same however they are batched.
+    The target is the prior's mask (arXiv 2605.17780) or the prior itself, a soft target as in distillation (Hinton et
+    al. 2015). Defects are small: without weights, the few positive cells leave the logits untrained. The balance is
+    that of the training set, so the loss does not depend on how images are batched.
 
     Args:
         saliency: logits, `(B, 1, h, w)`.
-        target: in 0..1, `(B, 1, h, w)`; a cell counts as both kinds in that proportion.
-        cell_weight: `(B, 1, h, w)`, 0 leaves a cell out.
-        image_weight: `(B,)`, 0 leaves an image out.
-        balance: the weight of each kind of cell.
+        target: in 0..1, `(B, 1, h, w)`; a cell counts as both kinds in this proportion.
+        cell_weight: `(B, 1, h, w)`; 0 ignores a cell.
+        image_weight: `(B,)`; 0 ignores an image.
+        balance: the weights of the two kinds of cells.
 
     Raises:
         InputError: target and logits have different grids.
     """
     _check_grid(target, saliency)
-    saliency = saliency.to(torch.promote_types(saliency.dtype, torch.float32))  # autocast hands out half precision
+    saliency = to_float(saliency)
     target = target.to(saliency.dtype)
     weight = cell_weight * (balance.negative + (balance.positive - balance.negative) * target)
     cell_loss = F.binary_cross_entropy_with_logits(saliency, target, weight=weight, reduction="none")
@@ -146,35 +147,35 @@ def consistency_loss(
     objective: str, class_map: torch.Tensor, prior: torch.Tensor, image_weight: torch.Tensor
 ) -> torch.Tensor:
     """
-    How far the final model's own class map is from the prior (the paper's abstract): a mean over the batch's images.
+    Compute the distance of the class map from the prior, a mean over the batch's images (arXiv 2605.17780).
 
-    `cosine` is 1 less the cosine of the two as vectors, half of attention transfer's squared distance of maps of unit
-    length (Zagoruyko and Komodakis 2017); `l2` the mean squared difference of maps of peak 1; `kl` the
-    Kullback-Leibler divergence of the prior from the class map, each as a distribution over cells, as in channel-wise
-    distillation (Shu et al. 2021). Images with a blank prior say nothing and count 0.
+    `cosine` is 1 minus the cosine similarity, half of attention transfer's squared distance of maps of unit length
+    (Zagoruyko and Komodakis 2017); `l2` is the mean squared difference of maps of peak 1; `kl` is the Kullback-Leibler
+    divergence of the prior from the class map, each as a distribution over cells, as in channel-wise distillation (Shu
+    et al. 2021). Images with a blank prior count 0.
 
     Args:
         objective: one of `MAP_OBJECTIVES`.
-        class_map: `(B, h, w)`, not negative.
+        class_map: `(B, h, w)`, non-negative.
         prior: in 0..1, `(B, 1, h, w)`.
-        image_weight: `(B,)`.
+        image_weight: `(B,)`; 0 ignores an image.
 
     Raises:
         InputError: map and prior have different grids.
     """
     _check_grid(prior, class_map)
-    tiny = 1e-6
+    eps = 1e-6
     maps, priors = class_map.flatten(1), prior.flatten(1).to(class_map.dtype)
-    peaks = maps.amax(dim=1, keepdim=True).clamp(min=tiny)
+    peaks = maps.amax(dim=1, keepdim=True).clamp(min=eps)
     if objective == "cosine":
-        distance = 1 - F.cosine_similarity(maps, priors, dim=1, eps=tiny)
+        distance = 1 - F.cosine_similarity(maps, priors, dim=1, eps=eps)
     elif objective == "l2":
         distance = (maps / peaks - priors).square().mean(dim=1)
     elif objective == "kl":
-        wanted = priors / priors.sum(dim=1, keepdim=True).clamp(min=tiny)
-        shown = maps / peaks + tiny
-        shown = shown / shown.sum(dim=1, keepdim=True)
-        distance = (torch.xlogy(wanted, wanted) - wanted * shown.log()).sum(dim=1)
+        target = priors / priors.sum(dim=1, keepdim=True).clamp(min=eps)
+        predicted = maps / peaks + eps
+        predicted = predicted / predicted.sum(dim=1, keepdim=True)
+        distance = (torch.xlogy(target, target) - target * predicted.log()).sum(dim=1)
     else:
         raise ValueError(f"objective={objective!r}: choose one of {MAP_OBJECTIVES}.")
     return (distance * image_weight * (priors.amax(dim=1) > 0)).mean()
@@ -184,31 +185,36 @@ def focal_loss(
     logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0, class_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    Cross-entropy that counts what is already right less: `(1 - p)^gamma` (Lin et al. 2017), a mean over the batch.
+    Compute the focal loss (Lin et al. 2017), `-(1 - p)^gamma log p`, a mean over the batch's images.
 
     Args:
         logits: `(B, K)`.
         labels: class indices, `(B,)`.
-        gamma: 0 is plain cross-entropy.
-        class_weight: `(K,)`, what an image of each class counts.
+        gamma: 0 is cross-entropy.
+        class_weight: weight of an image of each class, `(K,)`.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_p = logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    loss = -log_p if gamma == 0 else -((1 - log_p.exp()).clamp(min=0) ** gamma) * log_p
-    return (loss if class_weight is None else loss * class_weight[labels]).mean()
+    logits = to_float(logits)
+    # kornia's own mean divides by the number of classes too.
+    total = kornia_focal_loss(
+        logits, labels, alpha=None, gamma=gamma, reduction="sum", weight=class_weight, ignore_index=None
+    )
+    return total / len(labels)
 
 
 def balanced_class_weight(labels: Iterable[int], num_classes: int) -> torch.Tensor:
-    """`(K,)`: every class counts the same over a training set, an image 1 on average (scikit-learn's `balanced`)."""
-    counts = torch.bincount(torch.as_tensor(list(labels)), minlength=num_classes)
-    return counts.sum() / (num_classes * counts.clamp(min=1))
+    """Return `N / (K count)` for each class, `(K,)`: classes have equal weight in sum, an image 1 on average."""
+    labels = np.asarray(list(labels))
+    present = np.unique(labels)
+    weight = np.full(num_classes, len(labels) / num_classes)  # scikit-learn rejects classes without images
+    weight[present] = compute_class_weight("balanced", classes=present, y=labels) * len(present) / num_classes
+    return torch.from_numpy(weight).float()
 
 
 def _check_grid(prior: torch.Tensor, saliency: torch.Tensor) -> None:
     if prior.shape[-2:] != saliency.shape[-2:]:
         raise InputError(
-            f"The priors' grid {tuple(prior.shape[-2:])} is not the model's {tuple(saliency.shape[-2:])}: they "
-            "were made for another image size or backbone. Make them again with this model's own."
+            f"The priors' grid {tuple(prior.shape[-2:])} is not the model's {tuple(saliency.shape[-2:])}: they were "
+            "made for another image size or backbone. Make them again for this model."
         )
 
 
@@ -219,7 +225,6 @@ __all__ = [
     "consistency_loss",
     "focal_loss",
     "guidance_weight",
-    "otsu_threshold",
     "pseudo_mask",
     "saliency_loss",
 ]

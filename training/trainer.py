@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
 from ..errors import InputError
+from ..knowledge.saliency_priors import PRIOR_COLUMNS
 from ..modeling_kgl import KGLImageClassifierOutput
 from ..saliency.cam import layer_cam
 from .arguments import CELL_OBJECTIVES
@@ -35,9 +36,9 @@ from .training_args import KGLTrainingArguments
 
 class ClassificationTrainer(Trainer):
     """
-    A Trainer of defect classifiers: the loss that the arguments ask for, and evaluation of images as they are.
+    Trainer of defect classifiers without guidance: classification loss, sampling, and unaugmented evaluation.
 
-    `data_collator` is a [`DefectCollator`], whose augmentation is left out in evaluation.
+    `data_collator` is a [`DefectCollator`] or a [`FrozenFeatureCollator`].
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +46,9 @@ class ClassificationTrainer(Trainer):
         if self.train_dataset is None:
             raise InputError(f"{type(self).__name__} needs a train_dataset.")
         if self.args.n_gpu > 1:
-            raise InputError(f"{self.args.n_gpu} GPUs in one process: use accelerate launch, one process a GPU.")
+            raise InputError(
+                f"{self.args.n_gpu} GPUs in one process: start with accelerate launch, which runs one process per GPU."
+            )
         self._class_weight = None
         if self.args.class_weights == "balanced":
             labels = self.train_dataset["label"]
@@ -58,7 +61,7 @@ class ClassificationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The classification loss, a mean over the batch's images."""
+        """Compute the classification loss, a mean over the batch's images."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if not self.args.uses_model_loss:
             gamma = 2.0 if self.args.cls_loss == "focal" else 0.0
@@ -75,12 +78,12 @@ class ClassificationTrainer(Trainer):
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
-        """The Trainer's, of images as they are."""
+        """Return the Trainer's data loader, without augmentation."""
         with self._unaugmented():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """The Trainer's, of images as they are."""
+        """Return the Trainer's data loader, without augmentation."""
         with self._unaugmented():
             return super().get_test_dataloader(test_dataset)
 
@@ -94,7 +97,7 @@ class ClassificationTrainer(Trainer):
             self.data_collator = collator
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """The Trainer's of a model, without `training_args.bin`: a pickle of any object, which nothing reads."""
+        """Save the model and its image processor, but no `training_args.bin`: a pickle can hold any code."""
         if self.args.should_save:
             output_dir = self.args.output_dir if output_dir is None else output_dir
             self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
@@ -102,26 +105,23 @@ class ClassificationTrainer(Trainer):
                 self.processing_class.save_pretrained(output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Leave README.md alone: the Trainer's own card would replace whatever the user wrote there."""
+        """Write nothing: the Trainer's card would replace the user's README.md."""
 
 
 class KnowledgeGuidedTrainer(ClassificationTrainer):
     """
-    Trains a [`KGLForImageClassification`] on `L = L_cls + lambda(t) L_kg`, or, as arXiv 2605.17780 does, on
-    `L = (1 - lambda(t)) L_cls + lambda(t) L_kg` (`kg_form="convex"`, `kg_lambda=1`).
+    Trainer of a [`KGLForImageClassification`] with the knowledge-guided loss.
 
-    `train_dataset` holds the columns of the data contract, `saliency_prior` and `prior_weight` among them. `loss_cls`,
-    `loss_kg` and `kg_lambda` are logged beside `loss`, averaged over the logging window, over accumulated batches and
-    processes.
+    The loss at training progress t is `L_cls + lambda(t) L_kg`, or `(1 - lambda(t)) L_cls + lambda(t) L_kg` as in
+    arXiv 2605.17780 (`kg_form="convex"`, `kg_lambda=1`). `L_kg` is the sum of the terms in `kg_objective`.
+
+    `train_dataset` has the prior columns `saliency_prior`, `prior_threshold` and `prior_weight`. `loss_cls`, `loss_kg`
+    and `kg_lambda` are logged beside `loss`, averaged over the logging window, accumulated batches and processes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        missing = {"saliency_prior", "prior_weight"} - set(self.train_dataset.column_names)
-        if missing:
-            raise InputError(
-                f"train_dataset has no {' and no '.join(sorted(missing))}: add_saliency_priors makes them."
-            )
+        _check_prior_columns(self.train_dataset)
         self.args.check_pooling(self.model.config.pooling)
         self.data_collator = replace(self.data_collator, ignore_band=self.args.kg_ignore_band)
         self._balance = {
@@ -138,19 +138,19 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The guided loss in training, a mean over the batch's images; the classification loss in evaluation."""
+        """Compute the guided loss in training, a mean over the batch's images; in evaluation `L_cls` alone."""
         prior = {name: inputs.pop(name, None) for name in ("saliency_prior", "pseudo_mask", "known", "prior_weight")}
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            loss_kg = self._guidance(outputs, labels, **prior)
-            progress = self.state.global_step / max(self.state.max_steps, 1)  # 0 before train() is called
+            loss_kg = self._guidance_loss(outputs, labels, **prior)
+            progress = self.state.global_step / max(self.state.max_steps, 1)  # max_steps is 0 before train()
             lambda_ = guidance_weight(self.args.kg_schedule, progress, self.args.kg_lambda)
-            self._note(loss_cls=loss.detach(), loss_kg=loss_kg.detach(), kg_lambda=torch.tensor(lambda_))
+            self._add_to_window(loss_cls=loss.detach(), loss_kg=loss_kg.detach(), kg_lambda=torch.tensor(lambda_))
             loss = combined_loss(self.args.kg_form, lambda_, loss_kg, loss)
         return (loss, outputs) if return_outputs else loss
 
-    def _guidance(
+    def _guidance_loss(
         self,
         outputs: KGLImageClassifierOutput,
         labels: torch.Tensor,
@@ -159,31 +159,32 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
         known: torch.Tensor,
         prior_weight: torch.Tensor,
     ) -> torch.Tensor:
+        """Compute `L_kg`, the sum of the terms in `kg_objective`; the maps are `(B, 1, h, w)`, the weights `(B,)`."""
         total = torch.zeros((), device=prior_weight.device)
         for objective in self.args.kg_objective:
-            if objective == "otsu_bce":
+            if objective in CELL_OBJECTIVES:
                 target, cells = pseudo_mask, known
-            elif objective == "soft_bce":
-                target, cells = saliency_prior, torch.ones_like(known)
+                if objective == "soft_bce":
+                    target, cells = saliency_prior, torch.ones_like(known)
+                balance = self._balance[objective]
+                total = total + saliency_loss(outputs.saliency, target, cells, prior_weight, balance)
             else:
                 model = self.accelerator.unwrap_model(self.model)
                 class_map = layer_cam(model, outputs.feature_map, outputs.saliency, labels)
                 total = total + consistency_loss(objective, class_map, saliency_prior, prior_weight)
-                continue
-            total = total + saliency_loss(outputs.saliency, target, cells, prior_weight, self._balance[objective])
         return total
 
-    def _note(self, **terms: torch.Tensor) -> None:
-        """Add one batch to the window, weighted as the Trainer weights it within its accumulated step."""
+    def _add_to_window(self, **terms: torch.Tensor) -> None:
+        """Add one batch's terms to the logging window, with the batch's share of its optimizer step."""
         share = 1 / self.current_gradient_accumulation_steps
         for name, value in terms.items():
             self._window[name] += share * value.to(self.args.device)
         self._window["steps"] += share
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the window's averages with the training loss, and start a new window."""
+        """Log the terms' averages over the window with the training loss, and start a new window."""
         if "loss" in logs and self._window:
-            # One mean over processes, one transfer to the host.
+            # All terms in one tensor: one gather over the processes and one transfer to the host.
             names = sorted(self._window)
             totals = torch.stack([self._window[name] for name in names]).unsqueeze(0)
             totals = dict(zip(names, self.accelerator.gather(totals).mean(dim=0).tolist(), strict=True))
@@ -193,13 +194,24 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
         super().log(logs, start_time)
 
 
-def _cell_balance(objective: str, train_dataset: Dataset, args: KGLTrainingArguments) -> CellBalance:
-    rows = train_dataset.select_columns(["saliency_prior", "prior_weight"])
+def _check_prior_columns(dataset: Dataset) -> None:
+    missing = [name for name in PRIOR_COLUMNS if name not in dataset.column_names]
+    if missing == ["prior_threshold"]:
+        raise InputError("train_dataset has no column prior_threshold: kgl.add_prior_thresholds(dataset) adds it.")
+    if missing:
+        raise InputError(
+            f"train_dataset has no column {' and no column '.join(missing)}: kgl.add_saliency_priors adds the prior."
+        )
+
+
+def _cell_balance(objective: str, dataset: Dataset, args: KGLTrainingArguments) -> CellBalance:
+    """Compute the weights of defect cells and other cells over the training set for `otsu_bce` or `soft_bce`."""
+    rows = dataset.select_columns(list(PRIOR_COLUMNS))
     targets, cells = [], []
-    for stored in rows["saliency_prior"]:
+    for stored, threshold in zip(rows["saliency_prior"], rows["prior_threshold"], strict=True):
         prior = np.asarray(stored, dtype=np.uint8)
         if objective == "otsu_bce":
-            target, known = pseudo_mask(prior, args.kg_ignore_band)
+            target, known = pseudo_mask(prior, threshold, args.kg_ignore_band)
         else:
             target, known = prior / 255, np.ones(prior.shape, dtype=bool)
         targets.append(target)

@@ -14,10 +14,8 @@ from kgl.data.images import without_decoding
 from kgl.data.splits import group_folds
 from kgl.knowledge.arguments import PriorArguments
 from kgl.knowledge.saliency_priors import add_saliency_priors
+from kgl.knowledge.thresholds import NO_CELL
 from kgl.modeling_kgl import KGLForImageClassification
-
-
-NO_CELL = 255  # a threshold that no cell of a uint8 prior exceeds
 
 
 class CannotShuffleError(ValueError):

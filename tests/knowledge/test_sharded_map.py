@@ -1,6 +1,7 @@
-"""Sharded passes: the same table stopped, gone on with, streamed, or shared by processes."""
+"""Sharded maps: order, batches, streams, resuming, locking, full disks."""
 
 import hashlib
+import io
 import resource
 import signal
 import subprocess
@@ -9,7 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Features, IterableDataset, Value, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    Value,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_from_disk,
+)
 
 import kgl.knowledge.sharded_map
 from kgl.data.storage import save_dataset
@@ -22,9 +31,9 @@ FEATURES = Features(square=Value("int64"))
 
 @pytest.fixture(autouse=True)
 def shards_of_four(request, monkeypatch):
-    """So that 100 rows are 25 shards."""
-    if "shards_are_not" not in request.node.name:
-        monkeypatch.setattr(kgl.knowledge.sharded_map, "_LEAST_SHARD", 4)
+    """Make 25 shards of 100 rows."""
+    if "real_shards" not in request.node.name:
+        monkeypatch.setattr(kgl.knowledge.sharded_map, "_MIN_SHARD", 4)
 
 
 def numbers(count=100):
@@ -46,25 +55,25 @@ def run(folder, dataset=None, compute=square, identify=identify, batch_size=4):
     )
 
 
-def test_the_table_is_the_rows_in_order(tmp_path):
+def test_table_keeps_the_order_of_the_rows(tmp_path):
     assert run(tmp_path)["square"] == [number**2 for number in range(100)]
     assert load_from_disk(tmp_path / "table")["square"] == [number**2 for number in range(100)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table", "table.json"]
 
 
-def test_a_batch_is_as_large_as_wished_and_shards_are_not_its_matter(tmp_path):
+def test_batch_size_with_real_shards(tmp_path):
     sizes = []
 
     def compute(rows):
         sizes.append(len(rows["number"]))
         return square(rows)
 
-    for batch_size in (5, 300):  # the second finds everything done
+    for batch_size in (5, 300):  # the second call finds everything done
         run(tmp_path, numbers(130), compute, batch_size=batch_size)
     assert sizes == [5] * 12 + [4] + [5] * 12 + [4] + [2]  # shards of 64, 64 and 2 rows
 
 
-def test_a_stream_gives_the_same_table_and_is_never_held_whole(tmp_path):
+def test_stream_makes_the_same_table_in_bounded_memory(tmp_path):
     pulled, computed, most = 0, 0, 0
 
     def rows():
@@ -84,7 +93,7 @@ def test_a_stream_gives_the_same_table_and_is_never_held_whole(tmp_path):
     assert most <= 256 + 1
 
 
-def test_two_at_once_are_refused(tmp_path):
+def test_second_process_is_refused(tmp_path):
     def compute(rows):
         with pytest.raises(InputError, match="another process is running in it"):
             run(tmp_path)
@@ -93,7 +102,7 @@ def test_two_at_once_are_refused(tmp_path):
     run(tmp_path, numbers(4), compute)
 
 
-def test_a_stopped_pass_goes_on_and_a_finished_one_computes_nothing(tmp_path):
+def test_stopped_pass_resumes_and_finished_pass_computes_nothing(tmp_path):
     done = []
 
     def stopping(rows):
@@ -116,7 +125,7 @@ def test_a_stopped_pass_goes_on_and_a_finished_one_computes_nothing(tmp_path):
     assert run(tmp_path, compute=never)["square"] == table["square"]
 
 
-def test_nothing_stale_is_taken_and_nothing_finished_overwritten(tmp_path):
+def test_results_of_other_settings_are_neither_reused_nor_overwritten(tmp_path):
     def stopping(rows):
         if rows["number"][0] == 40:
             raise KeyboardInterrupt
@@ -130,15 +139,15 @@ def test_nothing_stale_is_taken_and_nothing_finished_overwritten(tmp_path):
         return "other settings" + identify(rows)
 
     run(tmp_path, compute=lambda rows: computed.extend(rows["number"]) or square(rows), identify=other)
-    assert computed == list(range(100))  # the half that was there was made with other settings
+    assert computed == list(range(100))  # the stored half was made with other settings
     with pytest.raises(InputError, match="another model, other settings or other images"):
         run(tmp_path)
     with pytest.raises(InputError, match="another model, other settings or other images"):
-        run(tmp_path, numbers(96), identify=other)  # fewer rows, each of them there
+        run(tmp_path, numbers(96), identify=other)  # fewer rows, all of them stored
     assert load_from_disk(tmp_path / "table")["square"] == [number**2 for number in range(100)]
 
 
-def test_a_folder_that_was_not_made_here_is_left_alone(tmp_path):
+def test_foreign_folder_and_empty_dataset_are_refused(tmp_path):
     (tmp_path / "table").mkdir()
     with pytest.raises(InputError, match="not made here"):
         run(tmp_path)
@@ -146,8 +155,8 @@ def test_a_folder_that_was_not_made_here_is_left_alone(tmp_path):
         run(tmp_path / "other", numbers(0))
 
 
-def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path):
-    """A limit on the size of files stands in for the disk: the last of the shards does not fit."""
+def test_full_disk_keeps_finished_shards(tmp_path):
+    """A limit on the size of files stands in for a full disk: the last shards do not fit."""
     features = Features(square=Value("string"))
 
     def growing(rows):
@@ -172,13 +181,39 @@ def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path):
     assert len(load_from_disk(tmp_path / "table")) == 100
 
 
+class Terminal(io.StringIO):
+    """Standard error on a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bar_on_a_terminal_only(tmp_path, monkeypatch, terminal):
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    run(tmp_path)
+    assert ("Squares: 100%" in stream.getvalue()) == terminal
+    assert terminal or not stream.getvalue()
+
+
+def test_no_progress_bar_where_datasets_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    disable_progress_bars()
+    try:
+        run(tmp_path)
+    finally:
+        enable_progress_bars()
+    assert not sys.stderr.getvalue()
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {helpers!r}]
 import kgl.knowledge.sharded_map
 from test_sharded_map import run, square
-kgl.knowledge.sharded_map._LEAST_SHARD = 4
+kgl.knowledge.sharded_map._MIN_SHARD = 4
 with open({log!r}, "a") as log:
     def slow(rows):
         time.sleep(0.05)
@@ -188,7 +223,7 @@ with open({log!r}, "a") as log:
 """
 
 
-def test_a_killed_pass_computes_only_what_is_missing(tmp_path):
+def test_killed_pass_computes_only_missing_shards(tmp_path):
     log, folder = tmp_path / "log", tmp_path / "out"
     code = KILLED.format(
         tests=str(Path(__file__).parent), helpers=str(Path(__file__).parents[1]), log=str(log), folder=str(folder)
@@ -209,7 +244,7 @@ def test_a_killed_pass_computes_only_what_is_missing(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["table", "table.json"]
 
 
-def test_saving_takes_no_folder_of_the_user_s(tmp_path):
+def test_saving_removes_only_its_own_unfinished_folders(tmp_path):
     (tmp_path / "priors.unfinished").mkdir()
     (tmp_path / "priors.unfinished" / "thesis.txt").write_text("mine")
     (tmp_path / ".priors-unfinished-abc").mkdir()  # a killed run's

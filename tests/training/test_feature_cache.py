@@ -1,4 +1,4 @@
-"""Frozen stages: stored once they are what they would be computed again."""
+"""Cache of frozen features: the same results as computing them for every batch."""
 
 import shutil
 from contextlib import ExitStack
@@ -14,6 +14,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import kgl.data.storage
 from kgl.data.images import normalize, to_pixel_values
 from kgl.errors import InputError
+from kgl.knowledge.thresholds import add_prior_thresholds
 from kgl.training.augmentation import PairedAugmentation
 from kgl.training.collator import DefectCollator
 from kgl.training.feature_cache import (
@@ -34,7 +35,7 @@ VIEWS = 3
 
 def rows(count=6):
     generator = np.random.default_rng(0)
-    return Dataset.from_dict(
+    dataset = Dataset.from_dict(
         {
             "image": [PILImage.fromarray(generator.integers(0, 255, (40, 70), dtype=np.uint8)) for _ in range(count)],
             "label": [index % 3 for index in range(count)],
@@ -48,10 +49,11 @@ def rows(count=6):
             index=Value("int64"), saliency_prior=Array2D((2, 4), "uint8"), prior_weight=Value("float32"),
         ),
     )  # fmt: skip
+    return add_prior_thresholds(dataset)
 
 
 class Recomputed(FrozenFeatureCollator):
-    """Computes every view of every image again, for every batch."""
+    """Collator that computes every view of every image for every batch."""
 
     model, stages, images = None, 2, None
 
@@ -74,7 +76,7 @@ class _Table(dict):
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "convnextv2"])
-def test_the_upper_part_on_stored_features_is_the_whole_model(backbone):
+def test_upper_stages_on_frozen_features_equal_the_whole_model(backbone):
     model = tiny_model(backbone)
     pixel_values = torch.randn(2, 3, 32, 64)
     whole = model(pixel_values)
@@ -89,17 +91,17 @@ def test_the_upper_part_on_stored_features_is_the_whole_model(backbone):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_stages_come_back_when_something_raises():
+def test_stages_are_restored_after_an_error():
     model, pixel_values = tiny_model(), torch.randn(2, 3, 32, 64)
     whole = model(pixel_values).logits
-    model.classifier.weight.requires_grad_(False)  # somebody's own wish is left alone
+    model.classifier.weight.requires_grad_(False)  # the caller froze this one
     with pytest.raises(KeyError), bypass_frozen_stages(model, 1):
         raise KeyError
     assert torch.equal(model(pixel_values).logits, whole)
     assert [name for name, one in model.named_parameters() if not one.requires_grad] == ["classifier.weight"]
 
 
-def test_views_are_the_same_every_time_with_and_without_maps():
+def test_views_are_reproducible_with_and_without_maps():
     augmentation, image, maps = PairedAugmentation(), torch.rand(3, 32, 64), torch.rand(3, 2, 4)
     state = torch.random.get_rng_state()
     alone, none = make_views(image, None, augmentation, 5, "1f" * 20)
@@ -109,11 +111,11 @@ def test_views_are_the_same_every_time_with_and_without_maps():
     assert not torch.equal(both[1], both[2])
     assert not torch.equal(make_views(image, None, augmentation, 5, "20" * 20)[0], alone)
     _, of_blank = make_views(torch.zeros(3, 32, 64), maps, augmentation, 5, "1f" * 20)
-    assert torch.equal(of_blank, moved)  # where things go does not depend on what is seen
+    assert torch.equal(of_blank, moved)  # geometric transforms do not depend on the content
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_training_on_stored_features_is_training_on_recomputed_ones(tmp_path):
+def test_training_on_cached_features_equals_recomputing_them(tmp_path):
     dataset, augmentation = rows(), PairedAugmentation()
     weights = []
     for kind in ("stored", "recomputed"):
@@ -144,8 +146,8 @@ def test_training_on_stored_features_is_training_on_recomputed_ones(tmp_path):
         torch.testing.assert_close(weights[1][name], value, msg=name)
 
 
-def test_training_on_stored_features_is_training_with_the_stages_held(tmp_path):
-    """As one would do it by hand: every image through the whole model, whose lower stages take no gradient."""
+def test_training_on_cached_features_equals_frozen_stages(tmp_path):
+    """Frozen by hand: every image through the whole model, the lower stages in eval mode and without gradients."""
     dataset, weights = rows(), []
     features = cache_frozen_features(tmp_path / "features.npy", dataset, tiny_model(), PROCESSOR, 2, 1, None)
     for stored in (True, False):
@@ -171,7 +173,7 @@ def test_training_on_stored_features_is_training_with_the_stages_held(tmp_path):
         torch.testing.assert_close(weights[1][name], value, msg=name)
 
 
-def test_features_that_are_there_are_not_computed_again(tmp_path):
+def test_cached_features_are_reused(tmp_path):
     first = cache_frozen_features(tmp_path / "f.npy", rows(), tiny_model(), PROCESSOR, 1, 2, PairedAugmentation())
     other = cache_frozen_features(
         tmp_path / "f.npy", rows(), tiny_model(seed=1), PROCESSOR, 1, 2, PairedAugmentation()
@@ -182,16 +184,16 @@ def test_features_that_are_there_are_not_computed_again(tmp_path):
     assert plain.shape[1] == 1 and np.allclose(plain[:, 0], first[:, 0], atol=1e-5)
 
 
-def test_too_small_a_disk_is_one_sentence(tmp_path, monkeypatch):
+def test_too_small_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(kgl.data.storage.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 10_000))
     with pytest.raises(InputError, match=r"frozen stages take 0\.0 GiB and 0\.0 GiB are free; make room"):
         cache_frozen_features(tmp_path / "f.npy", rows(), tiny_model(), PROCESSOR, 1, 2, PairedAugmentation())
     assert not (tmp_path / "f.npy").exists()
 
 
-def test_what_cannot_be_frozen_is_refused():
+def test_stages_that_cannot_be_frozen_are_refused():
     with pytest.raises(InputError, match=r"--freeze_stages 3: it must lie in 1\.\.2, below stage3"):
         check_freezable(tiny_model(), 3)
-    with pytest.raises(InputError, match="not with a swin backbone, only with resnet"):
+    with pytest.raises(InputError, match="a swin backbone cannot be frozen in part, only resnet"):
         check_freezable(tiny_model("swin"), 1)
     check_freezable(tiny_model("convnextv2"), 2)

@@ -1,13 +1,16 @@
-"""The guided loss on tensors small enough to do by hand."""
+"""Loss terms on tensors small enough to compute by hand."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from kornia.losses import focal_loss as kornia_focal_loss
+from sklearn.utils.class_weight import compute_class_weight
 from tiny import tiny_model
 
 from kgl.errors import InputError
+from kgl.knowledge.thresholds import otsu_threshold
 from kgl.saliency.cam import layer_cam
 from kgl.training.arguments import MAP_OBJECTIVES
 from kgl.training.losses import (
@@ -17,7 +20,6 @@ from kgl.training.losses import (
     consistency_loss,
     focal_loss,
     guidance_weight,
-    otsu_threshold,
     pseudo_mask,
     saliency_loss,
 )
@@ -36,7 +38,7 @@ def test_schedules(schedule, weights):
     assert [guidance_weight(schedule, t, start=0.8) for t in (0, 0.25, 0.5, 1)] == pytest.approx(weights)
 
 
-def test_unknown_schedule():
+def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match=r"'cubic'.*linear"):
         guidance_weight("cubic", 0.5)
 
@@ -49,30 +51,21 @@ def test_forms():
         combined_loss("product", 0.5, loss_kg, loss_cls)
 
 
-def test_otsu_parts_two_kinds_of_cell():
-    prior = np.array([[0, 10, 20], [15, 200, 255]], dtype=np.uint8)
-    assert (prior > otsu_threshold(prior)).tolist() == [[False, False, False], [False, True, True]]
-
-
-def test_otsu_of_one_value():
-    blank, full = np.zeros((2, 2), dtype=np.uint8), np.full((2, 2), 255, dtype=np.uint8)
-    assert not (blank > otsu_threshold(blank)).any()
-    assert (full > otsu_threshold(full)).all()
-
-
-def test_doubtful_cells_are_left_out():
+def test_ignore_band():
     prior = np.array([[0, 100, 120], [140, 200, 255]], dtype=np.uint8)
-    assert otsu_threshold(prior) == 140  # {0, 100, 120, 140} and {200, 255}: the gap's middle is 170
-    mask, known = pseudo_mask(prior, ignore_band=0.15)  # 38.25 to either side
+    threshold = otsu_threshold(prior)
+    assert threshold == 140  # {0, 100, 120, 140} and {200, 255}: the middle of the gap is 170
+    mask, known = pseudo_mask(prior, threshold, ignore_band=0.15)  # 38.25 to either side
     assert mask.tolist() == [[False, False, False], [False, True, True]]
     assert known.tolist() == [[True, True, True], [False, False, True]]
-    assert pseudo_mask(prior)[1].all()
-    for certain in (np.zeros((2, 2)), np.full((2, 2), 255), np.array([[0, 255], [0, 0]])):
-        mask, known = pseudo_mask(certain.astype(np.uint8), ignore_band=0.4)
+    assert pseudo_mask(prior, threshold)[1].all()
+    for values in ([[0, 0], [0, 0]], [[255, 255], [255, 255]], [[0, 255], [0, 0]]):
+        certain = np.array(values, dtype=np.uint8)
+        mask, known = pseudo_mask(certain, otsu_threshold(certain), ignore_band=0.4)
         assert known.all() and mask.tolist() == (certain > 0).tolist()
 
 
-def test_balance_gives_both_kinds_half_of_the_loss():
+def test_balance_gives_both_kinds_equal_weight():
     targets, all_cells = [np.array([[0, 0], [0, 1]]), np.zeros((2, 2))], [np.ones((2, 2))] * 2
     balance = CellBalance.of(targets, all_cells, [1.0, 1.0])
     assert (balance.negative, balance.positive) == pytest.approx((8 / 14, 4.0))
@@ -87,10 +80,13 @@ def test_balance_gives_both_kinds_half_of_the_loss():
 
 @pytest.mark.parametrize("positive_weight", [None, 1.0])
 @pytest.mark.parametrize("band", [0.0, 0.15, 0.4])
-def test_a_band_leaves_guidance_its_weight(band, positive_weight):
-    """Where nothing is known yet the loss is ln 2, however many cells are left out."""
+def test_ignored_cells_do_not_change_the_scale_of_the_loss(band, positive_weight):
+    """Logits of 0 have a loss of ln 2, however many cells are ignored."""
     priors = np.random.default_rng(0).integers(0, 256, (5, 4, 6), dtype=np.uint8)
-    targets, cells = (np.stack(one) for one in zip(*(pseudo_mask(prior, band) for prior in priors), strict=True))
+    targets, cells = (
+        np.stack(one)
+        for one in zip(*(pseudo_mask(prior, otsu_threshold(prior), band) for prior in priors), strict=True)
+    )
     assert cells.all() == (band == 0)
     balance = CellBalance.of(targets, cells, [1.0] * 5, positive_weight)
     channels = (torch.from_numpy(one)[:, None].float() for one in (targets, cells))
@@ -113,9 +109,9 @@ def test_saliency_loss_by_hand():
     assert soft.item() == pytest.approx(2 * math.log(2))
 
 
-def test_consistency_by_hand():
+def test_consistency_loss_by_hand():
     class_map = torch.tensor([[[2.0, 0.0]], [[1.0, 3.0]]])
-    prior = torch.tensor([[[[1.0, 1.0]]], [[[0.0, 0.0]]]])  # the second is blank and says nothing
+    prior = torch.tensor([[[[1.0, 1.0]]], [[[0.0, 0.0]]]])  # the second is blank and counts 0
     weight = torch.tensor([0.5, 1.0])
     values = {name: consistency_loss(name, class_map, prior, weight).item() for name in MAP_OBJECTIVES}
     assert values["cosine"] == pytest.approx(0.5 * (1 - 1 / math.sqrt(2)) / 2, rel=1e-4)
@@ -125,14 +121,14 @@ def test_consistency_by_hand():
     assert values["kl"] == pytest.approx(0.5 * kl / 2, rel=1e-4)
     for name in MAP_OBJECTIVES:
         alike = consistency_loss(name, prior[:1, 0] * 7, prior[:1], torch.ones(1))
-        assert alike.item() == pytest.approx(0, abs=1e-5)  # a map's scale does not matter
+        assert alike.item() == pytest.approx(0, abs=1e-5)  # the scale of a map does not matter
     with pytest.raises(ValueError, match=r"'cos'.*cosine"):
         consistency_loss("cos", class_map, prior, weight)
     with pytest.raises(InputError, match="grid"):
         consistency_loss("l2", class_map, torch.ones(2, 1, 4, 4), weight)
 
 
-def test_focal_loss():
+def test_focal_loss_by_hand():
     logits, labels = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), torch.tensor([0, 1])
     cross_entropy = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(focal_loss(logits, labels, gamma=0), cross_entropy.mean())
@@ -146,13 +142,57 @@ def test_focal_loss():
     assert certain.grad.isfinite().all()
 
 
-def test_balanced_class_weights():
-    weight = balanced_class_weight([0, 0, 0, 1], 2)
+def reference_focal_loss(logits, labels, gamma, class_weight=None):
+    """The formula as it was written here before kornia's took its place."""
+    log_p = logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    loss = -((1 - log_p.exp()).clamp(min=0) ** gamma) * log_p
+    return (loss if class_weight is None else loss * class_weight[labels]).mean()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_focal_loss_and_its_gradient_agree_with_the_formula(gamma, weighted):
+    labels = torch.arange(64) % 4
+    class_weight = torch.tensor([0.3, 1.0, 2.5, 4.0]) if weighted else None
+    results = []
+    for loss in (focal_loss, reference_focal_loss):
+        logits = (torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) * 5).requires_grad_()
+        value = loss(logits, labels, gamma, class_weight)
+        value.backward()
+        results.append((value, logits.grad))
+    torch.testing.assert_close(*results)
+
+
+def test_focal_loss_is_a_mean_over_images():
+    """kornia's own mean is over images and classes."""
+    logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    mean = kornia_focal_loss(logits, labels, alpha=None, gamma=2.0, reduction="mean")
+    torch.testing.assert_close(focal_loss(logits, labels), 3 * mean)
+
+
+def test_focal_loss_in_half_precision():
+    half = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.arange(6) % 3
+    assert focal_loss(half, labels).dtype == torch.float32
+    torch.testing.assert_close(focal_loss(half, labels), focal_loss(half.float(), labels), rtol=0, atol=0)
+
+
+def test_balanced_class_weight():
+    labels = [0, 0, 0, 1]
+    weight = balanced_class_weight(labels, 2)
+    assert weight.dtype == torch.float32
     torch.testing.assert_close(weight, torch.tensor([4 / 6, 2.0]))
-    assert (weight[torch.tensor([0, 0, 0, 1])]).mean() == 1
+    assert weight[torch.tensor(labels)].mean() == 1
 
 
-def test_losses_add_up_over_batches():
+def test_balanced_class_weight_of_absent_class():
+    """scikit-learn rejects classes without images; here they count as classes, as in `N / (K count)`."""
+    torch.testing.assert_close(balanced_class_weight([0, 0, 2, 2, 2, 2], 4), torch.tensor([0.75, 1.5, 0.375, 1.5]))
+    with pytest.raises(ValueError, match="classes should have valid labels"):
+        compute_class_weight("balanced", classes=np.arange(4), y=[0, 0, 2, 2, 2, 2])
+
+
+def test_losses_are_means_over_images():
     torch.manual_seed(0)
     saliency, target, weight = torch.randn(6, 1, 3, 4), torch.rand(6, 1, 3, 4), torch.rand(6)
     cells, balance = (torch.rand(6, 1, 3, 4) > 0.2).float(), CellBalance(0.6, 4.0)
@@ -160,7 +200,7 @@ def test_losses_add_up_over_batches():
     for loss in (
         lambda rows: saliency_loss(saliency[rows], target[rows], cells[rows], weight[rows], balance),
         lambda rows: consistency_loss("kl", maps[rows], target[rows], weight[rows]),
-        lambda rows: focal_loss(maps[rows, 0], labels[rows], class_weight=torch.tensor([1.0, 2.0, 3.0])),
+        lambda rows: focal_loss(maps[rows, 0], labels[rows], class_weight=torch.tensor([1.0, 2.0, 3.0, 4.0])),
     ):
         parts = [loss(slice(start, start + 2)) for start in (0, 2, 4)]
         torch.testing.assert_close(torch.stack(parts).mean(), loss(slice(0, 6)))
@@ -183,8 +223,8 @@ def test_gradients_by_finite_differences():
 
 
 @pytest.mark.parametrize("objective", MAP_OBJECTIVES)
-def test_the_class_map_s_objectives_train_the_network(objective):
-    """Through the closed-form LayerCAM, by finite differences, down to the features."""
+def test_map_objectives_are_differentiable(objective):
+    """Through the closed-form LayerCAM down to the features, by finite differences."""
     model = tiny_model("resnet").double()
     with torch.no_grad():
         model.classifier.weight.mul_(30)
@@ -201,7 +241,7 @@ def test_the_class_map_s_objectives_train_the_network(objective):
     assert torch.autograd.gradcheck(loss, features)
 
 
-def test_priors_of_another_grid_are_refused():
+def test_prior_of_another_grid_is_refused():
     with pytest.raises(ValueError, match=r"grid \(4, 4\) is not the model's \(2, 2\)"):
         saliency_loss(
             torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4), torch.ones(1), CellBalance(1, 1)

@@ -6,20 +6,25 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from tiny import make_images
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from tiny import tiny_model
 from torch.utils.data import DataLoader
 from transformers import TrainerState
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.train import parse, run
 from kgl.training.callbacks import SamplerEpochCallback
+from kgl.training.collator import DefectCollator
 from kgl.training.sampler import BalancedSampler
+from kgl.training.trainer import ClassificationTrainer
+from kgl.training.training_args import KGLTrainingArguments
 
 
 LABELS = np.array([0] * 30 + [1] * 7 + [2] * 3)
 
 
 @pytest.mark.parametrize("epoch", range(3))
-def test_classes_are_as_frequent_and_images_take_turns(epoch):
+def test_classes_are_drawn_equally_and_images_in_turn(epoch):
     sampler = BalancedSampler(LABELS, seed=1)
     sampler.set_epoch(epoch)
     drawn = list(sampler)
@@ -31,7 +36,7 @@ def test_classes_are_as_frequent_and_images_take_turns(epoch):
     assert all(4 <= times[row] <= 5 for row in range(37, 40))
 
 
-def test_the_order_is_the_seed_s_and_the_epoch_s():
+def test_order_depends_on_seed_and_epoch():
     one, other = BalancedSampler(LABELS, 1), BalancedSampler(LABELS, 1)
     torch.manual_seed(5)
     first = list(one)
@@ -41,7 +46,7 @@ def test_the_order_is_the_seed_s_and_the_epoch_s():
 
 
 def loader(epoch, processes=1, process=0):
-    """As a Trainer has it at the start of an epoch; not every accelerate's loaders hand the epoch on."""
+    """A loader as the Trainer has it at the start of an epoch; not every version of accelerate sets the epoch."""
     sampler = BalancedSampler(LABELS, 3)
     loader = DataLoader(list(range(40)), batch_size=4, sampler=sampler)
     loader = prepare_data_loader(loader, num_processes=processes, process_index=process, put_on_device=False)
@@ -50,7 +55,7 @@ def loader(epoch, processes=1, process=0):
     return loader
 
 
-def test_processes_share_one_order_and_a_resumed_run_goes_on_in_it():
+def test_processes_share_one_order_and_resumed_runs_continue_in_it():
     whole = [batch.tolist() for batch in loader(2)]
     assert whole != [batch.tolist() for batch in loader(1)]
     parts = [[batch.tolist() for batch in loader(2, 2, process)] for process in (0, 1)]
@@ -60,8 +65,8 @@ def test_processes_share_one_order_and_a_resumed_run_goes_on_in_it():
     assert [batch.tolist() for batch in resumed] == whole[4:]
 
 
-def test_a_run_of_two_processes_resumes_in_its_epoch():
-    """Accelerate's wrappers forward no epoch there; the callback tells the sampler itself."""
+def test_run_of_two_processes_resumes_in_its_epoch():
+    """accelerate's wrappers do not set the epoch there; the callback does."""
     whole = [batch.tolist() for batch in loader(2)]
     for process in (0, 1):
         sampler = BalancedSampler(LABELS, 3)
@@ -73,21 +78,27 @@ def test_a_run_of_two_processes_resumes_in_its_epoch():
         assert [batch.tolist() for batch in resumed] == whole[process::2][2:]
 
 
-def test_a_run_draws_a_new_order_every_epoch(tmp_path, monkeypatch):
-    drawn = []
-    order_of = BalancedSampler.__iter__
-    monkeypatch.setattr(
-        BalancedSampler, "__iter__", lambda self: iter(drawn.append(list(order_of(self))) or drawn[-1])
+def test_every_epoch_of_a_training_has_a_new_order(tmp_path, monkeypatch):
+    orders = []
+    draw = BalancedSampler.__iter__
+
+    def record(sampler):
+        orders.append(list(draw(sampler)))
+        return iter(orders[-1])
+
+    monkeypatch.setattr(BalancedSampler, "__iter__", record)
+    rows = Dataset.from_dict(
+        {"image": [PILImage.new("L", (32, 32), 10 * index) for index in range(12)], "label": [0] * 8 + [1] * 4},
+        features=Features(image=Image(), label=ClassLabel(names=["good", "scratch"])),
     )
-    make_images(tmp_path / "images")
-    flags = [
-        "--data_dir", str(tmp_path / "images"), "--defect_free_label", "good", "--validation_share", "0",
-        "--image_height", "32", "--image_width", "32", "--output_dir", str(tmp_path / "out"), "--backbone_config",
-        '{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}',
-        "--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none",
-        "--balanced_sampling", "true",
-    ]  # fmt: skip
-    run(parse(flags))
-    primary, final = drawn[:3], drawn[3:]
-    assert primary == final  # both phases see the same batches
+    for _ in range(2):  # as the two phases do
+        args = KGLTrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=4, balanced_sampling=True,
+            save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        collator = DefectCollator(ViTImageProcessorPil(size={"height": 32, "width": 32}))
+        model = tiny_model(id2label={0: "good", 1: "scratch"})
+        ClassificationTrainer(model=model, args=args, train_dataset=rows, data_collator=collator).train()
+    primary, final = orders[:3], orders[3:]
+    assert primary == final
     assert len({tuple(order) for order in primary}) == 3

@@ -1,4 +1,4 @@
-"""The guided Trainer: what it optimises, what it logs, and that batching changes neither."""
+"""The knowledge-guided Trainer: its loss, its logs, and that neither depends on batching."""
 
 import json
 import subprocess
@@ -12,12 +12,14 @@ from PIL import Image as PILImage
 from tiny import launched, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+import kgl
 from kgl.errors import InputError
+from kgl.knowledge.thresholds import add_prior_thresholds
 from kgl.saliency.cam import layer_cam
 from kgl.training.arguments import SCHEDULES
 from kgl.training.augmentation import PairedAugmentation
 from kgl.training.collator import DefectCollator
-from kgl.training.losses import CellBalance, consistency_loss, focal_loss, otsu_threshold, saliency_loss
+from kgl.training.losses import CellBalance, consistency_loss, focal_loss, saliency_loss
 from kgl.training.trainer import KnowledgeGuidedTrainer
 from kgl.training.training_args import KGLTrainingArguments
 
@@ -27,7 +29,7 @@ PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
 
 def guided_rows(count: int = 8, grid: int = 2) -> Dataset:
     generator = np.random.default_rng(0)
-    return Dataset.from_dict(
+    dataset = Dataset.from_dict(
         {
             "image": [PILImage.fromarray(generator.integers(0, 255, (32, 32), dtype=np.uint8)) for _ in range(count)],
             "label": [index % 3 for index in range(count)],
@@ -43,6 +45,7 @@ def guided_rows(count: int = 8, grid: int = 2) -> Dataset:
             prior_weight=Value("float32"),
         ),
     )
+    return add_prior_thresholds(dataset)
 
 
 def guided_trainer(tmp_path: Path, rows: Dataset | None = None, **arguments: object) -> KnowledgeGuidedTrainer:
@@ -51,19 +54,20 @@ def guided_trainer(tmp_path: Path, rows: Dataset | None = None, **arguments: obj
         "learning_rate": 0.1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip
     return KnowledgeGuidedTrainer(
-        model=tiny_model("convnextv2").train(),  # no batch norm: what one image gives does not depend on the others
+        model=tiny_model("convnextv2").train(),  # no batch norm: images are independent
         args=KGLTrainingArguments(output_dir=str(tmp_path), **settings | arguments),
         train_dataset=guided_rows() if rows is None else rows,
         data_collator=DefectCollator(PROCESSOR),
     )
 
 
-def test_the_loss_is_the_sum_of_its_terms_by_lambda(tmp_path):
+def test_loss_is_the_weighted_sum_of_its_terms(tmp_path):
     trainer = guided_trainer(tmp_path, kg_form="convex", kg_schedule="constant")
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
     outputs = trainer.model(batch["pixel_values"], labels=batch["labels"])
     stored = np.asarray(trainer.train_dataset["saliency_prior"], dtype=np.uint8)
-    masks = np.stack([prior > otsu_threshold(prior) for prior in stored])
+    thresholds = trainer.train_dataset["prior_threshold"]
+    masks = np.stack([prior > threshold for prior, threshold in zip(stored, thresholds, strict=True)])
     balance = CellBalance.of(masks, np.ones_like(masks), trainer.train_dataset["prior_weight"])
     mask, cells = masks[:4], torch.ones(4, 1, 2, 2)
     weight = torch.tensor(trainer.train_dataset["prior_weight"][:4])
@@ -73,7 +77,7 @@ def test_the_loss_is_the_sum_of_its_terms_by_lambda(tmp_path):
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), 0.3 * loss_kg + 0.7 * outputs.loss)
 
 
-def test_objectives_are_added_up(tmp_path):
+def test_objectives_are_summed(tmp_path):
     trainer = guided_trainer(
         tmp_path, kg_schedule="constant", kg_lambda=2.0, kg_form="additive", kg_objective=["soft_bce", "cosine", "kl"],
         kg_positive_weight=3.0,
@@ -88,14 +92,14 @@ def test_objectives_are_added_up(tmp_path):
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), 2 * loss_kg + outputs.loss)
 
 
-def test_cells_in_the_band_do_not_count(tmp_path):
+def test_cells_in_the_band_are_ignored(tmp_path):
     trainer = guided_trainer(tmp_path, kg_ignore_band=0.2, kg_schedule="constant", kg_lambda=0.5)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(8)])
     assert trainer.data_collator.ignore_band == 0.2 and 0 < (~batch["known"]).sum() < 16
     trainer.current_gradient_accumulation_steps = 1
     loss = trainer.compute_loss(trainer.model, dict(batch))
-    doubtful = batch["pseudo_mask"] ^ ~batch["known"]  # the other way round where it does not count
-    torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch, pseudo_mask=doubtful)), loss)
+    flipped = batch["pseudo_mask"] ^ ~batch["known"]  # in ignored cells only
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch, pseudo_mask=flipped)), loss)
 
 
 def test_focal_and_balanced_classification(tmp_path):
@@ -108,7 +112,7 @@ def test_focal_and_balanced_classification(tmp_path):
     torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), expected)
 
 
-def test_the_trainer_s_own_loss_settings_hold_for_the_classification_term(tmp_path):
+def test_label_smoothing_applies_to_the_classification_loss(tmp_path):
     smooth, plain = guided_trainer(tmp_path, label_smoothing_factor=0.2), guided_trainer(tmp_path)
     batch = plain.data_collator([plain.train_dataset[index] for index in range(4)])
     outputs = plain.model(batch["pixel_values"])
@@ -119,7 +123,7 @@ def test_the_trainer_s_own_loss_settings_hold_for_the_classification_term(tmp_pa
     assert plain.compute_loss(plain.model, dict(batch)) != expected
 
 
-def test_evaluation_is_not_augmented(tmp_path):
+def test_evaluation_has_no_augmentation(tmp_path):
     trainer = guided_trainer(tmp_path)
     trainer.data_collator = DefectCollator(PROCESSOR, PairedAugmentation())
     first, second = (next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))["pixel_values"] for _ in range(2))
@@ -141,18 +145,18 @@ def test_mixed_precision(tmp_path):
         assert half[term] != full[term] and half[term] == pytest.approx(full[term], rel=0.02)
 
 
-def test_evaluation_reports_the_classification_loss_only(tmp_path):
+def test_evaluation_loss_is_the_classification_loss(tmp_path):
     trainer = guided_trainer(tmp_path)
     trainer.model.eval()
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(8)])
     with torch.no_grad():
         expected = trainer.model(batch["pixel_values"], labels=batch["labels"]).loss.item()
-    metrics = trainer.evaluate(trainer.train_dataset.remove_columns(["saliency_prior", "prior_weight"]))
+    metrics = trainer.evaluate(trainer.train_dataset.select_columns(["image", "label"]))
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_logged_terms_add_up_to_the_logged_loss(tmp_path, schedule):
+def test_logged_terms_sum_to_the_logged_loss(tmp_path, schedule):
     trainer = guided_trainer(
         tmp_path, kg_form="convex", kg_schedule=schedule, kg_lambda=0.9, num_train_epochs=3,
         gradient_accumulation_steps=2, per_device_train_batch_size=2,
@@ -180,8 +184,8 @@ def test_logs_are_averages_over_the_window(tmp_path):
         assert len(each) == 4 and window == pytest.approx(np.mean(each), rel=1e-4)
 
 
-def test_accumulated_batches_are_one_large_batch(tmp_path):
-    """The same weights after training on 8 images at once or 2 at a time, however uneven their priors."""
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    """The same weights after training on 8 images at once or 2 at a time, with uneven priors."""
     at_once = guided_trainer(tmp_path, per_device_train_batch_size=8, num_train_epochs=2)
     in_parts = guided_trainer(
         tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, num_train_epochs=2
@@ -212,7 +216,7 @@ trainer.accelerator.end_training()
 """
 
 
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     from safetensors.torch import load_file
 
     script = tmp_path / "job.py"
@@ -232,7 +236,7 @@ def test_two_processes_are_one(tmp_path):
             assert entry[term] == pytest.approx(twin[term], rel=1e-3)
 
 
-def test_guidance_teaches_the_saliency_head(tmp_path):
+def test_guidance_trains_the_saliency_head(tmp_path):
     rows = guided_rows(12)
     trainer = guided_trainer(
         tmp_path, rows, num_train_epochs=30, kg_form="convex", kg_schedule="constant", kg_lambda=0.9, learning_rate=0.5
@@ -242,9 +246,19 @@ def test_guidance_teaches_the_saliency_head(tmp_path):
     assert np.mean(logs[-6:]) < 0.85 * np.mean(logs[:3])
 
 
-def test_a_data_set_without_priors_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no prior_weight and no saliency_prior"):
-        guided_trainer(tmp_path, guided_rows().remove_columns(["saliency_prior", "prior_weight"]))
+def test_dataset_without_priors_is_refused(tmp_path):
+    rows = guided_rows()
+    with pytest.raises(InputError, match=r"no column saliency_prior and no column .*kgl\.add_saliency_priors"):
+        guided_trainer(tmp_path, rows.select_columns(["image", "label"]))
+    with pytest.raises(InputError, match=r"no column prior_threshold: kgl\.add_prior_thresholds\(dataset\) adds it"):
+        guided_trainer(tmp_path, rows.remove_columns("prior_threshold"))
+    guided_trainer(tmp_path, kgl.add_prior_thresholds(rows.remove_columns("prior_threshold")))
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(KGLTrainingArguments, "n_gpu", 2)
+    with pytest.raises(InputError, match="2 GPUs in one process: start with accelerate launch"):
+        guided_trainer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +267,7 @@ def test_a_data_set_without_priors_is_refused(tmp_path):
         ({"kg_schedule": "cubic"}, "--kg_schedule cubic"),
         ({"kg_form": "convex", "kg_lambda": 1.5}, "--kg_lambda 1.5"),
         ({"kg_lambda": -1, "kg_form": "additive"}, "--kg_lambda -1"),
-        ({"kg_form": "product"}, "--kg_form product: choose one of convex, additive"),
+        ({"kg_form": "product"}, "--kg_form product: choose one of additive, convex"),
         ({"kg_objective": ["dice", "cosine"]}, "--kg_objective dice: choose among otsu_bce"),
         ({"kg_ignore_band": 0.5}, "--kg_ignore_band 0.5"),
         ({"kg_positive_weight": 0}, "--kg_positive_weight 0"),
@@ -268,7 +282,7 @@ def test_wrong_settings_are_refused(tmp_path, wrong, message):
         KGLTrainingArguments(output_dir=str(tmp_path), **wrong)
 
 
-def test_the_model_card_is_not_overwritten(tmp_path):
+def test_model_card_is_not_overwritten(tmp_path):
     (tmp_path / "README.md").write_text("my own words")
     trainer = guided_trainer(tmp_path)
     trainer.create_model_card()

@@ -1,0 +1,78 @@
+"""The job that makes priors: one process or several, resuming, refusals."""
+
+import subprocess
+import sys
+
+import pytest
+from datasets import load_from_disk
+from tiny import TINY_BACKBONES, launched, tiny_model
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from kgl.data.synthetic import CLASSES
+from kgl.errors import InputError
+from kgl.knowledge.saliency_priors import PRIOR_COLUMNS
+from kgl.prior import PriorPassArguments, main
+from kgl.training.model_init import load_classifier
+
+
+PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 64})
+
+
+def test_one_process_and_two_make_the_same_priors(tmp_path, monkeypatch):
+    """146 images are three shards, which two processes share."""
+    tiny_model(id2label=dict(enumerate(CLASSES))).save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    settings = ["--dataset", "surfaces", "--num_surfaces", "219", "--surface_size", "32", "--validation_share", "0"]
+
+    def command(output):
+        return ["kgl-prior", "--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / output),
+                "--prior_method", "gradcam", *settings]  # fmt: skip
+
+    def run(launcher, output):
+        arguments = [*launcher, "-m", "kgl.prior", *command(output)[1:]]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "images/s" not in done.stderr  # no progress bar without a terminal
+        return load_from_disk(tmp_path / output / "priors")
+
+    one, two = run([sys.executable], "one"), run(launched(2), "two")
+    assert one.column_names == ["file_name", "digest", *PRIOR_COLUMNS] and len(one) == 146
+    assert two[:] == one[:]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["priors", "priors.json"]
+    before = (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", command("one"))
+    main()
+    assert (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns == before
+
+
+def test_bad_settings_are_refused(tmp_path, image_folder, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    tiny_model(id2label={0: "good", 1: "scratch"}).save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    (tmp_path / "run" / "primary").mkdir(parents=True)
+    (tmp_path / "damaged" / "priors").mkdir(parents=True)
+    (tmp_path / "damaged" / "priors.json").write_text("[")
+    given = ["kgl-prior", "--data_dir", str(image_folder), "--model", str(tmp_path / "model"), "--output_dir"]
+    for arguments, message in (
+        (["--model", str(image_folder)], "no classifier that kgl-train saved"),
+        (["--model", str(tmp_path / "run")], f"a run's folder; take {tmp_path / 'run' / 'primary'}."),
+        (["--output_dir", str(tmp_path / "damaged")], "priors.json is damaged"),
+        (["--prior_method", "lrp"], "invalid choice: 'lrp'"),
+        (
+            ["--prior_layers", "nowhere", "--prior_method", "gradcam"],
+            "the model has no layer nowhere; its layers with",
+        ),
+        (["--output_dir", str(tmp_path / "file" / "below")], "cannot be used as a folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "out"), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(InputError, match="--batch_size 0"):
+        PriorPassArguments(model="m", output_dir="o", batch_size=0)
+
+
+def test_model_of_another_kind_is_refused(tmp_path):
+    TINY_BACKBONES["resnet"].save_pretrained(tmp_path / "resnet")
+    with pytest.raises(InputError, match="no classifier that kgl-train saved"):
+        load_classifier(str(tmp_path / "resnet"))

@@ -1,0 +1,91 @@
+"""Training batches: the targets of guidance from stored priors."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from skimage.filters import threshold_otsu
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from kgl.knowledge.thresholds import add_prior_thresholds, otsu_threshold
+from kgl.training.augmentation import PairedAugmentation
+from kgl.training.collator import DefectCollator, prior_to_channels
+
+
+PROCESSOR = ViTImageProcessorPil(size={"height": 64, "width": 64})
+
+
+def priors() -> np.ndarray:
+    """Random, blank, constant and mask-like priors, `(N, 6, 8)` uint8."""
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (40, 6, 8), dtype=np.uint8)
+    peaked = (255 * generator.random((40, 6, 8)) ** 6).astype(np.uint8)
+    masks = (generator.random((40, 6, 8)) > 0.9).astype(np.uint8) * np.uint8(255)
+    constant = np.full((3, 6, 8), [[[0]], [[1]], [[255]]], dtype=np.uint8)
+    return np.concatenate([noise, peaked, masks, constant])
+
+
+def rows(stored: np.ndarray) -> Dataset:
+    dataset = Dataset.from_dict(
+        {
+            "image": [PILImage.new("L", (64, 64))] * len(stored),
+            "label": [1] * len(stored),
+            "saliency_prior": list(stored),
+            "prior_weight": [0.5] * len(stored),
+        },
+        features=Features(
+            image=Image(),
+            label=ClassLabel(names=["good", "scratch"]),
+            saliency_prior=Array2D(stored.shape[1:], "uint8"),
+            prior_weight=Value("float32"),
+        ),
+    )
+    return add_prior_thresholds(dataset)
+
+
+def reference_channels(prior: np.ndarray, band: float) -> np.ndarray:
+    """The targets as they were made before thresholds were stored: Otsu's threshold of the prior at every access."""
+    mask = prior > 0
+    if prior.min() < prior.max():
+        mask = prior > int(threshold_otsu(prior))
+    known = np.ones_like(mask)
+    if band > 0 and mask.any() and not mask.all():
+        middle = (float(prior[~mask].max()) + float(prior[mask].min())) / 2
+        known = np.abs(prior - middle) > band * 255
+    return np.stack([prior / np.float32(255), mask.astype(np.float32), known.astype(np.float32)])
+
+
+@pytest.mark.parametrize("band", [0.0, 0.1, 0.4])
+def test_targets_from_stored_thresholds_are_bit_identical(band):
+    stored = priors()
+    for row, prior in zip(rows(stored).remove_columns("image"), stored, strict=True):
+        channels = prior_to_channels(row, band)
+        assert channels.dtype == torch.float32
+        np.testing.assert_array_equal(channels.numpy(), reference_channels(prior, band))
+
+
+def test_batch():
+    stored = priors()[[0, 50, 90, 120]]  # the last one is blank
+    dataset = rows(stored)
+    batch = DefectCollator(PROCESSOR)([dataset[index] for index in range(4)])
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "labels": (4,), "prior_weight": (4,), "pixel_values": (4, 3, 64, 64), "saliency_prior": (4, 1, 6, 8),
+        "pseudo_mask": (4, 1, 6, 8), "known": (4, 1, 6, 8),
+    }  # fmt: skip
+    assert torch.equal((batch["saliency_prior"] * 255).round()[:, 0], torch.from_numpy(stored).float())
+    expected = np.stack([prior > otsu_threshold(prior) for prior in stored])
+    assert np.array_equal(batch["pseudo_mask"][:, 0].numpy(), expected)
+    assert not expected[3].any() and expected[0].any()
+    assert batch["known"].all() and batch["prior_weight"].tolist() == [0.5] * 4
+
+
+def test_augmented_mask_keeps_its_size():
+    """The threshold 0 of a mask, applied after augmentation, would take every cell that the mask touches."""
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[3:5, 3:6] = 255
+    row = rows(mask[None])[0]
+    torch.manual_seed(0)
+    augmented = DefectCollator(PROCESSOR, PairedAugmentation())([row] * 200)["pseudo_mask"]
+    sizes = augmented.sum(dim=(1, 2, 3)).float()
+    assert abs(sizes.mean() - 6) < 0.3 and sizes.max() <= 9 and sizes.std() > 0
