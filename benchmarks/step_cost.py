@@ -1,12 +1,11 @@
 """
 What guidance costs: a phase-2 step over a plain Trainer step, and inference with the heat map over inference without.
-And what frozen stages save: a step on what two of three stages gave once over a step that computes them again.
+What cached features save: a step on the cached output of two of three stages over a step that computes it again.
 
     python benchmarks/step_cost.py [--rounds 30] [--threads 1] [--size 160 160] [--batch_size 16]
 
-Both sides of a ratio run in one process, in turns, on the same batch; what is reported is the median of the rounds'
-ratios with their quartiles, beside controls of one side against itself. A JSON file with every round's seconds goes
-to benchmarks/results.
+Both sides of a ratio run in one process, in turns, on the same batch; the result is the median of the rounds' ratios
+with quartiles, beside controls of one side against itself. Every round is stored in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
-from measure import BACKBONE, hardware, paired, store
 from PIL import Image as PILImage
 from torch import nn
 from transformers import Trainer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.benchmarks.measure import BACKBONE, hardware, paired, store
 from kgl.configuration_kgl import KGLConfig
 from kgl.knowledge.thresholds import add_prior_thresholds
 from kgl.modeling_kgl import KGLForImageClassification
@@ -40,6 +39,11 @@ from kgl.training.trainer import KnowledgeGuidedTrainer
 from kgl.training.training_args import KGLTrainingArguments
 
 
+FROZEN_STAGES = 2
+VIEWS = 4
+Results = dict[str, dict[str, object]]
+
+
 class PlainClassifier(nn.Module):
     """The same backbone and pooling without a saliency head."""
 
@@ -54,18 +58,22 @@ class PlainClassifier(nn.Module):
 
 
 def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dataset:
-    """Noise with priors: what the images show does not change what a step costs."""
+    """Return random images with random priors: a step's cost does not depend on the content."""
     generator = np.random.default_rng(0)
     rows = Dataset.from_dict(
         {
             "image": [PILImage.fromarray(generator.integers(0, 255, size, dtype=np.uint8)) for _ in range(count)],
             "label": [index % 2 for index in range(count)],
+            "digest": [f"{index:040x}" for index in range(count)],
+            "index": list(range(count)),
             "saliency_prior": [generator.integers(0, 256, grid, dtype=np.uint8) for _ in range(count)],
             "prior_weight": [1.0] * count,
         },
         features=Features(
             image=Image(),
             label=ClassLabel(names=["good", "defect"]),
+            digest=Value("string"),
+            index=Value("int64"),
             saliency_prior=Array2D(grid, "uint8"),
             prior_weight=Value("float32"),
         ),
@@ -73,49 +81,83 @@ def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dat
     return add_prior_thresholds(rows)
 
 
-def frozen_steps(
-    model: KGLForImageClassification,
-    rows: Dataset,
-    image_processor: ViTImageProcessorPil,
-    size: tuple[int, int],
-    rounds: int,
-) -> dict[str, object]:
-    """Collation and guided step with two stages frozen: stored, computed again, and with nothing frozen."""
-    augmentation, stages = PairedAugmentation(), 2
-    rows = rows.add_column("index", list(range(len(rows))))
-    rows = rows.add_column("digest", [f"{index:040x}" for index in range(len(rows))])
-    images = [rows[index] for index in range(len(rows))]
+def prepare_trainer(trainer: Trainer) -> Trainer:
+    """Make the trainer ready for single steps."""
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.state.max_steps = 1
+    trainer.create_optimizer()
+    return trainer
+
+
+def take_step(trainer: Trainer, batch: dict[str, torch.Tensor]) -> None:
+    """Run forward pass, backward pass and optimizer step."""
+    trainer.training_step(trainer.model, dict(batch))
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+
+
+def measure_training(
+    model: KGLForImageClassification, rows: Dataset, image_processor: ViTImageProcessorPil, rounds: int
+) -> Results:
+    """Compare guided with plain steps, and guided steps on cached features with steps without the cache."""
+    augmentation, size = PairedAugmentation(), (image_processor.size["height"], image_processor.size["width"])
     collator = DefectCollator(image_processor, augmentation)
+    images = [rows[index] for index in range(len(rows))]
+    plain_images = [{name: row[name] for name in ("image", "label")} for row in images]
+    batch, plain_batch = collator(images), collator(plain_images)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
-        features = cache_frozen_features(path, rows, model, image_processor, stages, 4, augmentation)
-        stored = FrozenFeatureCollator(features, size, augmentation)
+        features = cache_frozen_features(path, rows, model, image_processor, FROZEN_STAGES, VIEWS, augmentation)
+        cached = FrozenFeatureCollator(features, size, augmentation)
         args = KGLTrainingArguments(output_dir=folder, kg_lambda=0.5, kg_schedule="constant")
-        trainer = KnowledgeGuidedTrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
-        trainer.current_gradient_accumulation_steps = 1
-        trainer.state.max_steps = 1
-        trainer.create_optimizer()
+        common = {"model": model, "args": args, "train_dataset": rows, "data_collator": collator}
+        guided, plain = prepare_trainer(KnowledgeGuidedTrainer(**common)), prepare_trainer(Trainer(**common))
 
-        def step(batch: dict[str, torch.Tensor]) -> None:
-            trainer.training_step(model, batch)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
+        def step_on_cached() -> None:
+            with bypass_frozen_stages(model, FROZEN_STAGES):
+                take_step(guided, cached(images))
 
-        def on_stored() -> None:
-            with bypass_frozen_stages(model, stages):
-                step(stored(images))
+        def step_on_recomputed() -> None:
+            collated = collator(images)
+            pixel_values = collated["pixel_values"].to(model.device)
+            collated["pixel_values"] = compute_frozen_features(model, pixel_values, FROZEN_STAGES)
+            with bypass_frozen_stages(model, FROZEN_STAGES):
+                take_step(guided, collated)
 
-        def on_recomputed() -> None:
-            batch = collator(images)
-            batch["pixel_values"] = compute_frozen_features(model, batch["pixel_values"].to(model.device), stages)
-            with bypass_frozen_stages(model, stages):
-                step(batch)
+        def plain_step() -> None:
+            take_step(plain, plain_batch)
+
+        def full_step() -> None:
+            take_step(guided, collator(images))
 
         return {
-            "frozen stages stored over computed again": paired(on_stored, on_recomputed, rounds),
-            "frozen stages stored over nothing frozen": paired(on_stored, lambda: step(collator(images)), rounds),
-            "control: frozen stages stored over itself": paired(on_stored, on_stored, rounds),
+            "guided_step": paired(lambda: take_step(guided, batch), plain_step, rounds),
+            "guided_step_with_collation": paired(full_step, lambda: take_step(plain, collator(plain_images)), rounds),
+            "plain_step_control": paired(plain_step, plain_step, rounds),
+            "cached_features_over_recomputed": paired(step_on_cached, step_on_recomputed, rounds),
+            "cached_features_over_full_training": paired(step_on_cached, full_step, rounds),
+            "cached_features_control": paired(step_on_cached, step_on_cached, rounds),
         }
+
+
+@torch.no_grad()
+def measure_inference(model: KGLForImageClassification, images: torch.Tensor, rounds: int) -> Results:
+    """Compare inference with maps with the same network without a saliency head."""
+    model.eval()
+    without_head = PlainClassifier(model).to(images.device).eval()
+
+    def with_class_map() -> None:
+        output = model(images)
+        layer_cam(model, output.feature_map, output.saliency, output.logits.argmax(dim=1))
+
+    def plain() -> None:
+        without_head(images)
+
+    return {
+        "inference_with_saliency": paired(lambda: model(images).saliency.sigmoid(), plain, rounds),
+        "inference_with_saliency_and_class_map": paired(with_class_map, plain, rounds),
+        "inference_control": paired(plain, plain, rounds),
+    }
 
 
 def main() -> None:
@@ -130,61 +172,21 @@ def main() -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    size = tuple(options.size)
+    height, width = options.size
     model = KGLForImageClassification(KGLConfig(backbone_config=BACKBONE.to_dict(), num_labels=2)).to(device)
-    image_processor = ViTImageProcessorPil(size={"height": size[0], "width": size[1]})
+    image_processor = ViTImageProcessorPil(size={"height": height, "width": width})
     with torch.no_grad():
-        grid = tuple(model(torch.zeros(1, 3, *size, device=device)).saliency.shape[-2:])
-    rows = random_rows(options.batch_size, size, grid)
-    collator = DefectCollator(image_processor, PairedAugmentation())
-    guided_rows = [rows[index] for index in range(len(rows))]
-    plain_rows = [{name: row[name] for name in ("image", "label")} for row in guided_rows]
-    batches = {"with": collator(guided_rows), "without": collator(plain_rows)}
+        grid = tuple(model(torch.zeros(1, 3, height, width, device=device)).saliency.shape[-2:])
+    rows = random_rows(options.batch_size, (height, width), grid)
+    results = measure_training(model, rows, image_processor, options.rounds)
+    images = torch.rand(options.batch_size, 3, height, width, device=device)
+    results |= measure_inference(model, images, options.rounds)
 
-    with tempfile.TemporaryDirectory() as folder:
-        args = KGLTrainingArguments(output_dir=folder, kg_lambda=0.5, kg_schedule="constant")
-        guided = KnowledgeGuidedTrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
-        plain = Trainer(model=model, args=args, train_dataset=rows, data_collator=collator)
-    for trainer in (guided, plain):
-        trainer.current_gradient_accumulation_steps = 1
-        trainer.state.max_steps = 1
-        trainer.create_optimizer()
-
-    def step(trainer: Trainer, batch: dict[str, torch.Tensor]) -> None:
-        trainer.training_step(model, dict(batch))
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-
-    results = {
-        "step": paired(lambda: step(guided, batches["with"]), lambda: step(plain, batches["without"]), options.rounds),
-        "step with collation": paired(
-            lambda: step(guided, collator(guided_rows)), lambda: step(plain, collator(plain_rows)), options.rounds
-        ),
-        "control: plain step over itself": paired(
-            lambda: step(plain, batches["without"]), lambda: step(plain, batches["without"]), options.rounds
-        ),
-    }
-    results |= frozen_steps(model, rows, image_processor, size, options.rounds)
-    model.eval()
-    without_head = PlainClassifier(model).to(device).eval()
-    images = batches["without"]["pixel_values"].to(device)
-
-    def with_class_map() -> None:
-        output = model(images)
-        layer_cam(model, output.feature_map, output.saliency, output.logits.argmax(dim=1))
-
-    with torch.no_grad():
-        for name, with_map in (
-            ("inference with H", lambda: model(images).saliency.sigmoid()),
-            ("inference with H and class map", with_class_map),
-            ("control: inference without over itself", lambda: without_head(images)),
-        ):
-            results[name] = paired(with_map, lambda: without_head(images), options.rounds)
-
-    print(f"{hardware()}, {options.threads} threads, batch {options.batch_size} x {size[0]} x {size[1]}")
+    print(f"{hardware()}, {options.threads} threads, batch size {options.batch_size}, {height} x {width}")
     for name, result in results.items():
-        print("{}: ratio {:.3f}, quartiles {:.3f}..{:.3f}".format(name, result["ratio"], *result["quartiles"]))
-    store(f"step_cost_{device}_{options.batch_size}x{size[0]}x{size[1]}", vars(options), results)
+        low, high = result["quartiles"]
+        print(f"{name}: ratio {result['ratio']:.3f}, quartiles {low:.3f} .. {high:.3f}")
+    store(f"step_cost_{device}_{options.batch_size}x{height}x{width}", vars(options), results)
 
 
 if __name__ == "__main__":

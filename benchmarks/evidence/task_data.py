@@ -1,0 +1,97 @@
+"""Data of the evidence bench's tasks: images in folds, cached features of the frozen stages, new classifiers."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+from transformers import BaseImageProcessor, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from kgl.benchmarks.evidence.plan import SHARED, TASKS, Task
+from kgl.configuration_kgl import KGLConfig
+from kgl.data.arguments import DataArguments
+from kgl.data.loading import LoadedDataset, read_images
+from kgl.data.schema import dataset_fingerprint
+from kgl.data.splits import group_folds
+from kgl.modeling_kgl import KGLForImageClassification
+from kgl.training.augmentation import PairedAugmentation
+from kgl.training.feature_cache import cache_frozen_features
+
+
+VIEWS = 8  # augmented views cached per image
+
+
+@cache
+def _read_task(task_name: str) -> LoadedDataset:
+    return read_images(DataArguments(**TASKS[task_name].data), show_progress=False)
+
+
+@cache
+def load_images(task_name: str) -> Dataset:
+    """Load all images of a task with masks, their row number `index` and their `fold`."""
+    task = TASKS[task_name]
+    images = _read_task(task_name).splits["train"]
+    fold_of = np.empty(len(images), dtype=int)
+    for fold, (_, held_out) in enumerate(group_folds(images, task.folds, 0, "folds")):
+        fold_of[held_out] = fold
+    images = images.add_column("fold", fold_of.tolist())
+    if task.binary:  # after the folds: they are those of the task with all classes, so that its search stays apart
+        names, good = images.features["label"].names, defect_free_class(task_name)
+        labels = [int(names[label] != good) for label in images["label"]]
+        images = images.remove_columns("label").add_column("label", labels)
+        images = images.cast_column("label", ClassLabel(names=[good, "defect"]))
+    return images.add_column("index", list(range(len(images))))
+
+
+def defect_free_class(task_name: str) -> str | None:
+    """Return the name of the task's class without defects."""
+    return _read_task(task_name).defect_free_label
+
+
+@cache
+def load_features(task_name: str, cache_dir: Path) -> np.ndarray:
+    """Return the output of the frozen stages for all images and views, `(N, views, C, h, w)`, cached on disk."""
+    task = TASKS[task_name]
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    set_seed(0)
+    model, images = new_model(task_name, {}), load_images(task_name)
+    processor, augmentation = image_processor(task), PairedAugmentation()
+    settings = (images["digest"][:], processor.to_dict(), augmentation, task.freeze_stages, VIEWS)
+    fingerprint = hashlib.sha1(repr(settings).encode())
+    for name, tensor in model.backbone.state_dict().items():
+        fingerprint.update(name.encode() + tensor.numpy().tobytes())
+    path = cache_dir / f"{task.data['dataset']}_{fingerprint.hexdigest()[:16]}.npy"
+    return cache_frozen_features(path, images, model, processor, task.freeze_stages, VIEWS, augmentation)
+
+
+def image_processor(task: Task) -> BaseImageProcessor:
+    """Return a processor that resizes to the task's size and normalizes as the backbone expects (ImageNet)."""
+    size = {"height": task.size[0], "width": task.size[1]}
+    return ViTImageProcessorPil(size=size, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD)
+
+
+def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassification:
+    """Return a classifier with new heads."""
+    task = TASKS[task_name]
+    names = load_images(task_name).features["label"].names
+    config = {"id2label": dict(enumerate(names)), "defect_free_label": defect_free_class(task_name), **config}
+    if task.backbone is not None:
+        return KGLForImageClassification(KGLConfig(backbone_config=task.backbone, **config))
+    backbone = str(SHARED / "models/resnet-18")
+    return KGLForImageClassification.from_backbone(backbone, **({"out_features": ["stage3"]} | config))
+
+
+@cache
+def data_fingerprint(task_name: str) -> str:
+    """Return a hash of the task's images, classes, masks, groups and folds."""
+    images = load_images(task_name)
+    groups = images["group"][:]
+    first_rows = [groups.index(group) for group in groups]  # independent of the groups' names
+    parts = [dataset_fingerprint(images), first_rows, images["fold"][:]]
+    return hashlib.sha1(repr(parts).encode()).hexdigest()[:16]
