@@ -3,9 +3,9 @@ BIN := .venv/bin
 
 .PHONY: demo test test-oldest lint
 
-# Both phases on generated surfaces, ending with a table and two image grids in runs/demo.
+# Both phases on generated surfaces; the report is runs/demo/report.html.
 demo: .venv/installed
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train.py recipes/demo.yaml
 
 test: lint .venv-space/installed

@@ -117,7 +117,8 @@ def prepare(settings: Settings) -> Job:
     Raises:
         InputError: an input that cannot be used.
     """
-    settings.training.output_dir = settings.training.output_dir or default_output_dir(settings.data)
+    if settings.training.output_dir == "trainer_output":  # transformers' name where none is given
+        settings.training.output_dir = default_output_dir(settings.data)
     check_settings(settings)
     if settings.training.disable_tqdm:
         datasets.disable_progress_bars()  # all bars but the Trainer's are of datasets' tqdm

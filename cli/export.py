@@ -34,6 +34,7 @@ def _classifier_to_flags(arguments: list[str]) -> list[str]:
 
 def run(args: ExportArguments) -> None:
     """Write the graphs and print their differences."""
+    args.check_paths()
     from ..exporters.export import export_onnx
 
     result = export_onnx(args.model, args.path, None if args.int8 is None else Path(args.int8))

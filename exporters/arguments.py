@@ -30,6 +30,14 @@ class ExportArguments:
     def __post_init__(self) -> None:
         if self.output is not None and Path(self.output).suffix != ".onnx":
             raise InputError(f"--output {self.output}: its name must end in .onnx.")
+
+    def check_paths(self) -> None:
+        """
+        Check that the folders exist.
+
+        Raises:
+            InputError: one does not; the message names its setting.
+        """
         if self.output is None and not Path(self.model).is_dir():
             raise InputError(f"--model {self.model}: it is not a folder here; name the file to write by --output.")
         if not self.path.absolute().parent.is_dir():

@@ -29,12 +29,12 @@ README_LINES = 150
 # Names in commands that stand for the reader's own files, and ids on the Hub.
 USER_PATHS = re.compile(
     r"(images|runs/.+|line/.+|models/.+|part\.png|parts\.csv|priors|predicted|grid\.png|\.venv(/.*)?"
-    r"|OWNER/\w+|microsoft/resnet-18|timm/\w+)"
+    r"|__pycache__/\*|OWNER/\w+|microsoft/resnet-18|timm/\w+)"
 )
 SUBCOMMANDS = ("train", "prior", "data", "predict", "export", "push", "saliency")
 FOREIGN_SETTINGS = {  # in the text, of other commands than kgl
     "--num_processes", "--mixed_precision", "--nproc-per-node", "--help", "--help-all", "--search",
-    "--trust_remote_code", "--labelled",
+    "--trust_remote_code", "--labelled", "--examples",
 }  # fmt: skip
 BENCHMARK_PAGES = re.compile(r"docs/(evidence|priors|results)\w*\.md")  # they name the settings of benchmarks
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

@@ -15,7 +15,7 @@ from kgl.train import run
     ("arguments", "message"),
     [
         (["--data_dir", "/nowhere"], "there is no such folder"),
-        (["--backbone_config", '{"model_type": "bert"}'], "no backbone"),
+        (["--backbone_config", '{"model_type": "bert"}'], "cannot be the backbone"),
         (["--backbone_config", '{"model_type": "resnet", "depths": "deep"}'], "--backbone_config"),
         (["--out_features", "stage7"], "stage7"),
         (["--image_height", "0"], "at least one pixel"),
@@ -76,7 +76,7 @@ def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
     for wrong, message in (
         (["--pooling", "attention", "--kg_objective", "cosine"], "go with --pooling avg_max, not with attention"),
         (["--pooling", "attention", "--prior_method", "cam"], "--prior_method cam: CAM needs a layer"),
-        (["--prior_method", "gradcam", "--prior_layers", "nowhere"], "there is no layer nowhere"),
+        (["--prior_method", "gradcam", "--prior_layers", "nowhere"], "the model has no layer nowhere"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             run(parse([recipe, *wrong]))

@@ -26,7 +26,7 @@ def test_default_file_is_in_the_model_folder(tmp_path):
 )
 def test_bad_settings_are_refused(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        ExportArguments(**{"model": str(tmp_path), **settings})
+        ExportArguments(**{"model": str(tmp_path), **settings}).check_paths()
 
 
 @pytest.mark.parametrize("module", ["kgl.exporters.arguments", "kgl.knowledge.arguments"])
