@@ -35,7 +35,7 @@ def auto_image_processor(tmp_path: Path) -> None:
         pytest.skip("this transformers needs torchvision for AutoImageProcessor")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
     """One finished run on a folder of images: its recipe, its output folder and its standard output."""
     folder = tmp_path_factory.mktemp("run")
@@ -44,3 +44,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, s
     done = run_train(recipe, "--output_dir", folder / "out", "--keep_checkpoints", "true")
     assert done.returncode == 0, done.stderr
     return recipe, folder / "out", done.stdout
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few bootstrap draws: the intervals of a run take longer than training a tiny model."""
+    monkeypatch.setattr("kgl.evaluation.results.BOOTSTRAP_DRAWS", 10)

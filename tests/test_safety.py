@@ -100,9 +100,7 @@ def _is_pickle(path: Path) -> bool:
 def test_weights_in_a_pickle_are_not_loaded(saved, tmp_path):
     (saved / "model.safetensors").unlink()
     (saved / "pytorch_model.bin").write_bytes(pickle.dumps(_Harmful(tmp_path / "proof")))
-    with pytest.raises(
-        InputError, match=r"not a classifier saved by kgl train\. .*model\.safetensors"
-    ):
+    with pytest.raises(InputError, match=r"not a classifier saved by kgl train\. .*model\.safetensors"):
         load_classifier(str(saved))
     with pytest.raises(pickle.UnpicklingError):
         KGLForImageClassification.from_pretrained(saved)

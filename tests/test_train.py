@@ -105,14 +105,11 @@ def test_trained_model_is_a_pipeline(finished_run, auto_image_processor):
         assert detector(str(image))["heat_map"].size == (48, 40)
 
 
-def test_without_guidance_phase_2_repeats_phase_1(finished_run):
+def test_without_guidance_phase_2_repeats_phase_1(finished_run, tmp_path, few_draws):
     """Both phases start from the same weights and see the same batches: equal up to rounding."""
     recipe, out, _ = finished_run
-    unguided = run_train(recipe, "--output_dir", out.parent / "unguided", "--kg_lambda", "0")
-    assert unguided.returncode == 0, unguided.stderr
-    primary, final = (
-        load_file(out.parent / "unguided" / phase / "model.safetensors") for phase in ("primary", "final")
-    )
+    run(parse([recipe, "--output_dir", str(tmp_path / "unguided"), "--kg_lambda", "0"]))
+    primary, final = (load_file(tmp_path / "unguided" / phase / "model.safetensors") for phase in ("primary", "final"))
     guided = load_file(out / "final" / "model.safetensors")
     for name in primary:
         torch.testing.assert_close(primary[name], final[name], rtol=0, atol=1e-7)
@@ -187,25 +184,28 @@ def test_recipes_can_be_parsed(path):
     assert parse([str(path), "--use_cpu", "true"]).training.output_dir.startswith("runs/")
 
 
-def test_synthetic_surfaces_have_map_metrics(tmp_path):
-    done = run_train(
-        write_recipe(tmp_path), "--dataset", "surfaces", "--num_surfaces", 48, "--surface_size", 32,
-        "--num_train_epochs", 1, "--output_dir", tmp_path / "out", "--augment", "false",
+def test_synthetic_surfaces_have_map_metrics(tmp_path, few_draws):
+    report = run(
+        parse([
+            write_recipe(tmp_path), "--dataset", "surfaces", "--num_surfaces", "48", "--surface_size", "32",
+            "--num_train_epochs", "1", "--output_dir", str(tmp_path / "out"), "--augment", "false",
+        ])
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]["final"]
+    metrics = report["results"]["final"]
     maps = {f"{kind}_{measure}" for kind in ("map", "saliency") for measure in MAP_MEASURES}
     assert maps | {"defect_ap", "defect_auroc"} <= set(metrics)
 
 
-def test_magnetic_tiles_with_default_settings(tmp_path):
+def test_magnetic_tiles_with_default_settings(tmp_path, few_draws):
     """The folder and the backbone are all that is given; the steps are cut short for the test."""
-    done = run_train(
-        shared("data", "magnetic-tile"), "--backbone", shared("models", "resnet-18"), "--out_features", "stage3",
-        "--image_height", 48, "--image_width", 48, "--max_steps", 2, "--train_per_class", 4,
-        "--train_defect_free", 8, "--output_dir", tmp_path / "out", "--use_cpu", "true",
+    run(
+        parse([
+            str(shared("data", "magnetic-tile")), "--backbone", str(shared("models", "resnet-18")),
+            "--out_features", "stage3", "--image_height", "48", "--image_width", "48", "--max_steps", "2",
+            "--train_per_class", "4", "--train_defect_free", "8", "--output_dir", str(tmp_path / "out"),
+            "--use_cpu", "true",
+        ])
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "grid_test.png").exists()
     stored = json.loads((tmp_path / "out" / "run.json").read_text())
     assert stored["model"]["freeze_stages"] == 2  # by default

@@ -6,7 +6,7 @@ import pytest
 from jobs import run_train, write_recipe
 from tiny import make_images
 
-from kgl.cli.train import parse
+from kgl.cli.train import main, parse
 from kgl.errors import InputError
 from kgl.train import run
 
@@ -23,18 +23,20 @@ from kgl.train import run
         (["--num_folds", "1"], "--num_folds 1"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, finished_run, tmp_path):
-    refused = run_train(finished_run[0], "--output_dir", tmp_path / "out", *arguments)
-    assert refused.returncode == 2
-    assert message in refused.stderr and "Traceback" not in refused.stderr
-    assert refused.stderr.splitlines()[-1].startswith("kgl train: error: ")
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
+    recipe = write_recipe(tmp_path, data_dir=str(make_images(tmp_path / "images")))
+    with pytest.raises(SystemExit) as stopped:
+        main([recipe, "--output_dir", str(tmp_path / "out"), *arguments])
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.splitlines()[-1].startswith("kgl train: error: ")
     assert not (tmp_path / "out").exists()  # a run that cannot start claims no folder
 
 
 def test_folder_of_other_files_is_refused(finished_run, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     refused = run_train(finished_run[0], "--output_dir", tmp_path)
-    assert refused.returncode == 2 and "holds other files" in refused.stderr
+    assert refused.returncode == 2 and "holds other files" in refused.stderr and "Traceback" not in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
