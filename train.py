@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import shutil
@@ -17,43 +18,67 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from datasets import Dataset
-from transformers import BaseImageProcessor
+from filelock import FileLock
 
 from kgl.data.loading import LoadedDataset, read_defect_dataset
-from kgl.data.masks import drop_masks
+from kgl.data.progress import disable_progress_bars
 from kgl.data.splits import group_folds
-from kgl.data.storage import lock, write_json
+from kgl.data.storage import run_on_main_process, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.evaluation.calibration import calibrate
-from kgl.evaluation.predictions import Predictions, predict, write_predictions
-from kgl.evaluation.report import comparison_table, write_report
-from kgl.evaluation.results import evaluate_run
-from kgl.evaluation.visualization import draw_comparison_grid, select_grid_rows
+from kgl.evaluation.predictions import predict
+from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.hub.model_card import write_card
 from kgl.hub.push import push
-from kgl.knowledge.arguments import PriorArguments
-from kgl.knowledge.saliency_priors import add_saliency_priors, with_priors
+from kgl.knowledge.saliency_priors import with_priors
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.training.arguments import OperatingArguments, teaches_saliency
-from kgl.training.model_init import build_model, check_model, make_image_processor, resolve_freeze_stages
+from kgl.training.arguments import teaches_saliency
+from kgl.training.callbacks import delete_checkpoints
+from kgl.training.model_init import (
+    build_model,
+    check_model,
+    make_image_processor,
+    resolve_freeze_stages,
+    resolve_out_features,
+)
 from kgl.training.run_dir import CACHE_FOLDER, RunState, claim, strip_paths
-from kgl.training.settings import Settings, check_settings, deciding_settings, default_output_dir, repository_name
-from kgl.training.two_phase import Folds, Recipe, cache_inputs, make_priors, train_phase
-
-
-PHASES = ("primary", "final")
-_TITLES = {"primary": "Phase 1, primary classifier", "final": "Phase 2, final classifier"}
+from kgl.training.settings import (
+    UNDECIDING,
+    Settings,
+    check_settings,
+    default_output_dir,
+    repository_name,
+    run_settings,
+)
+from kgl.training.two_phase import (
+    Folds,
+    Inputs,
+    Primaries,
+    Priors,
+    Recipe,
+    TrainedPhase,
+    cache_inputs,
+    make_priors,
+    run_phase_1,
+    run_phase_2,
+)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checked job: its settings, data, and how its classifiers are trained."""
+    """
+    A checked job.
+
+    Attributes:
+        settings: all of them, with what was recognised filled in.
+        data: the splits.
+        recipe: how both classifiers are trained.
+        folds: for cross-fitted priors, `(rest, held out)` indices of each fold; empty without.
+    """
 
     settings: Settings
     data: LoadedDataset
     recipe: Recipe
-    freeze_stages: int
     folds: Folds
 
     @property
@@ -65,15 +90,6 @@ class Job:
     def is_main_process(self) -> bool:
         """Whether this process prints and writes."""
         return self.settings.training.process_index == 0
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Both classifiers of a run, the training rows with their priors, and what the run recorded of each step."""
-
-    models: dict[str, KGLForImageClassification]
-    rows: Dataset
-    records: dict[str, dict[str, Any]]
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -90,23 +106,25 @@ def run(settings: Settings) -> dict[str, Any]:
         InputError: an input that cannot be used, or an output folder that holds another run.
     """
     job = prepare(settings)
-    state = open_run(job)
-    if state.record("report") is not None:
-        return reopen(job)
-    held = lock(job.output_dir) if job.is_main_process else None
+    state, held = open_run(job)
+    if is_finished(job, state):
+        return reopen(job, held)
     if job.is_main_process:
         print_loaded_dataset(job.data)
-    trained = train_both(job, state)
+    inputs = cache(job, state)
+    primaries = run_phase_1(inputs, job.folds, job.recipe, state)
+    priors = make_priors(job.data.splits["train"], primaries, job.recipe, state, job.settings.prior)
+    if job.is_main_process:
+        print_priors(job, priors)
+    final = run_phase_2(inputs, priors, job.recipe, state)
     # A process that ends with its group standing may abort, and end the others' work.
     PartialState().destroy_process_group()
     if not job.is_main_process:
         return {}
-    report = evaluate(job, trained)
+    evaluation = evaluate(job, primaries, final)
+    report = write_run(job, inputs, primaries, priors, final, evaluation)
     state.finish("report")
-    remove_caches(job)
-    print_results(report, job.output_dir)
-    held.release()
-    push_if_asked(settings)
+    finish(job, report, held)
     return report
 
 
@@ -117,241 +135,173 @@ def prepare(settings: Settings) -> Job:
     Raises:
         InputError: an input that cannot be used.
     """
-    if settings.training.output_dir == "trainer_output":  # transformers' name where none is given
-        settings.training.output_dir = default_output_dir(settings.data)
+    training = copy.copy(settings.training)
+    if training.output_dir == "trainer_output":  # transformers' name where none is given
+        training.output_dir = default_output_dir(settings.data)
+    settings = settings._replace(training=training)
     check_settings(settings)
-    if settings.training.disable_tqdm:
-        datasets.disable_progress_bars()  # all bars but the Trainer's are of datasets' tqdm
-    data = read_defect_dataset(settings.data, show_progress=not settings.training.disable_tqdm)
-    # What was recognised decides the run like what was given.
-    resolved = replace(settings.data, dataset=data.dataset, defect_free_label=data.defect_free_label)
-    settings = settings._replace(data=resolved)
+    if training.disable_tqdm:
+        disable_progress_bars()
+    data = read_defect_dataset(settings.data)
     train = data.splits["train"]
+    # What is recognised is part of the run like what is given.
+    data_args = replace(settings.data, dataset=data.dataset, defect_free_label=data.defect_free_label)
+    model_args = replace(settings.model, out_features=resolve_out_features(settings.model))
     folds = []
     if settings.prior.prior_folds is not None:
-        folds = group_folds(train, settings.prior.prior_folds, settings.data.split_seed, "--prior_folds")
-    image_processor = make_image_processor(settings.model)
+        folds = group_folds(train, settings.prior.prior_folds, data_args.split_seed, "--prior_folds")
+    image_processor = make_image_processor(model_args)
 
     def new_model() -> KGLForImageClassification:
-        return build_model(settings.model, train.features["label"].names, data.defect_free_label)
-
-    def calibrate_model(model: KGLForImageClassification) -> dict[str, Any] | None:
-        return calibrate_on(data.splits.get("validation"), model, image_processor, settings)
+        return build_model(model_args, data.class_names, data.defect_free_label)
 
     model = new_model()
-    freeze_stages = resolve_freeze_stages(model, settings.model)
-    check_model(model, settings.model.size, freeze_stages, settings.prior)
-    return Job(
-        settings, data, Recipe(new_model, image_processor, settings.training, calibrate_model), freeze_stages, folds
-    )
+    model_args = replace(model_args, freeze_stages=resolve_freeze_stages(model, model_args))
+    check_model(model, model_args.size, model_args.freeze_stages, settings.prior)
+    settings = settings._replace(data=data_args, model=model_args)
+
+    def calibrate_model(model: KGLForImageClassification) -> dict[str, Any] | None:
+        validation, operating = data.splits.get("validation"), settings.operating
+        if not validation:
+            return None
+        predictions = predict(model, validation, image_processor, training.per_device_eval_batch_size)
+        labels = np.asarray(validation["label"])
+        calibration = calibrate(
+            predictions.probabilities,
+            labels,
+            model.config.defect_free_id,
+            operating.wanted_recall,
+            operating.miss_cost,
+        )
+        model.config.temperature = calibration["temperature"]
+        model.config.operating_point = calibration["operating_point"]
+        return calibration
+
+    return Job(settings, data, Recipe(new_model, image_processor, training, calibrate_model), folds)
 
 
-def calibrate_on(
-    validation: Dataset | None,
-    model: KGLForImageClassification,
-    image_processor: BaseImageProcessor,
-    settings: Settings,
-) -> dict[str, Any] | None:
-    """Set the temperature and the operating point of a trained model; None without validation images."""
-    if not validation:
-        return None
-    predictions = predict(model, validation, image_processor, settings.training.per_device_eval_batch_size)
-    operating: OperatingArguments = settings.operating
-    calibration = calibrate(
-        predictions.probabilities,
-        np.asarray(validation["label"]),
-        model.config.defect_free_id,
-        operating.wanted_recall,
-        operating.miss_cost,
-    )
-    model.config.temperature = calibration["temperature"]
-    model.config.operating_point = calibration["operating_point"]
-    return calibration
-
-
-def open_run(job: Job) -> RunState:
+def open_run(job: Job) -> tuple[RunState, FileLock | None]:
     """
-    Claim the output folder for the job and return the state of its steps.
+    Claim the output folder, and return the state of its steps and the main process's lock.
 
     Raises:
-        InputError: the folder holds another run or other files, or cannot be written to.
+        InputError: the folder holds another run or other files, another process uses it, or it cannot be written to.
     """
-    with job.settings.training.main_process_first(desc="claiming the output folder"):
-        state = RunState(job.output_dir)
-        deciding = deciding_settings(job.settings, job.data.splits, job.freeze_stages)
-        claim(job.output_dir, deciding, started=not state.is_empty)
-    return RunState(job.output_dir, job.is_main_process)
+    settings = run_settings(job.settings, job.data.splits)
+    held = run_on_main_process(lambda: claim(job.output_dir, settings, ignored=UNDECIDING))
+    return RunState(job.output_dir, job.is_main_process), held
 
 
-def reopen(job: Job) -> dict[str, Any]:
+def is_finished(job: Job, state: RunState) -> bool:
+    """Return whether the run has its report; a deleted `metrics.json` is made again."""
+    return state.record("report") is not None and (job.output_dir / "metrics.json").exists()
+
+
+def reopen(job: Job, held: FileLock | None) -> dict[str, Any]:
     """Print the results of a finished run, and push it where asked."""
     PartialState().destroy_process_group()
     report = json.loads((job.output_dir / "metrics.json").read_text(encoding="utf-8"))
     if job.is_main_process:
         print(f"{job.output_dir} holds this run, finished before.")
-        print_results(report, job.output_dir)
-        remove_caches(job)  # a kill may have left them
-        push_if_asked(job.settings)
+        finish(job, report, held)
     return report
 
 
-def train_both(job: Job, state: RunState) -> Trained:
-    """Run phase 1, the priors and phase 2."""
-    model_args, recipe = job.settings.model, job.recipe
-    train = job.data.splits["train"]
-    inputs = cache_inputs(
-        train,
-        recipe,
+def cache(job: Job, state: RunState) -> Inputs:
+    """Cache what both phases train on."""
+    model_args = job.settings.model
+    return cache_inputs(
+        job.data.splits["train"],
+        job.recipe,
         state,
         augment=model_args.augment,
-        freeze_stages=job.freeze_stages,
+        freeze_stages=model_args.freeze_stages,
         views=model_args.frozen_views,
         resize_once=job.settings.data.decode_once,
     )
-    train_phase("primary", _TITLES["primary"], inputs.rows, inputs, recipe, state)
-    for fold, (rest, _) in enumerate(job.folds):
-        title = f"Phase 1, primary classifier of fold {fold}"
-        train_phase(f"primary_fold{fold}", title, inputs.rows.select(rest), inputs, recipe, state)
-    priors = make_priors(train, job.folds, recipe, state, job.settings.prior)
-    if job.is_main_process:
-        objectives = job.settings.training.kg_objective
-        untaught = (
-            "" if teaches_saliency(objectives) else f" --kg_objective {' '.join(objectives)} leaves H untrained."
-        )
-        print(f"Priors: {job.settings.prior.prior_method} maps of {len(priors)} training images.{untaught}")
-    rows = with_priors(inputs.rows, priors)
-    train_phase("final", _TITLES["final"], rows, inputs, recipe, state)
+
+
+def print_priors(job: Job, priors: Priors) -> None:
+    """Print how the priors were made, and whether anything learns them."""
+    objectives = job.settings.training.kg_objective
+    untaught = "" if teaches_saliency(objectives) else f" --kg_objective {' '.join(objectives)} leaves H untrained."
+    print(f"Priors: {job.settings.prior.prior_method} maps of {len(priors.table)} training images.{untaught}")
+
+
+def evaluate(job: Job, primaries: Primaries, final: TrainedPhase) -> Evaluation:
+    """Load both classifiers and evaluate them on the test images."""
     models = {
-        phase: KGLForImageClassification.from_pretrained(job.output_dir / phase).to(recipe.args.device)
-        for phase in PHASES
-        if job.is_main_process
+        name: KGLForImageClassification.from_pretrained(phase.folder).to(job.recipe.args.device)
+        for name, phase in (("primary", primaries.primary), ("final", final))
     }
-    steps = ("cache", "primary", *(f"primary_fold{fold}" for fold in range(len(job.folds))), "priors", "final")
-    return Trained(models, rows, {step: state.record(step) for step in steps})
+    batch_size = job.recipe.args.per_device_eval_batch_size
+    return evaluate_models(
+        models, job.data.splits["test"], job.recipe.image_processor, job.settings.model.size, batch_size
+    )
 
 
-def evaluate(job: Job, trained: Trained) -> dict[str, Any]:
-    """Predict the test images once, and write metrics, predictions, image grids, report and model card."""
-    settings, output_dir, test = job.settings, job.output_dir, job.data.splits["test"]
-    batch_size = settings.training.per_device_eval_batch_size
-    predictions = {
-        phase: predict(model, test, job.recipe.image_processor, batch_size) for phase, model in trained.models.items()
+def write_run(
+    job: Job, inputs: Inputs, primaries: Primaries, priors: Priors, final: TrainedPhase, evaluation: Evaluation
+) -> dict[str, Any]:
+    """Write metrics, predictions, image grids, report and model card; return the content of `metrics.json`."""
+    seconds = {
+        "feature_cache": inputs.seconds,
+        "primary": primaries.primary.seconds,
+        "fold_primaries": sum(phase.seconds for phase in primaries.of_folds),
+        "priors": priors.seconds,
+        "final": final.seconds,
     }
-    configs = {phase: model.config for phase, model in trained.models.items()}
-    results, differences = evaluate_run(predictions, test, configs, settings.model.size)
-    seconds = total_seconds(trained.records)
+    results = evaluation.results
     results["primary"]["seconds"] = seconds["feature_cache"] + seconds["primary"]
     results["final"]["seconds"] = sum(seconds.values())
     report = {
         "results": results,
-        "differences": differences,
-        "validation": {phase: trained.records[phase]["validation"] for phase in PHASES},
+        "differences": evaluation.differences,
+        "validation": {"primary": primaries.primary.validation, "final": final.validation},
         "seconds": seconds,
         "images": {name: len(split) for name, split in job.data.splits.items()},
         "issues": [asdict(issue) for issue in job.data.issues],
-        "settings": strip_paths(json.loads((output_dir / "run.json").read_text(encoding="utf-8"))),
-        "licenses": asdict(settings.licenses),
+        "settings": strip_paths(run_settings(job.settings, job.data.splits)),
+        "licenses": asdict(job.settings.licenses),
         "versions": {
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
         },
     }
-    draw_grids(job, trained, predictions)
-    write_predictions(output_dir / "predictions.csv", test, predictions, configs)
-    write_report(
-        output_dir / "report.html",
+    write_outputs(
+        job.output_dir,
         report,
-        test,
-        predictions,
-        {phase: loss_history(output_dir / phase) for phase in PHASES},
-        lambda images: prior_maps(images, trained.models["primary"], job.recipe.image_processor, settings.prior),
-        configs["final"],
+        evaluation,
+        with_priors(inputs.rows, priors.table),
+        job.data.splits["test"],
+        job.recipe.image_processor,
+        job.settings.prior,
     )
-    shutil.copy(output_dir / "grid_test.png", output_dir / "final")  # shown by the card
-    write_card(output_dir, report)
-    write_json(output_dir / "metrics.json", report)
+    write_card(job.output_dir, report)
+    write_json(job.output_dir / "metrics.json", report)
     return report
 
 
-def total_seconds(records: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return the seconds of each step; the primaries of the folds together."""
-    folds = sum(record["seconds"] for step, record in records.items() if step.startswith("primary_fold"))
-    return {
-        "feature_cache": records["cache"]["seconds"],
-        "primary": records["primary"]["seconds"],
-        "fold_primaries": folds,
-        "priors": records["priors"]["seconds"],
-        "final": records["final"]["seconds"],
-    }
-
-
-def draw_grids(job: Job, trained: Trained, predictions: dict[str, Predictions]) -> None:
-    """Draw a few training and test images with the maps of both classifiers."""
-    size, test = job.settings.model.size, job.data.splits["test"]
-    defect_free = job.data.defect_free_label
-    shown = trained.rows.select(select_grid_rows(trained.rows, 6, defect_free))
-    of_shown = {
-        phase: predict(model, shown, job.recipe.image_processor, len(shown)) for phase, model in trained.models.items()
-    }
-    draw_comparison_grid(job.output_dir / "grid_train.png", shown, of_shown, size, "Training images")
-    rows = select_grid_rows(test, 8, defect_free)
-    of_rows = {phase: one.select(rows) for phase, one in predictions.items()}
-    draw_comparison_grid(job.output_dir / "grid_test.png", test.select(rows), of_rows, size, "Held-out test images")
-
-
-def prior_maps(
-    images: Dataset,
-    primary: KGLForImageClassification,
-    image_processor: BaseImageProcessor,
-    prior_args: PriorArguments,
-) -> np.ndarray:
-    """Return the priors that test images would have had in training, `(N, h, w)` in 0..1."""
-    args = PriorArguments(prior_method=prior_args.prior_method, prior_layers=prior_args.prior_layers)
-    unmarked = drop_masks(images.remove_columns("digest"))
-    priors = add_saliency_priors(unmarked, primary, image_processor, args=args)
-    return np.asarray(priors["saliency_prior"], dtype=np.float32) / 255
-
-
-def loss_history(phase: Path) -> list[dict[str, float]]:
-    """Return the logged values of a phase."""
-    return json.loads((phase / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-
-
-def remove_caches(job: Job) -> None:
-    """Delete resized images and frozen features; they are large, and of no use once both phases are finished."""
+def finish(job: Job, report: dict[str, Any], held: FileLock) -> None:
+    """Delete what only an unfinished run needs, print the results, release the folder, and push where asked."""
     shutil.rmtree(job.output_dir / CACHE_FOLDER, ignore_errors=True)
-
-
-def push_if_asked(settings: Settings) -> None:
-    """Push the finished run to the Hub once, with `--push_to_hub`."""
-    training_args = settings.training
-    if not training_args.push_to_hub:
-        return
-    address = push(
-        Path(training_args.output_dir),
-        repository_name(training_args),
-        settings.licenses,
-        private=training_args.hub_private_repo is not False,  # None too: public only when asked for
-        token=training_args.hub_token,
-        revision=training_args.hub_revision,
-    )
-    print(f"Pushed in one commit: {address}")
-
-
-def print_results(report: dict[str, Any], output_dir: Path) -> None:
-    """Print the comparison of both classifiers and where the files are."""
-    print(f"\n{comparison_table(report['results'])}\n")
-    final, count = report["results"]["final"], report["images"]["test"]
-    if "recall_at_operating_point" in final:
-        print(
-            f"At its threshold the final classifier finds {final['recall_at_operating_point']:.0%} of the defects in "
-            f"{count} held-out test images and calls {final['false_alarm_rate_at_operating_point']:.0%} of the good "
-            "ones defective."
+    training = job.settings.training
+    if not training.keep_checkpoints:
+        for phase in job.output_dir.iterdir():
+            if phase.is_dir():
+                delete_checkpoints(phase, keep=[])
+    print_results(report, job.output_dir)
+    held.release()
+    if training.push_to_hub:
+        address = push(
+            job.output_dir,
+            repository_name(training),
+            job.settings.licenses,
+            private=training.hub_private_repo is not False,  # None too: public only when asked for
+            token=training.hub_token,
+            revision=training.hub_revision,
         )
-    print(
-        f"Report: {output_dir / 'report.html'}, with metrics.json and predictions.csv beside it. "
-        f"Classifier: {output_dir / 'final'}"
-    )
+        print(f"Pushed in one commit: {address}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -361,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.main(sys.argv[1:] if argv is None else argv)
 
 
-__all__ = ["Job", "Trained", "evaluate", "main", "prepare", "run", "train_both"]
+__all__ = ["Job", "main", "prepare", "run"]
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def training_step(size: tuple[int, int]) -> Callable[[], None]:
 
 def measure_case(dataset: str, folder: Path, size: tuple[int, int], rounds: int) -> dict[str, object]:
     """Return the median images per second of the three ways, their ratios, and the seconds of every round."""
-    images = read_images(DataArguments(dataset, str(folder)), show_progress=False).splits["train"]
+    images = read_images(DataArguments(dataset, str(folder))).splits["train"]
     images = images.select(range(0, len(images), max(1, len(images) // MAX_IMAGES)))
     processor = ViTImageProcessorPil(size={"height": size[0], "width": size[1]})
     collator = DefectCollator(processor, PairedAugmentation())

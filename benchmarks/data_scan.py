@@ -48,7 +48,7 @@ def measure_reading(folder: Path) -> dict[str, object]:
 
     args = DataArguments(data_dir=str(folder), defect_free_label="good")
     started = time.perf_counter()
-    loaded = read_images(args, show_progress=False)
+    loaded = read_images(args)
     reading = time.perf_counter() - started
     splits = split_images(loaded, args).splits
     return {

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.arguments import DataArguments
 from ..errors import InputError
-from .parser import CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
+from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
 @dataclass
@@ -20,8 +20,14 @@ class SummaryArguments:
     output: str | None = field(default=None, metadata={"help": "A new .json file for all issues."})
 
     def __post_init__(self) -> None:
+        if self.listed < 0:
+            raise InputError(f"--listed {self.listed}: it must be at least 0.")
+        if self.output is not None and Path(self.output).suffix != ".json":
+            raise InputError(f"--output {self.output}: its name must end in .json.")
         if self.output is not None and Path(self.output).exists():
             raise InputError(f"--output {self.output}: the file exists; choose another name.")
+        if self.output is not None and not Path(self.output).absolute().parent.is_dir():
+            raise InputError(f"--output {self.output}: there is no such folder.")
 
 
 HELP = CommandHelp(
@@ -37,7 +43,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into SummaryArguments and DataArguments."""
-    return parse_settings(HELP.command, (SummaryArguments, DataArguments), argv, images_to_flags)
+    return parse_settings(HELP.command, (SummaryArguments, DataArguments), argv, images_to_flags, DATA_SOURCES)
 
 
 def run(args: SummaryArguments, data_args: DataArguments) -> bool:

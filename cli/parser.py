@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..errors import InputError
 
 
 _BOOLEANS = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
+DATA_SOURCES = frozenset({"--dataset", "--data_dir", "--data_file", "--hub_dataset"})
 TABLE_ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
 
 
@@ -73,6 +75,8 @@ def _metavar(one: Field) -> str:
         return "{" + ",".join(one.metadata["choices"]) + "}"
     if "bool" in str(one.type):
         return "true|false"
+    if "int" in str(one.type) and one.name.rpartition("_")[2] in ("class", "free"):
+        return "COUNT"
     return f"{one.name.rpartition('_')[2].upper()}{' ...' if 'list' in str(one.type) else ''}"
 
 
@@ -92,6 +96,7 @@ def parse_settings(
     dataclasses: tuple[type, ...],
     argv: Sequence[str],
     positional: Callable[[list[str]], list[str]] | None = None,
+    sources: Collection[str] = frozenset(),
 ) -> tuple[Any, ...]:
     """
     Parse `[POSITIONAL ...] [RECIPE.yaml] [--config RECIPE.yaml] [--flag value ...]` into one object per dataclass.
@@ -103,6 +108,7 @@ def parse_settings(
         dataclasses: one per group of settings.
         argv: the arguments.
         positional: turns the arguments that follow no flag into flags; without it there may be none.
+        sources: flags of which one, given outside the recipe, replaces all of the recipe's.
 
     Raises:
         InputError: an unknown recipe or setting, or a value that a setting does not take.
@@ -116,8 +122,14 @@ def parse_settings(
         raise InputError(f"Give one recipe, not {' and '.join(recipes)}.")
     if loose and positional is None:
         raise InputError(f"{' '.join(loose)}: {command} takes settings only, such as --flag value; see --help.")
-    flags = [flag for recipe in recipes for flag in _recipe_to_flags(Path(recipe))]
-    flags += [*(positional(loose) if loose else []), *argv]
+    named = positional(loose) if loose else []
+    twice = [flag for flag in named if flag.startswith("--") and flag in argv]
+    if twice:
+        raise InputError(f"{' '.join(loose)}: it is given a second time by {twice[0]}; leave one out.")
+    recipe_settings = {} if not recipes else _read_recipe(Path(recipes[0]))
+    if sources & {*named, *argv}:  # another source replaces all that the recipe says of its own
+        recipe_settings = {name: value for name, value in recipe_settings.items() if f"--{name}" not in sources}
+    flags = [*_to_flags(recipe_settings), *named, *argv]
     try:
         *settings, unknown = parser.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
@@ -128,7 +140,7 @@ def parse_settings(
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
         known = [f"--{one.name}" for arguments in dataclasses for one in fields(arguments)]
-        similar = get_close_matches(unknown[0], known, n=1)
+        similar = get_close_matches(unknown[0], known, n=1, cutoff=0.8)
         hint = f"did you mean {similar[0]}?" if similar else "see --help."
         raise InputError(f"unknown setting {' '.join(unknown)}; {hint}")
     return tuple(settings)
@@ -153,7 +165,7 @@ def _split_loose(parser: Any, argv: list[str]) -> tuple[list[str], list[str]]:
         if argument.startswith("-") and not _is_number(argument):
             flag = argument.partition("=")[0]
             action = parser._option_string_actions.get(flag)
-            capacity = {None: 1.0, "?": 0.5}.get(action.nargs, float("inf")) if action else float("inf")
+            capacity = {None: 1.0, "?": 0.5, 0: 0.0}.get(action.nargs, float("inf")) if action else 1.0
             capacity = 0.0 if "=" in argument else capacity
             flags.append(argument)
         elif capacity >= 1 or (capacity == 0.5 and argument.lower() in _BOOLEANS):
@@ -173,18 +185,21 @@ def _is_number(argument: str) -> bool:
 
 
 def _without_config(argv: list[str]) -> tuple[list[str], list[str]]:
-    recipes = []
-    while "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 == len(argv):
-            raise InputError("--config: name a recipe, a .yaml file.")
-        recipes.append(argv[at + 1])
-        del argv[at : at + 2]
-    return argv, recipes
+    recipes, rest = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            recipes.append(next(arguments, ""))
+        elif argument.startswith("--config="):
+            recipes.append(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    if any(not recipe or recipe.startswith("-") for recipe in recipes):
+        raise InputError("--config: name a recipe, a .yaml file.")
+    return rest, recipes
 
 
-def _recipe_to_flags(recipe: Path) -> list[str]:
-    """Return a recipe's settings as flags, so that they are checked like flags."""
+def _read_recipe(recipe: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -195,6 +210,11 @@ def _recipe_to_flags(recipe: Path) -> list[str]:
         raise InputError(f"{recipe}: the recipe is not valid YAML. {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{recipe}: a recipe consists of `setting: value` lines.")
+    return settings
+
+
+def _to_flags(settings: dict[str, Any]) -> list[str]:
+    """Return a recipe's settings as flags, so that they are checked like flags."""
     flags = []
     for name, value in settings.items():
         if value is None:
@@ -223,7 +243,9 @@ def run_command(command: str, job: Callable[[], object]) -> None:
     try:
         job()
     except InputError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        process = "" if rank == "0" else f" in process {rank}"
+        sys.stderr.write(f"{command}: error{process}: {error}\n")  # in one piece, also from several processes
         _leave_process_group()
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -232,14 +254,14 @@ def run_command(command: str, job: Callable[[], object]) -> None:
 
 
 def _silence_weight_bars() -> None:
-    """Reading and writing weights takes moments; transformers' bars would hide ours."""
+    """Disable transformers' bars of reading and writing weights: they take moments and would hide ours."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def _leave_process_group() -> None:
-    """A process that ends while its group stands may abort, and its exit code is lost."""
+    """Destroy the process group: a process that ends while it stands may abort and lose its exit code."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

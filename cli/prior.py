@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.arguments import DataArguments
 from ..knowledge.arguments import PriorArguments, PriorPassArguments
-from .parser import CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
+from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
 HELP = CommandHelp(
@@ -27,7 +27,9 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into PriorPassArguments, PriorArguments and DataArguments."""
-    return parse_settings(HELP.command, (PriorPassArguments, PriorArguments, DataArguments), argv, images_to_flags)
+    return parse_settings(
+        HELP.command, (PriorPassArguments, PriorArguments, DataArguments), argv, images_to_flags, DATA_SOURCES
+    )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -28,9 +28,9 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _run_and_repository(arguments: list[str]) -> list[str]:
-    if len(arguments) != 2:
+    if len(arguments) > 2:
         raise InputError(f"Give a run's folder and a repository, not {' '.join(arguments)}.")
-    return ["--run", arguments[0], "--repo", arguments[1]]
+    return [part for pair in zip(("--run", "--repo"), arguments, strict=False) for part in pair]
 
 
 def run(args: PushArguments, licenses: LicenseArguments) -> None:

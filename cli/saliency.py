@@ -10,7 +10,7 @@ from typing import Any
 from ..data.arguments import DataArguments
 from ..errors import InputError, check_choices
 from ..saliency.methods import METHODS
-from .parser import CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
+from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
 @dataclass
@@ -53,7 +53,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into SaliencyGridArguments and DataArguments."""
-    return parse_settings(HELP.command, (SaliencyGridArguments, DataArguments), argv, images_to_flags)
+    return parse_settings(HELP.command, (SaliencyGridArguments, DataArguments), argv, images_to_flags, DATA_SOURCES)
 
 
 def run(args: SaliencyGridArguments, data_args: DataArguments) -> None:

@@ -15,7 +15,7 @@ from ..training.arguments import (
     OperatingArguments,
     RecipeArguments,
 )
-from .parser import CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
+from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def parse(argv: Sequence[str]) -> Settings:
     from ..training.settings import Settings
 
     dataclasses = tuple(get_type_hints(Settings).values())
-    return Settings(*parse_settings(HELP.command, dataclasses, argv, images_to_flags))
+    return Settings(*parse_settings(HELP.command, dataclasses, argv, images_to_flags, DATA_SOURCES))
 
 
 def main(argv: Sequence[str]) -> None:

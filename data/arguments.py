@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from ..errors import InputError, check_choices
 from .readers.layouts import LAYOUTS
@@ -22,6 +22,10 @@ _DATASETS_THAT_READ = {
     "group_column": ("table", "hub"),
     "split_column": ("table",),
     "grade_thresholds": ("table", "hub"),
+    "image_column": ("table", "hub"),
+    "label_column": ("table", "hub"),
+    "num_surfaces": ("surfaces",),
+    "surface_size": ("surfaces",),
 }
 _PATHS = ("data_dir", "data_file", "hub_dataset")
 
@@ -147,9 +151,10 @@ class DataArguments:
             if source is None:
                 return
             dataset, chosen_by = implied[source], f"--{source} {vars(self)[source]}"
+        defaults = {one.name: one.default for one in fields(self)}
         for name, read_by in _DATASETS_THAT_READ.items():
             value = vars(self)[name]
-            if value is not None and dataset not in read_by:
+            if value != defaults[name] and dataset not in read_by:
                 shown = " ".join(map(str, value)) if isinstance(value, list) else value
                 raise InputError(f"--{name} {shown} has no effect beside {chosen_by}; leave one of them out.")
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
-from datasets.utils import tqdm
 from transformers import BaseImageProcessor
 
 from .images import to_pixel_values
+from .progress import progress_bar
 from .storage import check_disk_space
 
 
@@ -19,9 +19,7 @@ FOLDER = "pixels"
 _BATCH = 64  # images in memory at once
 
 
-def cache_resized_images(
-    dataset: Dataset, image_processor: BaseImageProcessor, folder: Path, show_progress: bool = True
-) -> Dataset:
+def cache_resized_images(dataset: Dataset, image_processor: BaseImageProcessor, folder: Path) -> Dataset:
     """
     Return one column `pixels`: every image of the dataset as `3 * H * W` bytes in the image processor's size.
 
@@ -29,7 +27,6 @@ def cache_resized_images(
         dataset: has a column `image`.
         image_processor: resizes; [`cached_to_tensor`] returns what it returns before normalization.
         folder: gets a folder `pixels` with an Arrow file; one that is already there is used.
-        show_progress: draw a progress bar on a terminal.
 
     Raises:
         InputError: too little disk space.
@@ -42,9 +39,7 @@ def cache_resized_images(
         unfinished = file.with_name(f"{file.name}.unfinished")
         with (
             ArrowWriter(path=str(unfinished), features=Features(pixels=Value("binary"))) as writer,
-            tqdm(
-                total=len(dataset), desc="Resizing images", leave=False, disable=None if show_progress else True
-            ) as bar,
+            progress_bar(title="Resizing images", total=len(dataset)) as bar,
         ):
             for batch in dataset.select_columns(["image"]).iter(_BATCH):
                 values = to_pixel_values(batch["image"], image_processor, do_rescale=False, do_normalize=False)

@@ -108,7 +108,7 @@ def load_defect_dataset(args: DataArguments) -> DatasetDict:
     return loaded.splits
 
 
-def read_defect_dataset(args: DataArguments, show_progress: bool = True) -> LoadedDataset:
+def read_defect_dataset(args: DataArguments) -> LoadedDataset:
     """
     Read, check and split a dataset into `train`, `test` and, with a validation share, `validation`.
 
@@ -117,21 +117,19 @@ def read_defect_dataset(args: DataArguments, show_progress: bool = True) -> Load
 
     Args:
         args: the dataset and how it is split.
-        show_progress: draw a progress bar on a terminal.
 
     Raises:
         InputError: the dataset cannot be used; the message names the folder, the files or the setting.
     """
-    return split_images(read_images(args, show_progress), args)
+    return split_images(read_images(args), args)
 
 
-def read_images(args: DataArguments, show_progress: bool = True) -> LoadedDataset:
+def read_images(args: DataArguments) -> LoadedDataset:
     """
     Read all usable images in the splits of their source; near-duplicates share a group.
 
     Args:
         args: the dataset.
-        show_progress: draw a progress bar on a terminal.
 
     Raises:
         InputError: as [`read_defect_dataset`].
@@ -145,7 +143,7 @@ def read_images(args: DataArguments, show_progress: bool = True) -> LoadedDatase
         defect_free = find_defect_free_class(args.defect_free_label, dataset, names)
         images = concatenate_datasets(list(source.splits.values()))
         split_of = np.repeat(list(source.splits), [len(split) for split in source.splits.values()])
-        inspection = inspect_images(images, show_progress)
+        inspection = inspect_images(images)
         issues = [*inspection.issues, *_unusable_images(images, inspection, source.description, args.on_bad_image)]
         usable = [row for row, problem in enumerate(inspection.problems) if problem is None]
         if len(usable) < len(images):

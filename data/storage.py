@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
+
+
+LOCK_FILE = "run.lock"
+Result = TypeVar("Result")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -48,6 +54,25 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
         raise InputError(
             f"{folder} cannot be written: {error}. Finished parts are kept; make room and run the same again."
         ) from error
+
+
+def run_on_main_process(step: Callable[[], Result]) -> Result | None:
+    """
+    Run a step in the main process while the others wait; None in the others.
+
+    Raises:
+        InputError: the step raised it; every process does, so that none waits for a process that has ended.
+    """
+    result, message = None, [None]
+    if PartialState().is_main_process:
+        try:
+            result = step()
+        except InputError as error:
+            message = [str(error)]
+    broadcast_object_list(message)
+    if message[0] is not None:
+        raise InputError(message[0])
+    return result
 
 
 @contextmanager
@@ -90,7 +115,7 @@ def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
     Raises:
         InputError: another process holds it, or the folder cannot be written to.
     """
-    held = FileLock(folder / "run.lock")
+    held = FileLock(folder / LOCK_FILE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held.acquire(blocking=False)
@@ -101,4 +126,13 @@ def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
     return held
 
 
-__all__ = ["check_disk_space", "lock", "no_library_progress_bars", "save_dataset", "write_json", "write_text"]
+__all__ = [
+    "LOCK_FILE",
+    "check_disk_space",
+    "lock",
+    "no_library_progress_bars",
+    "run_on_main_process",
+    "save_dataset",
+    "write_json",
+    "write_text",
+]

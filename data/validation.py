@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from datasets.utils import tqdm
 from PIL import Image as PILImage
 
 from .duplicates import perceptual_hash
 from .images import check_usable, decoder_message, image_bytes, open_upright, without_decoding
 from .masks import mask_to_array
+from .progress import progress_bar
 
 
 UNUSABLE = "unusable"
@@ -68,25 +68,16 @@ class Inspection:
     issues: list[DataIssue]
 
 
-def inspect_images(images: Dataset, show_progress: bool = True) -> Inspection:
+def inspect_images(images: Dataset) -> Inspection:
     """
     Decode every image and mask once, one at a time. Unusable ones are reported and raise nothing.
 
     Args:
         images: columns `image`, `mask` and `file_name`.
-        show_progress: draw a progress bar on a terminal.
     """
     rows = without_decoding(images.select_columns(["image", "mask", "file_name"]))
     found = Inspection([], [], np.zeros((len(images), 4), dtype=np.uint64), [], [], [], [])
-    for index, row in enumerate(
-        tqdm(
-            rows,
-            "Inspecting images",
-            leave=False,
-            delay=_SECONDS_WITHOUT_BAR,
-            disable=None if show_progress else True,
-        )
-    ):
+    for index, row in enumerate(progress_bar(rows, "Inspecting images", delay=_SECONDS_WITHOUT_BAR)):
         _inspect_row(row, index, found)
     return found
 

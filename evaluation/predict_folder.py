@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets.utils import tqdm
 from filelock import FileLock
 from PIL import Image as PILImage
 from PIL import ImageDraw
 from transformers import BaseImageProcessor
 
 from ..data.images import find_images, load_image_file
-from ..data.storage import lock
+from ..data.progress import progress_bar
 from ..errors import InputError
 from ..knowledge.saliency_priors import model_digest
 from ..modeling_kgl import KGLForImageClassification
@@ -91,7 +90,7 @@ def predict_folder(
     try:
         with _Table(output / "predictions.csv", list(classifier.config.label2id)) as table:
             todo = [(name, path) for name, path in images.items() if name not in table.decisions]
-            progress = tqdm(todo, "Images", len(images), initial=len(images) - len(todo), disable=None)
+            progress = progress_bar(todo, "Images", total=len(images), initial=len(images) - len(todo))
             usable = _load_images(progress, unusable)
             while batch := list(islice(usable, batch_size)):  # older pipelines would hold a whole stream in memory
                 predictions = pipeline(
@@ -126,8 +125,7 @@ def _claim_output(
     }
     # Through JSON, so that the settings compare equal to the stored ones.
     stored = json.loads(json.dumps({"predictions": settings}, default=str))
-    claim(output, stored, flag="--output", started=(output / "predictions.csv").exists())
-    return lock(output, "--output")
+    return claim(output, stored, flag="--output")
 
 
 def _find_named_images(paths: list[Path], output: Path) -> dict[str, Path]:

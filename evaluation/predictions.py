@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from datasets.utils import tqdm
 from transformers import BaseImageProcessor
 
 from ..configuration_kgl import KGLConfig
 from ..data.images import to_pixel_values
+from ..data.progress import progress_bar
 from ..data.storage import write_text
 from ..modeling_kgl import KGLForImageClassification, class_probabilities
 from ..saliency.activations import eval_mode
@@ -48,7 +48,7 @@ def predict(
 ) -> Predictions:
     """Predict all images of a dataset from its column `image` alone; labels and masks are not read."""
     batches = dataset.select_columns("image").iter(batch_size)
-    progress = tqdm(batches, "Predictions", -(-len(dataset) // batch_size), disable=None, leave=False)
+    progress = progress_bar(batches, "Predictions", total=-(-len(dataset) // batch_size))
     return predict_batches(model, (to_pixel_values(batch["image"], image_processor) for batch in progress))
 
 

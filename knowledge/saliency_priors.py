@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
-from datasets.utils import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.images import decode_image, to_pixel_values, without_decoding
 from ..data.masks import mask_to_array, mask_to_grid
+from ..data.progress import progress_bar
 from ..data.schema import digest_rows, image_digests
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
@@ -59,7 +59,7 @@ def add_saliency_priors(
         InputError: the classes are not the model's, it lacks a layer, or a map is not finite.
     """
     compute, features = _prior_function(dataset, model, image_processor, args or PriorArguments())
-    with tqdm(desc=_TITLE, total=len(dataset), unit=" images", disable=None) as bar:
+    with progress_bar(title=_TITLE, total=len(dataset), unit=" images") as bar:
         priors = map_batches(without_decoding(dataset).iter(batch_size), compute, features, bar)
     return concatenate_datasets([dataset, priors], axis=1)
 

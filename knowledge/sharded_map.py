@@ -11,9 +11,10 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, Features, IterableDataset, concatenate_datasets, load_from_disk
-from datasets.utils import tqdm
+from tqdm.auto import tqdm
 
-from ..data.storage import lock, save_dataset, write_json
+from ..data.progress import progress_bar
+from ..data.storage import lock, run_on_main_process, save_dataset, write_json
 from ..errors import InputError
 
 
@@ -77,9 +78,7 @@ def sharded_map(
     state = PartialState()
     manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
     finished = _finished_keys(folder, manifest)
-    if finished is None and state.is_main_process:
-        held = lock(shards)
-    state.wait_for_everyone()
+    held = run_on_main_process(lambda: lock(shards)) if finished is None else None
     own_keys = []
     with _progress_bar(title, dataset, state) as bar:
         for number, rows in _own_shards(dataset, state):
@@ -108,11 +107,11 @@ def sharded_map(
 
 def _progress_bar(title: str, dataset: Dataset | IterableDataset, state: PartialState) -> tqdm:
     """Return the bar over this process's rows; only the main process shows one, and only on a terminal."""
-    return tqdm(
-        desc=title if state.num_processes == 1 else f"{title}, process 1 of {state.num_processes}",
+    return progress_bar(
+        title=title if state.num_processes == 1 else f"{title}, process 1 of {state.num_processes}",
         total=_num_own_rows(dataset, state),
         unit=" images",
-        disable=None if state.is_main_process else True,
+        disable=not state.is_main_process,
     )
 
 

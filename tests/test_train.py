@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tiny import TRAIN_SCRIPT, launched, make_images, shared
 from transformers import pipeline
 
-import kgl.train
 import kgl.training.trainer
+import kgl.training.two_phase
 from kgl.cli.train import parse
 from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
@@ -122,13 +122,13 @@ def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_image(tmp_
     for path in sorted((folder / "scratch").iterdir()):
         shutil.copy(path, path.with_stem(f"{path.stem}_again"))
     learned = {}
-    train_phase = kgl.train.train_phase
+    train_phase = kgl.training.two_phase.train_phase
 
     def spy(phase, title, rows, *args):
         learned[phase] = set(rows["digest"])
         return train_phase(phase, title, rows, *args)
 
-    monkeypatch.setattr(kgl.train, "train_phase", spy)
+    monkeypatch.setattr(kgl.training.two_phase, "train_phase", spy)
     recipe = write_recipe(tmp_path, data_dir=str(folder), output_dir=str(tmp_path / "out"))
     settings = parse([recipe, "--prior_folds", "3"])
     report = run(settings)

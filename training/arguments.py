@@ -59,8 +59,8 @@ class ModelArguments:
     out_features: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Backbone stages to use, finest first (stage2 stage3); stage3 of the default backbone and the "
-            "last stage of any other by default."
+            "help": "Backbone stages to use, finest first (stage2 stage3); by default stage3 of a pretrained ResNet "
+            "and the last stage of any other backbone."
         },
     )
     fusion_size: int = field(default=256, metadata={"help": "Channels that several stages are projected to."})
@@ -101,7 +101,6 @@ class ModelArguments:
             raise InputError(f"--frozen_views {self.frozen_views}: it must be at least 1.")
         if self.backbone is None and self.backbone_config is None:
             self.backbone = DEFAULT_BACKBONE
-            self.out_features = self.out_features or ["stage3"]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -140,7 +139,9 @@ class GuidanceArguments:
     )
     kg_ignore_band: float = field(
         default=0.0,
-        metadata={"help": "otsu_bce: ignore cells this close to the threshold, as a share of the prior's peak."},
+        metadata={
+            "help": "otsu_bce: ignore cells this close to the middle between defect and other cells, in 0..0.5."
+        },
     )
     kg_positive_weight: float | None = field(
         default=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data.progress import progress_bar
 from .run_dir import RunState
 from .sampler import BalancedSampler
 
@@ -64,8 +64,12 @@ class ProgressBarCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar."""
-        if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
-            self._bar = tqdm(desc=self._title, total=state.max_steps, initial=state.global_step, leave=False)
+        self._bar = progress_bar(
+            title=self._title,
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=not state.is_world_process_zero,
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from datasets.utils import tqdm
 from filelock import FileLock
 from torch import nn
 from transformers import BaseImageProcessor
 
 from ..data.images import normalize, to_pixel_values
+from ..data.progress import progress_bar
 from ..data.storage import check_disk_space
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
@@ -149,7 +149,7 @@ def cache_frozen_features(
             unfinished = path.with_name(f"{path.name}.unfinished")
             stored = None
             rows = dataset.select_columns(["image", "digest"])
-            for index, row in enumerate(tqdm(rows, "Feature cache", unit=" images", disable=None)):
+            for index, row in enumerate(progress_bar(rows, "Feature cache", unit=" images")):
                 images = to_pixel_values([row["image"]], image_processor, do_normalize=False)
                 if augmentation is not None:
                     images, _ = make_views(images[0], None, augmentation, views, row["digest"])

@@ -97,6 +97,25 @@ def check_model(
     check_saliency_method(noise, model, prior_args)
 
 
+def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
+    """
+    Return the stages to use: as given, else stage3 of a pretrained ResNet (the measured recipe), else None.
+
+    Raises:
+        InputError: the backbone cannot be found or read.
+    """
+    if model_args.out_features is not None or model_args.backbone is None or model_args.backbone.startswith("timm/"):
+        return model_args.out_features
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model_args.backbone)
+    except OSError as error:
+        raise InputError(
+            f"--backbone {model_args.backbone}: it cannot be read. Give a folder with a pretrained backbone, or a "
+            f"model of the Hub, which has to be reachable the first time. ({' '.join(str(error).split())})"
+        ) from error
+    return ["stage3"] if config.get("model_type") == "resnet" else None
+
+
 def resolve_freeze_stages(model: KGLForImageClassification, model_args: ModelArguments) -> int:
     """Return how many stages to freeze: as given, else 2 where the backbone is pretrained and allows it, else 0."""
     if model_args.freeze_stages is not None:
@@ -164,4 +183,11 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
         raise InputError(f"--model {model}: {what}. {error}") from error
 
 
-__all__ = ["build_model", "check_model", "load_classifier", "make_image_processor", "resolve_freeze_stages"]
+__all__ = [
+    "build_model",
+    "check_model",
+    "load_classifier",
+    "make_image_processor",
+    "resolve_freeze_stages",
+    "resolve_out_features",
+]

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ..data.storage import write_json
+from filelock import FileLock
+
+from ..data.storage import LOCK_FILE, lock, write_json
 from ..errors import InputError
 
 
 SETTINGS_FILE = "run.json"
 STATE_FILE = "state.json"
 CACHE_FOLDER = "cache"  # resized images and frozen features, deleted when the run is finished
-_OWN_FILES = (SETTINGS_FILE, STATE_FILE, CACHE_FOLDER, "run.lock")
+_OWN_FILES = (
+    SETTINGS_FILE,
+    f"{SETTINGS_FILE}.unfinished",
+    STATE_FILE,
+    f"{STATE_FILE}.unfinished",
+    CACHE_FOLDER,
+    LOCK_FILE,
+)
 
 
 class RunState:
@@ -32,10 +42,12 @@ class RunState:
         try:
             if self._path.exists():
                 content = json.loads(self._path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self._path} is damaged ({error}); choose another --output_dir.") from error
-        self._steps: dict[str, dict[str, Any]] = content["steps"]
-        self._checkpoints: dict[str, list[dict[str, Any]]] = content["checkpoints"]
+            self._steps: dict[str, dict[str, Any]] = content["steps"]
+            self._checkpoints: dict[str, list[dict[str, Any]]] = content["checkpoints"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._path} is damaged or not of a run ({error}); choose another --output_dir."
+            ) from error
 
     @property
     def is_empty(self) -> bool:
@@ -67,29 +79,57 @@ class RunState:
             write_json(self._path, {"steps": self._steps, "checkpoints": self._checkpoints})
 
 
-def claim(folder: Path, settings: dict[str, dict[str, Any]], *, flag: str = "--output_dir", started: bool) -> None:
+def claim(
+    folder: Path,
+    settings: dict[str, dict[str, Any]],
+    *,
+    flag: str = "--output_dir",
+    ignored: Collection[str] = (),
+) -> FileLock:
     """
-    Write the settings into a new folder; in a used one, require that they are the same.
+    Lock a folder and write the settings into it; in a used one, require that they are the same.
 
-    Settings of a run that failed before it trained or wrote anything are replaced.
+    Settings of a run that failed before it trained or wrote anything are replaced. A folder that is refused is left
+    as it was.
 
     Args:
         folder: the run's folder.
-        settings: everything that decides the run, as JSON values, by group.
+        settings: everything about the run, as JSON values, by group.
         flag: what the folder is called in messages.
-        started: whether the run in the folder has results that the settings belong to.
+        ignored: names of settings that may differ.
+
+    Returns:
+        The lock, to be released when the run is finished.
 
     Raises:
-        InputError: the folder holds something else or a run with other settings, each difference named, or cannot be
-            written to.
+        InputError: the folder holds something else or a run with other settings, each difference named, another
+            process uses it, or it cannot be written to.
     """
+    was_there = folder.exists()
+    lock_file = folder / LOCK_FILE
+    had_lock = lock_file.exists()
+    held = lock(folder, flag)
+    try:
+        _check_and_write_settings(folder, settings, flag, ignored)
+    except InputError:
+        held.release()
+        if not had_lock:
+            lock_file.unlink(missing_ok=True)
+        if not was_there:
+            folder.rmdir()
+        raise
+    return held
+
+
+def _check_and_write_settings(
+    folder: Path, settings: dict[str, dict[str, Any]], flag: str, ignored: Collection[str]
+) -> None:
     stored = folder / SETTINGS_FILE
+    unused = all(path.name in _OWN_FILES or _is_empty(path) for path in folder.iterdir())
     try:
         if not stored.exists():
-            unfinished = f"{SETTINGS_FILE}.unfinished"
-            if folder.exists() and any(path.name not in (*_OWN_FILES, unfinished) for path in folder.iterdir()):
+            if not unused:
                 raise InputError(f"{flag} {folder}: the folder holds other files; choose a new or empty one.")
-            folder.mkdir(parents=True, exist_ok=True)
             write_json(stored, settings)
             return
         existing = json.loads(stored.read_text(encoding="utf-8"))
@@ -97,21 +137,27 @@ def claim(folder: Path, settings: dict[str, dict[str, Any]], *, flag: str = "--o
         raise InputError(f"{flag} {folder}: it cannot be used as a folder. {error}") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{stored} is damaged ({error}); choose another {flag}.") from error
+    if existing.keys() != settings.keys():
+        raise InputError(f"{flag} {folder} holds the files of another command; choose a new or empty folder.")
     differences = [
-        f"{name} is {existing.get(group, {}).get(name)!r} there and {settings[group].get(name)!r} here"
+        f"{name} is {existing[group].get(name)!r} there and {settings[group].get(name)!r} here"
         for group in settings
-        for name in sorted(settings[group].keys() | existing.get(group, {}).keys())
-        if existing.get(group, {}).get(name) != settings[group].get(name)
+        for name in sorted(settings[group].keys() | existing[group].keys())
+        if name not in ignored and existing[group].get(name) != settings[group].get(name)
     ]
-    if differences and started:
+    if differences and unused and RunState(folder).is_empty:
+        shutil.rmtree(folder / CACHE_FOLDER, ignore_errors=True)
+        (folder / STATE_FILE).unlink(missing_ok=True)
+        write_json(stored, settings)
+    elif differences:
         raise InputError(
             f"{flag} {folder} holds a run with other settings: {'; '.join(differences)}. "
             "Choose another folder, or the same settings to resume."
         )
-    if differences:
-        shutil.rmtree(folder / CACHE_FOLDER, ignore_errors=True)
-        (folder / STATE_FILE).unlink(missing_ok=True)
-        write_json(stored, settings)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(one.is_file() for one in path.rglob("*"))
 
 
 def strip_paths(content: Any) -> Any:

@@ -31,6 +31,12 @@ _DECIDING = (
     "weight_decay", *(one.name for one in fields(GuidanceArguments)),
 )  # fmt: skip
 
+# Settings of a run's record that may differ when it is resumed: the images themselves are compared by content.
+UNDECIDING = (
+    "data_dir", "data_file", "hub_dataset", "hub_config", "image_column", "label_column", "mask_column",
+    "group_column", "split_column", "decode_once", "on_bad_image",
+)  # fmt: skip
+
 _NO_EVALUATION = "validation images are used once, at the end, to calibrate"
 _NO_EFFECT = "it has no effect on this job"
 # Settings of TrainingArguments that are refused, with the reason; the help does not show them.
@@ -92,6 +98,7 @@ def check_settings(settings: Settings) -> None:
         raise InputError("--save_strategy best: the last weights are taken, none are selected.")
     if training_args.push_to_hub:
         check_repo_id(repository_name(training_args))
+    training_args.check_devices()
     training_args.check_pooling(settings.model.pooling)
     try:
         for reporter in get_reporting_integration_callbacks(training_args.report_to):
@@ -109,12 +116,12 @@ def repository_name(training_args: KGLTrainingArguments) -> str:
     return training_args.hub_model_id or Path(training_args.output_dir).absolute().name
 
 
-def deciding_settings(settings: Settings, splits: DatasetDict, freeze_stages: int) -> dict[str, dict[str, Any]]:
-    """Return all settings and data that decide a run's result, as JSON values."""
+def run_settings(settings: Settings, splits: DatasetDict) -> dict[str, dict[str, Any]]:
+    """Return the settings and the data of a run as JSON values; all but [`UNDECIDING`] ones decide its result."""
     training = {name: value for name, value in settings.training.to_dict().items() if name in _DECIDING}
     data = {f"{name}_images": dataset_fingerprint(split) for name, split in splits.items()}
     stored = {
-        "model": asdict(settings.model) | {"freeze_stages": freeze_stages},
+        "model": asdict(settings.model),
         "data": asdict(settings.data) | data,
         "prior": asdict(settings.prior),
         "operating": asdict(settings.operating),
@@ -128,10 +135,11 @@ def deciding_settings(settings: Settings, splits: DatasetDict, freeze_stages: in
 
 
 __all__ = [
+    "UNDECIDING",
     "UNSUPPORTED",
     "Settings",
     "check_settings",
-    "deciding_settings",
     "default_output_dir",
     "repository_name",
+    "run_settings",
 ]

@@ -45,10 +45,7 @@ class ClassificationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.train_dataset is None:
             raise InputError(f"{type(self).__name__} needs a train_dataset.")
-        if self.args.n_gpu > 1:
-            raise InputError(
-                f"{self.args.n_gpu} GPUs in one process: start with accelerate launch, which runs one process per GPU."
-            )
+        self.args.check_devices()
         self._class_weight = None
         if self.args.class_weights == "balanced":
             labels = self.train_dataset["label"]

@@ -19,6 +19,8 @@ class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator needs them."})
 
     def __post_init__(self) -> None:
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise InputError(f"--max_steps {self.max_steps}: it must be at least 1.")
         if self.num_train_epochs is None:
             self.max_steps = DEFAULT_STEPS if self.max_steps == -1 else self.max_steps
             self.num_train_epochs = 1.0  # max_steps decides
@@ -28,6 +30,16 @@ class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments
         self.check_guidance()
         if not self.uses_model_loss and self.label_smoothing_factor > 0:
             raise InputError("--label_smoothing_factor goes with --cls_loss cross_entropy --class_weights none.")
+
+    def check_devices(self) -> None:
+        """
+        Check that every process has one GPU at most.
+
+        Raises:
+            InputError: this process sees several.
+        """
+        if self.n_gpu > 1:
+            raise InputError(f"{self.n_gpu} GPUs in one process: use accelerate launch, which starts one per GPU.")
 
 
 __all__ = ["KGLTrainingArguments"]

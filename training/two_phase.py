@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from ..data.image_cache import cache_resized_images
 from ..data.storage import save_dataset
 from ..errors import InputError
 from ..knowledge.arguments import PriorArguments
-from ..knowledge.saliency_priors import write_saliency_priors
+from ..knowledge.saliency_priors import with_priors, write_saliency_priors
 from ..modeling_kgl import KGLForImageClassification
 from .augmentation import PairedAugmentation
-from .callbacks import CompleteCheckpointCallback, ProgressBarCallback, delete_checkpoints
+from .callbacks import CompleteCheckpointCallback, ProgressBarCallback
 from .collator import DefectCollator
 from .feature_cache import FrozenFeatureCollator, bypass_frozen_stages, cache_frozen_features
 from .run_dir import CACHE_FOLDER, RunState
@@ -42,12 +42,14 @@ class Inputs:
         collator: turns rows into batches.
         pixels: the resized images of all rows, where the collator reads those.
         freeze_stages: how many stages are frozen; the collator then yields their features.
+        seconds: that caching took.
     """
 
     rows: Dataset
     collator: DefectCollator | FrozenFeatureCollator
     pixels: Dataset | None = None
     freeze_stages: int = 0
+    seconds: float = 0.0
 
     def select_columns(self, rows: Dataset) -> Dataset:
         """Return the columns that a phase reads; images that it does not read would be decoded for nothing."""
@@ -56,6 +58,41 @@ class Inputs:
         wanted = ("index", "label", "digest", "saliency_prior", "prior_threshold", "prior_weight")
         rows = rows.select_columns([name for name in wanted if name in rows.column_names])
         return rows if self.pixels is None else concatenate_datasets([rows, self.pixels.select(rows["index"])], axis=1)
+
+
+@dataclass(frozen=True)
+class TrainedPhase:
+    """
+    A trained classifier on disk.
+
+    Attributes:
+        folder: where it is saved.
+        seconds: of training, earlier attempts included.
+        steps: of the optimizer.
+        validation: the result of its calibration, None without validation images.
+    """
+
+    folder: Path
+    seconds: float
+    steps: int
+    validation: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Primaries:
+    """The primary classifier and, with cross-fitting, those of the folds with the rows that each has not seen."""
+
+    primary: TrainedPhase
+    of_folds: list[TrainedPhase]
+    held_out: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The table of priors, one row per training image, and the seconds that they took."""
+
+    table: Dataset
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -130,18 +167,15 @@ def cache_inputs(
         if resize_once:
             with args.main_process_first(desc="resizing images"):
                 folder.mkdir(exist_ok=True)
-                pixels = cache_resized_images(
-                    rows, recipe.image_processor, folder, show_progress=not args.disable_tqdm
-                )
+                pixels = cache_resized_images(rows, recipe.image_processor, folder)
         inputs = Inputs(rows, DefectCollator(recipe.image_processor, augmentation), pixels)
-    if state.record("cache") is None:
-        state.finish("cache", seconds=time.perf_counter() - started)
-    return inputs
+    record = state.record("cache") or state.finish("cache", seconds=time.perf_counter() - started)
+    return replace(inputs, seconds=record["seconds"])
 
 
 def train_phase(
     phase: str, title: str, rows: Dataset, inputs: Inputs, recipe: Recipe, state: RunState
-) -> dict[str, Any]:
+) -> TrainedPhase:
     """
     Train one classifier into the run's folder `phase`, from its last checkpoint where there is one.
 
@@ -153,18 +187,15 @@ def train_phase(
         recipe: of both phases.
         state: of the run; records `seconds`, `steps` and `validation` under the phase's name.
 
-    Returns:
-        The record.
-
     Raises:
         InputError: training diverged.
     """
-    record, say = state.record(phase), recipe.args.process_index == 0
+    record, folder = state.record(phase), recipe.output_dir / phase
+    say = recipe.args.process_index == 0
     if record is not None:
         if say:
             print(f"{title}: finished before.")
-        return record
-    folder = recipe.output_dir / phase
+        return TrainedPhase(folder, **record)
     model = recipe.initial_model()
     trainer = _trainer(phase, title, model, inputs.select_columns(rows), inputs, recipe)
     complete = state.checkpoints(phase)
@@ -190,9 +221,7 @@ def train_phase(
     record = state.finish(phase, seconds=seconds, steps=trainer.state.global_step, validation=validation)
     if say:
         print(f"{title}: {record['steps']} steps in {seconds:.0f} s, mean loss {result.training_loss:.3f}.")
-        if not recipe.args.keep_checkpoints:
-            delete_checkpoints(folder, keep=[])
-    return record
+    return TrainedPhase(folder, **record)
 
 
 def _trainer(
@@ -217,47 +246,87 @@ def _trainer(
     return trainer
 
 
-def make_priors(train: Dataset, folds: Folds, recipe: Recipe, state: RunState, prior_args: PriorArguments) -> Dataset:
+def run_phase_1(inputs: Inputs, folds: Folds, recipe: Recipe, state: RunState) -> Primaries:
+    """
+    Train the primary classifier and, for cross-fitting, one primary per fold on the images outside of it.
+
+    Args:
+        inputs: of both phases.
+        folds: `(rest, held out)` indices of each fold; empty without cross-fitting.
+        recipe: of both phases.
+        state: of the run.
+    """
+    primary = train_phase("primary", "Phase 1, primary classifier", inputs.rows, inputs, recipe, state)
+    of_folds = [
+        train_phase(
+            f"primary_fold{fold}",
+            f"Phase 1, primary classifier of fold {fold}",
+            inputs.rows.select(rest),
+            inputs,
+            recipe,
+            state,
+        )
+        for fold, (rest, _) in enumerate(folds)
+    ]
+    return Primaries(primary, of_folds, [held_out for _, held_out in folds])
+
+
+def make_priors(
+    train: Dataset, primaries: Primaries, recipe: Recipe, state: RunState, prior_args: PriorArguments
+) -> Priors:
     """
     Make the priors of all training images at `priors` in the run's folder.
 
     Args:
         train: the training images.
-        folds: for cross-fitting, `(rest, held out)` indices; each fold's priors are made by the primary that was
-            trained without it. Empty: the one primary makes all.
+        primaries: of phase 1; with folds, each makes the priors of the images that it was trained without.
         recipe: of the run.
         state: of the run; records the seconds as `priors`.
         prior_args: how priors are made.
-
-    Returns:
-        The table of priors, one row per training image.
 
     Raises:
         InputError: as [`write_saliency_priors`].
     """
     started, args = time.perf_counter(), recipe.args
 
-    def priors_of(phase: str, images: Dataset, folder: Path) -> Dataset:
-        model = KGLForImageClassification.from_pretrained(recipe.output_dir / phase).to(args.device)
+    def priors_of(primary: TrainedPhase, images: Dataset, folder: Path) -> Dataset:
+        model = KGLForImageClassification.from_pretrained(primary.folder).to(args.device)
         batch_size = args.per_device_eval_batch_size
         return write_saliency_priors(images, model, recipe.image_processor, folder, batch_size, prior_args)
 
     together = recipe.output_dir / "priors"
-    if not folds:
-        priors = priors_of("primary", train, together)
+    if not primaries.of_folds:
+        table = priors_of(primaries.primary, train, together)
     else:
-        parts = []
-        for fold, (_, held_out) in enumerate(folds):
-            phase = f"primary_fold{fold}"
-            parts.append(priors_of(phase, train.select(held_out), recipe.output_dir / phase / "priors"))
-        in_order = np.argsort(np.concatenate([held_out for _, held_out in folds]))
+        parts = [
+            priors_of(primary, train.select(held_out), primary.folder / "priors")
+            for primary, held_out in zip(primaries.of_folds, primaries.held_out, strict=True)
+        ]
+        in_order = np.argsort(np.concatenate(primaries.held_out))
         with args.main_process_first(desc="joining the priors of the folds"):
             if not together.exists():
                 save_dataset(concatenate_datasets(parts).select(in_order), together)
-        priors = load_from_disk(together)
-    if state.record("priors") is None:
-        state.finish("priors", seconds=time.perf_counter() - started)
-    return priors
+        table = load_from_disk(together)
+    record = state.record("priors") or state.finish("priors", seconds=time.perf_counter() - started)
+    return Priors(table, record["seconds"])
 
 
-__all__ = ["Folds", "Inputs", "Recipe", "cache_inputs", "make_priors", "train_phase"]
+def run_phase_2(inputs: Inputs, priors: Priors, recipe: Recipe, state: RunState) -> TrainedPhase:
+    """Train the final classifier with the knowledge-guided loss."""
+    rows = with_priors(inputs.rows, priors.table)
+    return train_phase("final", "Phase 2, final classifier", rows, inputs, recipe, state)
+
+
+__all__ = [
+    "Folds",
+    "Inputs",
+    "Primaries",
+    "Priors",
+    "Recipe",
+    "TrainedPhase",
+    "cache_inputs",
+    "make_priors",
+    "run_phase_1",
+    "run_phase_2",
+    "train_phase",
+]

@@ -29,7 +29,7 @@ VIEWS = 8  # augmented views cached per image
 
 @cache
 def _read_task(task_name: str) -> LoadedDataset:
-    return read_images(DataArguments(**TASKS[task_name].data), show_progress=False)
+    return read_images(DataArguments(**TASKS[task_name].data))
 
 
 @cache

@@ -23,8 +23,25 @@ def test_flags_win_over_the_recipe(recipe, form):
     assert settings.data.data_dir == "images"
 
 
-def test_images_win_over_the_recipe(recipe):
-    assert parse(["other", "--config", recipe]).data.data_dir == "other"
+@pytest.mark.parametrize("source", ["dataset: surfaces\nnum_folds: 2\n", "data_file: a.csv\nnum_folds: 2\n"])
+def test_images_replace_the_source_of_the_recipe(tmp_path, source):
+    (tmp_path / "recipe.yaml").write_text(source)
+    data = parse(["other", "--config", str(tmp_path / "recipe.yaml")]).data
+    assert (data.data_dir, data.data_file, data.dataset, data.num_folds) == ("other", None, None, 2)
+
+
+def test_images_given_twice_are_refused():
+    with pytest.raises(InputError, match="images: it is given a second time by --data_dir"):
+        parse(["images", "--data_dir", "other"])
+
+
+def test_recipe_may_follow_an_equals_sign(recipe):
+    assert parse([f"--config={recipe}"]).data.data_dir == "images"
+
+
+def test_switch_without_a_value_leaves_the_images(recipe):
+    settings = parse(["--no_augment", "parts"])
+    assert (settings.model.augment, settings.data.data_dir) == (False, "parts")
 
 
 @pytest.mark.parametrize("arguments", [["parts", "--seed", "3"], ["--seed", "3", "parts"]])
@@ -74,6 +91,10 @@ def test_bad_recipe_is_one_sentence(content, message, tmp_path):
     [
         (["nowhere.yaml"], "nowhere.yaml: the recipe cannot be read"),
         (["--config"], "--config: name a recipe"),
+        (["--config", "--use_cpu"], "--config: name a recipe"),
+        (["x", "--max_steps", "0"], "--max_steps 0: it must be at least 1"),
+        (["x", "--label_column", "class"], "--label_column class has no effect beside --data_dir x"),
+        (["x", "--num_surfaces", "5"], "--num_surfaces 5 has no effect"),
         (["a.yaml", "--config", "b.yaml"], "Give one recipe, not b.yaml and a.yaml"),
         (["one", "two"], "Give one folder or table of images, not one and two"),
         (["x", "--no_such_flag", "1"], "unknown setting --no_such_flag 1; see --help"),

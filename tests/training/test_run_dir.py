@@ -9,34 +9,76 @@ from kgl.errors import InputError
 from kgl.training.run_dir import RunState, absolute_paths, claim, strip_paths
 
 
+RUN = {"data": {"fold": 0, "data_dir": "images"}}
+OTHER = {"data": {"fold": 1, "data_dir": "images"}}
+
+
 def test_folder_is_claimed_once(tmp_path):
     (tmp_path / "run.json.unfinished").write_text("{")
-    claim(tmp_path, {"data": {"fold": 0}}, started=False)
-    claim(tmp_path, {"data": {"fold": 0}}, started=True)
+    claim(tmp_path, RUN).release()
+    (tmp_path / "metrics.json").write_text("{}")
+    claim(tmp_path, RUN).release()
     with pytest.raises(InputError, match="fold is 0 there and 1 here"):
-        claim(tmp_path, {"data": {"fold": 1}}, started=True)
+        claim(tmp_path, OTHER)
+    claim(tmp_path, {"data": {"fold": 0, "data_dir": "./images/"}}, ignored=("data_dir",)).release()
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json is damaged"):
-        claim(tmp_path, {"data": {"fold": 0}}, started=True)
+        claim(tmp_path, RUN)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be used as a folder"):
-        claim(tmp_path / "file" / "below", {}, started=False)
+        claim(tmp_path / "file" / "below", {})
 
 
 def test_settings_of_a_run_without_results_are_replaced(tmp_path):
-    claim(tmp_path, {"data": {"fold": 0}}, started=False)
+    claim(tmp_path, RUN).release()
     RunState(tmp_path).finish("cache", seconds=1.0)
     (tmp_path / "cache").mkdir()
+    (tmp_path / "primary").mkdir()  # made by a Trainer that wrote nothing yet
     assert RunState(tmp_path).is_empty
-    claim(tmp_path, {"data": {"fold": 1}}, started=not RunState(tmp_path).is_empty)
-    assert json.loads((tmp_path / "run.json").read_text()) == {"data": {"fold": 1}}
+    claim(tmp_path, OTHER).release()
+    assert json.loads((tmp_path / "run.json").read_text()) == OTHER
     assert not (tmp_path / "cache").exists() and RunState(tmp_path).record("cache") is None
 
 
-def test_folder_of_other_files_is_refused(tmp_path):
+@pytest.mark.parametrize("result", ["state", "checkpoint", "file"])
+def test_settings_of_a_run_with_results_stay(tmp_path, result):
+    claim(tmp_path, RUN).release()
+    if result == "state":
+        RunState(tmp_path).finish("primary", seconds=1.0)
+    elif result == "checkpoint":
+        RunState(tmp_path).set_checkpoints("primary", [{"step": 1, "seconds": 1.0}])
+    else:
+        (tmp_path / "predictions.csv").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="fold is 0 there and 1 here"):
+        claim(tmp_path, OTHER)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_folder_of_another_command_is_refused(tmp_path):
+    """`kgl predict` into a run that has only been trained to phase 1, and the other way round."""
+    claim(tmp_path, RUN).release()
+    RunState(tmp_path).finish("cache", seconds=1.0)
+    with pytest.raises(InputError, match=r"--output .* holds the files of another command"):
+        claim(tmp_path, {"predictions": {"model": "x"}}, flag="--output")
+    assert RunState(tmp_path).record("cache") == {"seconds": 1.0}
+
+
+def test_refused_folder_is_left_as_it_was(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="the folder holds other files"):
-        claim(tmp_path, {}, started=False)
+        claim(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_second_job_does_not_touch_a_running_one(tmp_path):
+    held = claim(tmp_path, RUN)
+    RunState(tmp_path).finish("cache", seconds=1.0)
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(InputError, match="another process"):
+        claim(tmp_path, OTHER)
+    assert json.loads((tmp_path / "run.json").read_text()) == RUN and (tmp_path / "cache").exists()
+    held.release()
 
 
 def test_one_process_per_folder(tmp_path):
@@ -64,9 +106,10 @@ def test_only_the_main_process_writes_the_state(tmp_path):
 
 
 def test_damaged_state_is_named(tmp_path):
-    (tmp_path / "state.json").write_text("{")
-    with pytest.raises(InputError, match=r"state\.json is damaged"):
-        RunState(tmp_path)
+    for content in ("{", "[]", '{"_data_files": []}'):  # the last is a saved dataset's
+        (tmp_path / "state.json").write_text(content)
+        with pytest.raises(InputError, match=r"state\.json is damaged"):
+            RunState(tmp_path)
 
 
 def test_paths_are_stripped_to_names(tmp_path):

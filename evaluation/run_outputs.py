@@ -1,0 +1,133 @@
+"""The files that a finished run writes: image grids, predictions, report and metrics."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import BaseImageProcessor
+
+from ..data.masks import drop_masks
+from ..knowledge.arguments import PriorArguments
+from ..knowledge.saliency_priors import add_saliency_priors
+from ..modeling_kgl import KGLForImageClassification
+from .predictions import Predictions, predict, write_predictions
+from .report import comparison_table, write_report
+from .results import evaluate_run
+from .visualization import draw_comparison_grid, select_grid_rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    Both classifiers of a run on its test images.
+
+    Attributes:
+        models: by name, `primary` and `final`.
+        predictions: of the test images, by model.
+        results: metrics by model.
+        differences: `final` minus `primary` of each metric, with intervals.
+    """
+
+    models: dict[str, KGLForImageClassification]
+    predictions: dict[str, Predictions]
+    results: dict[str, dict[str, Any]]
+    differences: dict[str, dict[str, Any]]
+
+
+def evaluate_models(
+    models: dict[str, KGLForImageClassification],
+    test: Dataset,
+    image_processor: BaseImageProcessor,
+    size: tuple[int, int],
+    batch_size: int,
+) -> Evaluation:
+    """Predict the test images once with each model, and compute metrics and their differences."""
+    predictions = {name: predict(model, test, image_processor, batch_size) for name, model in models.items()}
+    configs = {name: model.config for name, model in models.items()}
+    return Evaluation(models, predictions, *evaluate_run(predictions, test, configs, size))
+
+
+def write_outputs(
+    folder: Path,
+    report: dict[str, Any],
+    evaluation: Evaluation,
+    train: Dataset,
+    test: Dataset,
+    image_processor: BaseImageProcessor,
+    prior_args: PriorArguments,
+) -> None:
+    """
+    Write image grids, `predictions.csv` and `report.html` into a run's folder.
+
+    Args:
+        folder: the run's.
+        report: the content of `metrics.json`.
+        evaluation: of both models.
+        train: the training images with their priors.
+        test: the test images.
+        image_processor: of the models.
+        prior_args: how priors are made.
+    """
+    models, predictions = evaluation.models, evaluation.predictions
+    size = (image_processor.size["height"], image_processor.size["width"])
+    config = models["final"].config
+    shown = train.select(select_grid_rows(train, 6, config.defect_free_label))
+    of_shown = {name: predict(model, shown, image_processor, len(shown)) for name, model in models.items()}
+    draw_comparison_grid(folder / "grid_train.png", shown, of_shown, size, "Training images")
+    rows = select_grid_rows(test, 8, config.defect_free_label)
+    of_rows = {name: one.select(rows) for name, one in predictions.items()}
+    draw_comparison_grid(folder / "grid_test.png", test.select(rows), of_rows, size, "Held-out test images")
+    shutil.copy(folder / "grid_test.png", folder / "final")  # shown by the card
+    write_predictions(
+        folder / "predictions.csv", test, predictions, {name: model.config for name, model in models.items()}
+    )
+    write_report(
+        folder / "report.html",
+        report,
+        test,
+        predictions,
+        {name: _logged_values(folder / name) for name in models},
+        lambda images: _prior_maps(images, models["primary"], image_processor, prior_args),
+        config,
+    )
+
+
+def _prior_maps(
+    images: Dataset,
+    primary: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    prior_args: PriorArguments,
+) -> np.ndarray:
+    """Return the priors that test images would have had in training, `(N, h, w)` in 0..1."""
+    args = PriorArguments(prior_method=prior_args.prior_method, prior_layers=prior_args.prior_layers)
+    priors = add_saliency_priors(drop_masks(images.remove_columns("digest")), primary, image_processor, args=args)
+    return np.asarray(priors["saliency_prior"], dtype=np.float32) / 255
+
+
+def _logged_values(phase: Path) -> list[dict[str, float]]:
+    return json.loads((phase / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+
+
+def print_results(report: dict[str, Any], folder: Path) -> None:
+    """Print the comparison of both models and where the files are."""
+    print(f"\n{comparison_table(report['results'])}\n")
+    final, count = report["results"]["final"], report["images"]["test"]
+    if "recall_at_operating_point" in final:
+        print(
+            f"At its threshold the final classifier finds {final['recall_at_operating_point']:.0%} of the defects in "
+            f"{count} held-out test images and calls {final['false_alarm_rate_at_operating_point']:.0%} of the good "
+            "ones defective."
+        )
+    print(
+        f"Report: {folder / 'report.html'}, with metrics.json and predictions.csv beside it. "
+        f"Classifier: {folder / 'final'}"
+    )
+
+
+__all__ = ["Evaluation", "evaluate_models", "print_results", "write_outputs"]
