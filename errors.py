@@ -1,4 +1,4 @@
-"""The one error that commands turn into a sentence and exit code 2, and the check that raises it most."""
+"""Error for unusable input, which commands turn into one sentence and exit code 2, and a check of choices."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from collections.abc import Sequence
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message names it and says what to do."""
+    """Input of the user that cannot be used; the message names it and how to correct it."""
 
 
-def check_choices(settings: object, choices: dict[str, Sequence[str]]) -> None:
+def check_choices(settings: object, allowed: dict[str, Sequence[str]]) -> None:
     """
+    Check that settings have one of their allowed values.
+
+    Args:
+        settings: a dataclass instance.
+        allowed: values by the name of the setting.
+
     Raises:
-        InputError: a setting has a value that is none of its choices.
+        InputError: a setting has another value.
     """
-    for name, there in choices.items():
-        if vars(settings)[name] not in there:
-            raise InputError(f"--{name} {vars(settings)[name]}: choose one of {', '.join(there)}.")
+    for name, values in allowed.items():
+        if vars(settings)[name] not in values:
+            raise InputError(f"--{name} {vars(settings)[name]}: choose one of {', '.join(values)}.")
 
 
 __all__ = ["InputError", "check_choices"]

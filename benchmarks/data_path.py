@@ -1,5 +1,7 @@
 """
-Does data loading keep up with training? Images per second from files, from the image cache, and of a training step.
+Compare the speed of data loading with that of training, in images per second.
+
+Three ways: loading from files, loading from the image cache, and a training step.
 
     python benchmarks/data_path.py [--rounds 9] [--shared ../shared/data]
 

@@ -1,6 +1,8 @@
 """
-What guidance costs: a phase-2 step over a plain Trainer step, and inference with the heat map over inference without.
-What cached features save: a step on the cached output of two of three stages over a step that computes it again.
+Measure the cost of guidance and of cached features, as ratios of times.
+
+Guidance: a phase-2 step over a plain Trainer step, and inference with the heat map over inference without. Cached
+features: a step on the cached output of two of three stages over a step that computes it again.
 
     python benchmarks/step_cost.py [--rounds 30] [--threads 1] [--size 160 160] [--batch_size 16]
 

@@ -14,7 +14,7 @@ from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse
 
 @dataclass
 class SummaryArguments:
-    """What is printed and written."""
+    """Settings of the printed and written summary."""
 
     listed: int = field(default=10, metadata={"help": "Issues of each kind to print; the others are counted."})
     output: str | None = field(default=None, metadata={"help": "A new .json file for all issues."})

@@ -14,7 +14,7 @@ from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 @dataclass
 class PredictArguments:
-    """Which classifier predicts which images."""
+    """Settings of a prediction: the images, the classifier and the output folder."""
 
     paths: list[str] = field(metadata={"help": "Image files, and folders that are searched at any depth."})
     model: str = field(metadata={"help": "A classifier saved by kgl train: a folder or a Hub id."})

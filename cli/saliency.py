@@ -15,7 +15,7 @@ from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse
 
 @dataclass
 class SaliencyGridArguments:
-    """Which maps of which images are drawn."""
+    """Settings of a saliency grid: the classifier, the methods and the images."""
 
     model: str = field(metadata={"help": "A classifier saved by kgl train: a folder or a Hub id."})
     output: str = field(metadata={"help": "The PNG to write; a new file."})

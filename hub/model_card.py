@@ -43,7 +43,7 @@ _SETTINGS = (  # shown in the card; metrics.json has all of them
 @dataclass(frozen=True)
 class UserPart:
     """
-    What the user wrote into a card.
+    Content of a card that the user wrote.
 
     Args:
         metadata: YAML entries that the run does not write.

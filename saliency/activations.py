@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -42,7 +42,7 @@ def layer_activations(
     """
     outputs: dict[str, torch.Tensor] = {}
 
-    def keep(name: str):
+    def keep(name: str) -> Callable[[nn.Module, tuple, object], object]:
         def hook(module: nn.Module, inputs: tuple, output: object) -> object:
             tensor = _first_tensor(output)
             if not isinstance(tensor, torch.Tensor):
@@ -111,7 +111,7 @@ def spatial_layers(model: nn.Module, pixel_values: torch.Tensor) -> list[str]:
     """Return the names of the modules whose output is a spatial map, in order of execution."""
     names: list[str] = []
 
-    def keep(name: str):
+    def keep(name: str) -> Callable[[nn.Module, tuple, object], None]:
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             if isinstance(tensor, torch.Tensor) and find_grid(tensor.shape, pixel_values[:1].shape) is not None:

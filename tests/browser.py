@@ -31,7 +31,7 @@ def chromium(width: int = 1200, height: int = 900) -> Iterator[object]:
 
 
 def loaded_images(driver: object) -> tuple[int, int]:
-    """How many images a page has, and how many of them show something."""
+    """Return the number of images on a page, and of those that show something."""
     driver.execute_async_script(
         "const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(done)"
     )

@@ -1,4 +1,4 @@
-"""What every test runs under, and the fixtures."""
+"""Environment and fixtures of all tests."""
 
 import os
 
@@ -21,13 +21,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """12 good and 6 scratched images, one folder a class."""
+    """12 good and 6 scratched images, one folder per class."""
     return make_images(tmp_path / "images")
 
 
 @pytest.fixture
 def auto_image_processor(tmp_path: Path) -> None:
-    """Skips where `AutoImageProcessor`, and so every image pipeline, cannot be used at all."""
+    """Skip where `AutoImageProcessor`, and so every image pipeline, cannot be used at all."""
     ViTImageProcessorPil().save_pretrained(tmp_path / "processor")
     try:
         AutoImageProcessor.from_pretrained(tmp_path / "processor")

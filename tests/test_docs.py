@@ -33,7 +33,7 @@ USER_PATHS = re.compile(
 )
 SUBCOMMANDS = ("train", "prior", "data", "predict", "export", "push", "saliency")
 FOREIGN_SETTINGS = {  # in the text, of other commands than kgl
-    "--num_processes", "--mixed_precision", "--nproc-per-node", "--help", "--help-all", "--search",
+    "--num_processes", "--mixed_precision", "--quiet", "--nproc-per-node", "--help", "--help-all", "--search",
     "--trust_remote_code", "--labelled", "--examples",
 }  # fmt: skip
 BENCHMARK_PAGES = re.compile(r"docs/(evidence|priors|results)\w*\.md")  # they name the settings of benchmarks

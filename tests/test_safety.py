@@ -1,4 +1,4 @@
-"""What a stranger's files must not do: run code, or have others of this machine read or written."""
+"""Safety: files of others run no code, and have no other files of this machine read or written."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_a_job_writes_and_loads_no_pickle_that_can_run_code(image_folder, tmp_path, monkeypatch):
-    """What the Trainer keeps beside the weights (optimizer, schedule, random state) is tensors and numbers."""
+    """Optimizer, schedule and random state, which the Trainer keeps beside the weights, are tensors and numbers."""
     output = tmp_path / "run"
     settings = [
         "--data_dir", image_folder, "--defect_free_label", "good", "--output_dir", output, "--use_cpu", "true",
@@ -118,7 +118,7 @@ def test_a_backbone_in_a_pickle_runs_no_code(tmp_path):
 
 
 def test_a_models_code_runs_on_the_users_flag_alone(saved, image_folder, tmp_path):
-    """The commands have code of their own for a classifier; a stranger's folder is data to them."""
+    """The commands have their own code for a classifier and read a folder of others as data only."""
     proof = tmp_path / "proof"
     for file in saved.glob("*.py"):
         file.write_text(f"{file.read_text()}\nimport os\nos.makedirs({str(proof)!r}, exist_ok=True)\n")
@@ -185,7 +185,7 @@ def test_a_data_sets_rows_open_no_file_but_its_own(image_folder, tmp_path, monke
 
 
 def test_an_archive_writes_nowhere_else(image_folder, tmp_path, monkeypatch):
-    """Whatever its members are called: all that is written while it is read lies in the caches."""
+    """Reading an archive writes into the caches only, with any names of its members."""
     cache = tmp_path / "cache"
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "arrow")
     monkeypatch.setattr("datasets.config.DOWNLOADED_DATASETS_PATH", cache / "downloads")

@@ -37,7 +37,7 @@ TINY_BACKBONES: dict[str, PreTrainedConfig] = {
 
 
 def launched(processes: int) -> list[str]:
-    """The start of a command in so many processes; `accelerate launch --cpu` starts one, whatever it is asked for."""
+    """Return the start of a command in several processes; `accelerate launch --cpu` starts one, whatever its flags."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [sys.executable, *launcher]
 
@@ -52,7 +52,7 @@ def tiny_model(backbone: str = "resnet", *, seed: int = 0, **config_kwargs: obje
 
 
 def make_images(folder: Path) -> Path:
-    """12 good and 6 scratched 48 x 40 grey images in `folder`, one folder a class."""
+    """12 good and 6 scratched 48 x 40 grey images in `folder`, one folder per class."""
     generator = np.random.default_rng(0)
     for label, count in (("good", 12), ("scratch", 6)):
         (folder / label).mkdir(parents=True)

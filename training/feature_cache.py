@@ -66,7 +66,11 @@ def compute_frozen_features(model: KGLForImageClassification, pixel_values: torc
 
 @contextmanager
 def bypass_frozen_stages(model: KGLForImageClassification, stages: int) -> Iterator[None]:
-    """Within, `pixel_values` are the features of the first `stages` stages, which are skipped and not trained."""
+    """
+    Skip the stem and the first `stages` stages within the context: the model takes their features as `pixel_values`.
+
+    Their parameters are not trained meanwhile.
+    """
     modules = _frozen_modules(model, stages)
     parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     try:

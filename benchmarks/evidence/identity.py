@@ -39,7 +39,7 @@ def task_settings(task: str) -> dict[str, Any]:
 
 
 def run_identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16: bool) -> dict[str, Any]:
-    """Return the settings that decide a run's metrics as they stand in its JSON line."""
+    """Return the settings that decide a run's metrics, as its JSON line has them."""
     identity = {
         "arm": arm,
         "dataset": task,

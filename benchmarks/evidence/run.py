@@ -10,7 +10,7 @@ defect class and 4 B defect-free ones. The seed decides the images, weights and 
 where a task has no fixed test fold, it decides the test fold too. All arms start from the same backbone, whose stem
 and first stages are frozen and cached (`--cache_dir`).
 
-Groups (near-duplicates) never straddle a split. `--search` evaluates on a validation fold that no test run of any seed
+Groups (near-duplicates) stay in one split. `--search` evaluates on a validation fold that no test run of any seed
 trains or tests on. The test fold is evaluated once per run, at its end; `plain, early-stopped` holds out a quarter of
 its budget to stop by.
 """

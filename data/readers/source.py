@@ -1,4 +1,4 @@
-"""What every reader returns."""
+"""Return type of every reader."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_foreign_folder_and_empty_dataset_are_refused(tmp_path):
 
 
 def test_full_disk_keeps_finished_shards(tmp_path):
-    """A limit on the size of files stands in for a full disk: the last shards do not fit."""
+    """A limit on the size of files simulates a full disk: the last shards do not fit."""
     features = Features(square=Value("string"))
 
     def growing(rows):

@@ -1,4 +1,4 @@
-"""What the app is started with is checked before it serves anything."""
+"""Arguments and variables of the app are checked before it serves anything."""
 
 import argparse
 import subprocess
