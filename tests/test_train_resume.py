@@ -26,7 +26,7 @@ def assert_same_weights(out, other):
 def test_finished_run_is_not_repeated(finished_run):
     recipe, out, printed = finished_run
     before = {path: path.stat().st_mtime for path in out.rglob("*")}
-    again = run_train(recipe, "--output_dir", out)
+    again = run_train(recipe, "--output_dir", out, "--keep_checkpoints", "true")
     assert again.returncode == 0, again.stderr
     assert "finished before" in again.stdout
     assert again.stdout.splitlines()[-6:] == printed.splitlines()[-6:]  # the same table
@@ -39,7 +39,8 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished_run):
         run(parse([recipe, "--output_dir", str(out), "--learning_rate", "0.01", "--fold", "1"]))
     assert "fold is 0 there and 1 here" in str(refused.value)
     assert "learning_rate is 0.001 there and 0.01 here" in str(refused.value)
-    run(parse([recipe, "--output_dir", str(out), "--logging_steps", "7", "--save_total_limit", "3"]))  # decide nothing
+    harmless = ["--logging_steps", "7", "--save_total_limit", "3", "--keep_checkpoints", "true"]
+    run(parse([recipe, "--output_dir", str(out), *harmless]))
 
 
 def test_changed_image_is_another_run(finished_run):

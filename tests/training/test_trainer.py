@@ -257,7 +257,7 @@ def test_dataset_without_priors_is_refused(tmp_path):
 
 def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(KGLTrainingArguments, "n_gpu", 2)
-    with pytest.raises(InputError, match="2 GPUs in one process: start with accelerate launch"):
+    with pytest.raises(InputError, match="2 GPUs in one process: use accelerate launch"):
         guided_trainer(tmp_path)
 
 
