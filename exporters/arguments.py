@@ -13,7 +13,7 @@ CALIBRATION_IMAGES = 128
 
 @dataclass
 class ExportArguments:
-    """What is exported, and where to."""
+    """The classifier to export and the files to write."""
 
     model: str = field(metadata={"help": "Classifier saved by kgl train: a folder or a Hub id."})
     output: str | None = field(

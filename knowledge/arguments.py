@@ -13,7 +13,7 @@ WEIGHTINGS = ("keep_all", "drop_wrong", "confidence")
 
 @dataclass
 class PriorArguments:
-    """How priors are made and weighted."""
+    """Method and weights of the priors."""
 
     prior_method: str = field(
         default="gradcam++", metadata={"help": "Saliency method of the priors.", "choices": list(METHODS)}
@@ -37,7 +37,7 @@ class PriorArguments:
 
 @dataclass
 class TrainPriorArguments(PriorArguments):
-    """How priors are made and weighted, and by which classifiers."""
+    """Method and weights of the priors, and cross-fitting."""
 
     prior_folds: int | None = field(
         default=None,
@@ -55,7 +55,7 @@ class TrainPriorArguments(PriorArguments):
 
 @dataclass
 class PriorPassArguments:
-    """Which classifier makes the priors, and where they go."""
+    """The classifier that makes the priors, and their folder."""
 
     model: str = field(metadata={"help": "A classifier saved by kgl train: a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder for priors/, the table of priors (datasets.load_from_disk)."})

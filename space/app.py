@@ -30,7 +30,7 @@ GRADIO_VARIABLES = ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "GRADIO_NUM_PORT
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the page is built from: a defect-detection pipeline, a labelled set, and examples."""
+    """The inputs of the page: a defect-detection pipeline, a labelled set, and examples."""
 
     pipeline: Callable[..., dict[str, Any]]
     labelled_set: LabelledSet | None

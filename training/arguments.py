@@ -258,7 +258,7 @@ class RecipeArguments:
 
 @dataclass
 class OperatingArguments:
-    """How the threshold of the good/defective decision is chosen on validation images."""
+    """Choice of the good/defective threshold on validation images."""
 
     wanted_recall: float = field(
         default=1.0, metadata={"help": "Take the highest threshold that finds this share of the validation defects."}
