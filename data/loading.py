@@ -30,6 +30,8 @@ from .storage import no_library_progress_bars
 from .synthetic import generate_surfaces
 from .validation import (
     CONFLICTING_LABELS,
+    LARGE_MASK,
+    MASK_CONTRADICTS_LABEL,
     SPLIT_LEAK,
     UNUSABLE,
     DataIssue,
@@ -276,6 +278,8 @@ def _important_issues(issues: list[DataIssue]) -> list[str]:
         UNUSABLE: "Unusable images left out",
         SPLIT_LEAK: "Leaks between splits of the source",
         CONFLICTING_LABELS: "Identical images with different labels",
+        MASK_CONTRADICTS_LABEL: "Masks that contradict the label",
+        LARGE_MASK: "Masks that cover more than half of the image",
     }
     sentences = []
     for kind, title in titles.items():
