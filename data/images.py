@@ -137,7 +137,9 @@ def image_bytes(encoded: dict[str, Any]) -> bytes:
     """Return the file content of a value of [`without_decoding`]."""
     if encoded["bytes"]:
         return encoded["bytes"]
-    with xopen(encoded["path"], "rb") as file:  # also in an archive or on the Hub
+    if os.path.isfile(encoded["path"]):  # xopen would split a name with ::
+        return Path(encoded["path"]).read_bytes()
+    with xopen(encoded["path"], "rb") as file:  # in an archive or on the Hub
         return file.read()
 
 
