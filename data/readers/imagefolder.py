@@ -138,9 +138,12 @@ def _check_classes_have_images(folder: Path, split: str, names: list[str], files
         raise InputError(f"--data_dir {folder}: there is no image in a class folder of it.")
     empty = sorted(set(names) - {name for _, name in files})
     if empty and split != "validation":  # a small validation set may lack a rare class
-        raise InputError(
-            f"--data_dir {folder}: there is no image in {', '.join(empty)}; remove folders that are no class."
+        advice = (
+            "remove folders that are no class"
+            if split == "train"
+            else "add images of it, or leave the class out of the training images as well"
         )
+        raise InputError(f"--data_dir {folder}: there is no image in {', '.join(empty)}; {advice}.")
 
 
 def _find_masks(root: Path, files: list[tuple[Path, str]]) -> dict[tuple[str, str], str]:
