@@ -52,7 +52,9 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "The folder that holds the images."})
     data_file: str | None = field(
         default=None,
-        metadata={"help": "table: a .csv, .jsonl or .parquet file; paths are relative to --data_dir or its folder."},
+        metadata={
+            "help": "table: a .csv, .jsonl, .parquet or .xlsx file; paths relative to --data_dir or its folder."
+        },
     )
     hub_dataset: str | None = field(default=None, metadata={"help": "hub: the id of the dataset, OWNER/NAME."})
     hub_config: str | None = field(default=None, metadata={"help": "hub: the configuration, where it has several."})

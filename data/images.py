@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,43 @@ from transformers.image_utils import load_image
 
 MIN_SIDE = 8  # pixels
 _EXIF_ORIENTATION = 0x0112
+# Of Synology's and QNAP's file servers, of archives made by macOS, and of drives.
+_SYSTEM_FOLDERS = frozenset({
+    "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information",
+    "lost+found",
+})  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or made by a file server or an operating system."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return all files at any depth with the suffix of an image format, in order; hidden files are left out."""
+    """
+    Return all files at any depth with the suffix of an image format, in order.
+
+    Hidden files, and all files in hidden folders, are left out ([`is_hidden`]). Links to folders are followed once,
+    unless they lead to `folder` or to a folder around it.
+    """
     suffixes = PILImage.registered_extensions()
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
-    ]
+    top = Path(os.path.realpath(folder))
+    seen, found, todo = {str(parent) for parent in top.parents}, [], [str(folder)]
+    for start in todo:  # grows: links come after the folders that they may lead to
+        for parent, folders, files in os.walk(start):
+            real = os.path.realpath(parent)
+            folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
+            if real in seen:
+                continue
+            seen.add(real)
+            linked = (os.path.join(parent, name) for name in folders)
+            todo += [path for path in linked if os.path.islink(path)]
+            found += [
+                Path(parent, name)
+                for name in files
+                if os.path.splitext(name)[1].lower() in suffixes and not is_hidden(name)
+            ]
+    return sorted(found)
 
 
 def load_image_file(path: Path) -> PILImage.Image:
@@ -109,7 +137,9 @@ def image_bytes(encoded: dict[str, Any]) -> bytes:
     """Return the file content of a value of [`without_decoding`]."""
     if encoded["bytes"]:
         return encoded["bytes"]
-    with xopen(encoded["path"], "rb") as file:  # also in an archive or on the Hub
+    if os.path.isfile(encoded["path"]):  # xopen would split a name with ::
+        return Path(encoded["path"]).read_bytes()
+    with xopen(encoded["path"], "rb") as file:  # in an archive or on the Hub
         return file.read()
 
 
@@ -137,6 +167,7 @@ __all__ = [
     "decoder_message",
     "find_images",
     "image_bytes",
+    "is_hidden",
     "load_image_file",
     "normalize",
     "open_upright",

@@ -30,6 +30,8 @@ from .storage import no_library_progress_bars
 from .synthetic import generate_surfaces
 from .validation import (
     CONFLICTING_LABELS,
+    LARGE_MASK,
+    MASK_CONTRADICTS_LABEL,
     SPLIT_LEAK,
     UNUSABLE,
     DataIssue,
@@ -184,17 +186,18 @@ def split_images(loaded: LoadedDataset, args: DataArguments) -> LoadedDataset:
         if "validation" not in splits and args.validation_share > 0:
             share = args.validation_share
             train, validation = hold_out_validation(train, share, args.split_seed)
-            splits["validation"] = _select_budget(validation, args, share, loaded.defect_free_label)
+            if len(validation) == 0:  # every class is one image or one group
+                share = 0.0
+                notes.append(
+                    "No operating point is chosen: every class has a single independent training image, so none is "
+                    "held out for validation."
+                )
+            else:
+                splits["validation"] = _select_budget(validation, args, share, loaded.defect_free_label)
         splits["train"] = _select_budget(train, args, 1 - share, loaded.defect_free_label)
         if args.train_on_masks and count_masks(splits["train"]) == 0:
             raise InputError("--train_on_masks: no training image has a mask; see docs/data_formats.md.")
-        for split in ("train", "test"):
-            missing = sorted(set(names) - {names[label] for label in splits[split]["label"][:]})
-            if missing:
-                raise InputError(
-                    f"{loaded.source}: the {split} split has no image of {', '.join(missing)}; try another "
-                    "--split_seed."
-                )
+        _check_classes_of_splits(splits, loaded, args)
         if "validation" in splits and loaded.defect_free_label is not None:
             labels = splits["validation"]["label"][:]
             if len({names[label] == loaded.defect_free_label for label in labels}) < 2:
@@ -276,6 +279,8 @@ def _important_issues(issues: list[DataIssue]) -> list[str]:
         UNUSABLE: "Unusable images left out",
         SPLIT_LEAK: "Leaks between splits of the source",
         CONFLICTING_LABELS: "Identical images with different labels",
+        MASK_CONTRADICTS_LABEL: "Masks that contradict the label",
+        LARGE_MASK: "Masks that cover more than half of the image",
     }
     sentences = []
     for kind, title in titles.items():
@@ -284,6 +289,29 @@ def _important_issues(issues: list[DataIssue]) -> list[str]:
             examples = "; ".join(of_kind[:_MAX_EXAMPLES])
             sentences.append(f"{title}: {len(of_kind)}, such as {examples}. `kgl data` lists all.")
     return sentences
+
+
+def _check_classes_of_splits(splits: dict[str, Dataset], loaded: LoadedDataset, args: DataArguments) -> None:
+    """
+    Check that training and test images have every class.
+
+    Raises:
+        InputError: one of them lacks a class.
+    """
+    for split in ("train", "test"):
+        missing = sorted(set(range(len(loaded.class_names))) - set(splits[split]["label"][:]))
+        if not missing:
+            continue
+        names = ", ".join(loaded.class_names[label] for label in missing)
+        message = f"{loaded.source}: the {split} split has no image of {names}"
+        if "test" in loaded.splits:  # the source's own split, which no seed changes
+            raise InputError(
+                f"{message}; add images of it to the {split} split, or leave the class out of all splits."
+            )
+        raise InputError(
+            f"{message}: images of one group and near-duplicates stay together (`kgl data` lists them); try another "
+            "--split_seed or --fold, or add images."
+        )
 
 
 def _hold_out_test(splits: DatasetDict, args: DataArguments) -> dict[str, Dataset]:

@@ -12,8 +12,11 @@ from .images import without_decoding
 from .storage import no_library_progress_bars
 
 
-_MAX_NUMBERED = 15  # a grey mask without higher values holds class numbers
-_MIN_MARKED = 128  # of other grey masks, which compression may blur
+_MAX_NUMBERED = 15  # a mask without larger differences holds class numbers
+_MAX_VALUES = 5  # so does one with this many values: compressed and smoothed edges have more
+_MIN_MARKED = 128  # of other masks, which compression may blur
+_BACKGROUND_SHARE = 2 / 3  # of the border, for a background that is not black
+_DARK_MODES = ("1", "L", "P", "I", "F")
 
 
 def drop_masks(images: Dataset) -> Dataset:
@@ -32,16 +35,56 @@ def mask_to_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndar
     """
     Return a mask as `(H, W)` bool at `size = (H, W)`, None for None.
 
-    A pixel of a grey mask is defect from half of the range up, as JPEG compression needs it. In masks with a palette
-    or with small numbers only (0 and 1, or a class number per pixel) it is defect where it is not 0.
+    A pixel is defect where it differs from the background: the most frequent value of the border, which has to cover
+    two thirds of it unless it is black. Colours differ as much as their channel that differs most, and alpha is a
+    channel as well. In masks with a palette, with at most 5 values or with small differences only (0 and 1, or a class
+    number per pixel) any difference counts, elsewhere a difference of half of the range, as JPEG compression needs
+    it, or of half of the largest difference where none is that large. A mask of a single value is defect unless that
+    is black.
     """
     if mask is None:
         return None
     height, width = size
-    values = np.asarray(mask if mask.mode in ("1", "L", "P") else mask.convert("L"))
-    is_numbered = mask.mode in ("1", "P") or values.max(initial=0) <= _MAX_NUMBERED
-    marked = PILImage.fromarray((values >= (1 if is_numbered else _MIN_MARKED)).astype(np.uint8) * 255)
+    channels, is_numbered = _mask_channels(mask)
+    difference = np.abs(channels - _background(channels)).max(axis=-1)
+    largest = difference.max(initial=0)
+    if is_numbered or largest <= _MAX_NUMBERED or _has_few_values(channels):
+        threshold = np.nextafter(0, 1)
+    else:
+        threshold = _MIN_MARKED if largest >= _MIN_MARKED else largest / 2
+    marked = PILImage.fromarray((difference >= threshold).astype(np.uint8) * 255)
     return np.asarray(marked.resize((width, height), PILImage.Resampling.BOX)) > 127
+
+
+def _mask_channels(mask: PILImage.Image) -> tuple[np.ndarray, bool]:
+    """Return `(H, W, channels)` float32, and whether the values are numbers of a palette."""
+    if mask.has_transparency_data:
+        channels = np.asarray(mask.convert("RGBA"), dtype=np.float32)
+        alpha = channels[..., 3:]
+        if alpha.size and alpha.min() < alpha.max():
+            return np.concatenate([channels[..., :3] * alpha / 255, alpha], axis=-1), False
+        mask = mask if mask.mode == "P" else mask.convert("RGB")
+    values = np.asarray(mask if mask.mode in _DARK_MODES else mask.convert("RGB"), dtype=np.float32)
+    return values.reshape(mask.height, mask.width, -1), mask.mode in ("1", "P")
+
+
+def _background(channels: np.ndarray) -> np.ndarray:
+    """Return the value of the background `(channels,)`."""
+    black = np.zeros(channels.shape[-1], dtype=channels.dtype)
+    border = np.concatenate([channels[0], channels[-1], channels[:, 0], channels[:, -1]])
+    values, counts = np.unique(border, axis=0, return_counts=True)
+    candidate = values[counts.argmax()]
+    difference = np.abs(border - candidate).max(axis=-1)
+    share = (difference <= difference.max() / 2).mean()  # compression blurs the background as well
+    has_black = (border == black).all(axis=-1).any()
+    if (share < _BACKGROUND_SHARE and has_black) or (channels == channels[0, 0]).all():
+        return black
+    return candidate
+
+
+def _has_few_values(channels: np.ndarray) -> bool:
+    weights = 1000.0 ** np.arange(channels.shape[-1])  # one number per colour: rows are slow to sort
+    return len(np.unique(channels @ weights)) <= _MAX_VALUES
 
 
 def mask_to_grid(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

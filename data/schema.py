@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -41,9 +42,9 @@ def defect_dataset(
         image=Image(), label=ClassLabel(names=names), mask=Image(), group=Value("string"), file_name=Value("string")
     )
     columns = {
-        "image": images,
+        "image": [_absolute(image) for image in images],
         "label": labels,
-        "mask": [None] * len(images) if masks is None else masks,
+        "mask": [None] * len(images) if masks is None else [_absolute(mask) for mask in masks],
         "group": file_names if groups is None else groups,
         "file_name": file_names,
     }
@@ -75,6 +76,11 @@ def digest_rows(rows: dict[str, list[Any]], names: list[str]) -> str:
 def image_digests(rows: dict[str, list[Any]]) -> list[str]:
     """Return the SHA-1 of each undecoded image, from the column `digest` if present."""
     return rows["digest"] if "digest" in rows else [_digest(image) for image in rows["image"]]
+
+
+def _absolute(image: Any) -> Any:
+    # A relative path that starts like an address (a::b) would be opened as one.
+    return str(Path(image).absolute()) if isinstance(image, str) else image
 
 
 def _is_utf8(name: str) -> bool:

@@ -21,6 +21,8 @@ from .progress import progress_bar
 UNUSABLE = "unusable"
 SPLIT_LEAK = "source split leaks"
 CONFLICTING_LABELS = "identical images with different labels"
+MASK_CONTRADICTS_LABEL = "mask contradicts label"
+LARGE_MASK = "mask covers more than half"
 MAX_FILES_SHOWN = 4
 _SECONDS_WITHOUT_BAR = 1
 
@@ -100,10 +102,13 @@ def _inspect_row(row: dict[str, Any], index: int, found: Inspection) -> None:
     if problem is None and row["mask"] is not None:
         try:
             mask, mask_rotated = open_upright(image_bytes(row["mask"]))
-            shows_defect = bool(mask_to_array(mask, (mask.height, mask.width)).any())
+            share = mask_to_array(mask, (mask.height, mask.width)).mean()
+            shows_defect = bool(share > 0)
         except Exception as error:  # as above
             problem = f"its mask: {decoder_message(error)}"
         else:
+            if share > 0.5:
+                found.issues.append(DataIssue(LARGE_MASK, (name,), f"{share:.0%}"))
             if rotated != mask_rotated:
                 problem = "an EXIF tag rotates either the image or its mask, but not both"
             elif mask.size != image.size:
@@ -179,7 +184,7 @@ def find_mask_issues(images: Dataset, mask_shows_defect: Iterable[bool | None], 
     defect_free_id = images.features["label"].str2int(defect_free)
     rows = zip(images["file_name"][:], images["label"][:], mask_shows_defect, strict=True)
     return [
-        DataIssue("mask contradicts label", (name,), f"{'defect' if shows else 'no defect'} in the mask")
+        DataIssue(MASK_CONTRADICTS_LABEL, (name,), f"{'defect' if shows else 'no defect'} in the mask")
         for name, label, shows in rows
         if shows is not None and shows == (label == defect_free_id)
     ]
@@ -203,6 +208,8 @@ def _rows_with_equal(values: list[object]) -> list[list[int]]:
 
 __all__ = [
     "CONFLICTING_LABELS",
+    "LARGE_MASK",
+    "MASK_CONTRADICTS_LABEL",
     "SPLIT_LEAK",
     "UNUSABLE",
     "DataIssue",

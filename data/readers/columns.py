@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +17,8 @@ from ...errors import InputError
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _MAX_ROWS_NAMED = 20
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Columns:
     grade_names: Sequence[str] = ()
 
 
-def require_columns(table: Dataset, columns: Columns, source: str) -> None:
+def require_columns(found: Sequence[str], columns: Columns, source: str) -> list[str]:
     """
-    Check that a table has the named columns.
+    Return the names of the columns that are used.
 
     Raises:
         InputError: a column is missing.
@@ -53,38 +57,40 @@ def require_columns(table: Dataset, columns: Columns, source: str) -> None:
         "--split_column": columns.split,
     }
     for option, name in options.items():
-        if name is not None and name not in table.column_names:
-            raise InputError(
-                f"{source}: there is no column {name!r} ({option}); it has {', '.join(table.column_names)}."
-            )
+        if name is not None and name not in found:
+            raise InputError(f"{source}: there is no column {name!r} ({option}); it has {', '.join(found)}.")
+    return list(dict.fromkeys(name for name in options.values() if name is not None))
 
 
 def read_labels(table: Dataset, columns: Columns, source: str) -> tuple[list[str], list[str]]:
     """
     Return the class of every row, and all classes: numbers in ascending, words in alphabetic order.
 
+    Text stays as it is: `00`, `1E3` and `true` are classes.
+
     Raises:
         InputError: a label is missing, or is neither a word nor a whole number.
     """
     feature, values = table.features[columns.label], table[columns.label][:]
+    values = [value.strip() if isinstance(value, str) else value for value in values]
     _require_labels([value in (None, "") or value != value for value in values], columns, source)
     if columns.grade_thresholds:
         return _grades_to_classes(values, columns, source)
     if isinstance(feature, ClassLabel):
         _require_labels([not 0 <= value < len(feature.names) for value in values], columns, source)
         return [feature.names[value] for value in values], list(feature.names)
+    grades = [_to_number(value) for value in values]
+    if None not in grades and not all(grade.is_integer() for grade in grades):
+        raise InputError(
+            f"{source}: {columns.label!r} holds grades such as {values[0]}; give --grade_thresholds to turn them "
+            "into classes."
+        )
     if isinstance(feature, Value) and feature.dtype.startswith("float"):
-        if any(not float(value).is_integer() for value in values):
-            raise InputError(
-                f"{source}: {columns.label!r} holds grades such as {values[0]}; give --grade_thresholds to turn them "
-                "into classes."
-            )
         values = [int(value) for value in values]
-    if all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
-        return [str(value) for value in values], [str(value) for value in sorted(set(values))]
-    if all(isinstance(value, (str, bool)) for value in values):
-        return [str(value).strip() for value in values], sorted({str(value).strip() for value in values})
-    raise InputError(f"{source}: {columns.label!r} holds {feature}; labels must be words or numbers.")
+    if not all(isinstance(value, (str, Integral)) for value in values):
+        raise InputError(f"{source}: {columns.label!r} holds {feature}; labels must be words or numbers.")
+    labels = [str(value) for value in values]
+    return labels, sorted(set(labels), key=_by_number if all(map(_WHOLE_NUMBER.fullmatch, labels)) else None)
 
 
 def read_groups(table: Dataset, columns: Columns, file_names: list[str]) -> list[str]:
@@ -111,9 +117,11 @@ def _require_labels(missing: list[bool], columns: Columns, source: str) -> None:
 
 def _grades_to_classes(values: Sequence[Any], columns: Columns, source: str) -> tuple[list[str], list[str]]:
     """Cut grades into classes: below the first threshold, from it to below the next, and so on."""
-    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+    grades = [_to_number(value) for value in values]
+    if None in grades:
+        word = values[grades.index(None)]
         raise InputError(
-            f"{source}: --grade_thresholds needs numbers, and {columns.label!r} holds {values[0]!r}; leave it out."
+            f"{source}: --grade_thresholds needs numbers, and {columns.label!r} holds {word!r}; leave it out."
         )
     limits = list(columns.grade_thresholds)
     names = list(columns.grade_names) or [
@@ -121,7 +129,18 @@ def _grades_to_classes(values: Sequence[Any], columns: Columns, source: str) -> 
         *(f"{low:g} to {high:g}" for low, high in pairwise(limits)),
         f"from {limits[-1]:g}",
     ]
-    return [names[sum(value >= limit for limit in limits)] for value in values], names
+    return [names[sum(grade >= limit for limit in limits)] for grade in grades], names
+
+
+def _to_number(value: Any) -> float | None:
+    """Return a number, also one that is written as text; None for anything else."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def _by_number(label: str) -> tuple[int, str]:
+    return int(label), label
 
 
 __all__ = ["VALIDATION_NAMES", "Columns", "read_groups", "read_labels", "require_columns", "root_cause"]

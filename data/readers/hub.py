@@ -32,7 +32,7 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
         raise InputError(f"{source}: it cannot be loaded. {root_cause(error)}") from error
     tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     for split, table in tables.items():
-        require_columns(table, columns, f"{source}, split {split}")
+        require_columns(table.column_names, columns, f"{source}, split {split}")
         feature = table.features[columns.image]
         if not isinstance(feature, Image):
             raise InputError(f"{source}: column {columns.image!r} holds {feature}, not images; see --image_column.")

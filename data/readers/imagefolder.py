@@ -6,18 +6,28 @@ from collections import Counter
 from pathlib import Path
 
 from ...errors import InputError
-from ..images import find_images
+from ..images import find_images, is_hidden
 from ..schema import defect_dataset
+from .columns import VALIDATION_NAMES
 from .source import SourceDataset
 
 
 MASKS_FOLDER = "ground_truth"
-_VALIDATION_FOLDERS = ("validation", "valid", "val")
+_SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": VALIDATION_NAMES,
+}
+_MAX_NAMED = 4
+_MASK_FOLDERS = frozenset({"mask", "masks", "gt", "groundtruth", MASKS_FOLDER})
 
 
 def read_image_folder(root: Path) -> SourceDataset:
     """
     Read one folder per class, in `root` itself or in `root/train` and `root/test`, images at any depth within.
+
+    The names of splits are recognised in any case. Where there is a validation folder and no test folder, the
+    validation images are the test split.
 
     A folder `ground_truth` in `root` (MVTec's layout) holds masks, `CLASS/NAME.png` or `CLASS/NAME_mask.png` for
     `CLASS/NAME.*`. Where `test/` has classes that `train/` lacks and there are masks, as in MVTec's one-class data,
@@ -26,23 +36,27 @@ def read_image_folder(root: Path) -> SourceDataset:
     Raises:
         InputError: no images, classes that differ between splits, or masks that fit no image or two.
     """
-    folders, notes = _split_folders(root), []
-    names = _class_folders(folders["train"][0])
-    unseen = sorted(set(_class_folders(folders["test"][0])) - set(names)) if "test" in folders else []
-    if unseen and not (root / MASKS_FOLDER).is_dir():
-        raise InputError(f"--data_dir {folders['test'][0]}: {', '.join(unseen)} is no class of {folders['train'][0]}.")
-    if unseen:
+    folders, notes = _split_folders(root)
+    train = folders["train"][0]
+    classes = {split: _class_folders(of_split[0]) for split, of_split in folders.items()}
+    names = classes["train"]
+    unseen = sorted(set(classes.get("test", ())) - set(names))
+    if unseen and (root / MASKS_FOLDER).is_dir():
         notes.append(f"{root}: train/ lacks classes of test/ (MVTec's one-class data), so both are pooled.")
         names = sorted([*names, *unseen])
-        folders = {"train": [*folders["train"], *folders["test"]]} | {
-            split: of_split for split, of_split in folders.items() if split == "validation"
-        }
+        pooled = {"train": [*folders["train"], *folders["test"]]}
+        folders = pooled | {split: of_split for split, of_split in folders.items() if split == "validation"}
+    for split in folders:
+        unseen = sorted(set(classes[split]) - set(names))
+        if unseen:
+            raise InputError(f"--data_dir {folders[split][0]}: {', '.join(unseen)} is no class of {train}.")
     files = {
         split: [(path, name) for name in names for folder in of_split for path in find_images(folder / name)]
         for split, of_split in folders.items()
     }
     for split, of_split in files.items():
         _check_classes_have_images(folders[split][0], split, names, of_split)
+    notes += _doubtful_classes(train, names, files["train"])
     masks = _find_masks(root, [file for of_split in files.values() for file in of_split])
     splits = {
         split: defect_dataset(
@@ -57,25 +71,66 @@ def read_image_folder(root: Path) -> SourceDataset:
     return SourceDataset(splits, f"--data_dir {root}", tuple(notes))
 
 
-def _split_folders(root: Path) -> dict[str, list[Path]]:
-    """Return the folders that hold class folders, by split."""
-    if not (root / "train").is_dir():
-        return {"train": [root]}
-    folders = {"train": [root / "train"]}
-    if (root / "test").is_dir():
-        folders["test"] = [root / "test"]
-    validation = next((root / name for name in _VALIDATION_FOLDERS if (root / name).is_dir()), None)
-    if validation is not None:
-        folders["validation"] = [validation]
-    return folders
+def _split_folders(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """
+    Return the folders that hold class folders, by split, and a note where a split's folder has another name.
+
+    Raises:
+        InputError: two folders for one split, or no folder for training beside others.
+    """
+    found = {
+        split: [folder for folder in _visible_folders(root) if folder.name.casefold() in names]
+        for split, names in _SPLIT_FOLDERS.items()
+    }
+    for split, of_split in found.items():
+        if len(of_split) > 1 and found["train"]:
+            shown = ", ".join(f"{folder.name}/" for folder in of_split)
+            raise InputError(f"--data_dir {root}: {shown} are all named as {split} images; keep one of them.")
+    if not found["train"]:
+        others = [folder for of_split in found.values() for folder in of_split]
+        if others and len(others) == len(_class_folders(root)):
+            shown = ", ".join(f"{folder.name}/" for folder in others)
+            raise InputError(f"--data_dir {root}: there is {shown} and no train/, so nothing can be learned from.")
+        note = "{}: {}/ is read as a class, as there is no train/."
+        return {"train": [root]}, [note.format(root, folder.name) for folder in others]
+    folders = {split: of_split for split, of_split in found.items() if of_split}
+    if "test" in folders or "validation" not in folders:
+        return folders, []
+    folders = {"train": folders["train"], "test": folders["validation"]}
+    names = {split: of_split[0].name for split, of_split in folders.items()}
+    note = (
+        f"{root}: {names['train']}/ serves as train split and, as there is no test/, {names['test']}/ as test split."
+    )
+    return folders, [note]
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and path.name != MASKS_FOLDER
-    )
+    return [path.name for path in _visible_folders(folder) if path.name != MASKS_FOLDER]
+
+
+def _doubtful_classes(folder: Path, names: list[str], files: list[tuple[Path, str]]) -> list[str]:
+    """Return sentences about folders that are read as classes, or as images of a class, and may be something else."""
+    advice = f"masks belong in {MASKS_FOLDER}/CLASS/NAME.png, or in the mask column of a table"
+    notes = [f"{folder}: {name}/ is read as a class; {advice}." for name in names if name.casefold() in _MASK_FOLDERS]
+    inner: dict[str, set[tuple[str, ...]]] = {name: set() for name in names}
+    for path, name in files:
+        if path.is_relative_to(folder / name):  # the pooled images of test/ are not
+            inner[name].add(path.relative_to(folder / name).parts[:-1])
+    for name, of_class in inner.items():
+        masks = sorted({part for parts in of_class for part in parts if part.casefold() in _MASK_FOLDERS})
+        notes += [f"{folder}: the files in {part}/ of {name}/ are read as images of it; {advice}." for part in masks]
+    first = [{parts[0] if parts else "" for parts in of_class} for of_class in inner.values()]
+    if first[0] and "" not in first[0] and all(of_class == first[0] for of_class in first):
+        shown = " and ".join(f"{name}/" for name in sorted(first[0])[:_MAX_NAMED])
+        notes.append(
+            f"{folder}: every class ({', '.join(names[:_MAX_NAMED])}) has {shown}; if these are the classes, sort the "
+            "images by them, or list the images in a table."
+        )
+    return notes
 
 
 def _check_classes_have_images(folder: Path, split: str, names: list[str], files: list[tuple[Path, str]]) -> None:
@@ -83,9 +138,12 @@ def _check_classes_have_images(folder: Path, split: str, names: list[str], files
         raise InputError(f"--data_dir {folder}: there is no image in a class folder of it.")
     empty = sorted(set(names) - {name for _, name in files})
     if empty and split != "validation":  # a small validation set may lack a rare class
-        raise InputError(
-            f"--data_dir {folder}: there is no image in {', '.join(empty)}; remove folders that are no class."
+        advice = (
+            "remove folders that are no class"
+            if split == "train"
+            else "add images of it, or leave the class out of the training images as well"
         )
+        raise InputError(f"--data_dir {folder}: there is no image in {', '.join(empty)}; {advice}.")
 
 
 def _find_masks(root: Path, files: list[tuple[Path, str]]) -> dict[tuple[str, str], str]:

@@ -1,50 +1,53 @@
-"""Reader of tables: CSV, JSON lines and parquet."""
+"""Reader of tables with one image per row."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, Image
 
 from ...errors import InputError
 from ..schema import defect_dataset
-from .columns import VALIDATION_NAMES, Columns, read_groups, read_labels, require_columns, root_cause
+from .columns import VALIDATION_NAMES, Columns, read_groups, read_labels
 from .source import SourceDataset
-
-
-_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+from .table_files import read_table_file
 
 
 def read_table(path: Path, root: Path, columns: Columns) -> SourceDataset:
     """
-    Read a `.csv`, `.jsonl` (or `.json`) or `.parquet` file with one image per row, paths relative to `root`.
+    Read a table with one image per row ([`~kgl.data.readers.table_files.FORMATS`]), paths relative to `root`.
+
+    Parquet files may hold the images themselves, as bytes or as `{"bytes", "path"}`.
 
     Raises:
         InputError: no such file or column, images outside of `root` or listed twice, or labels that cannot be read.
     """
     source = f"--data_file {path}"
-    table = _load_table(path, source)
-    require_columns(table, columns, source)
+    table, notes = read_table_file(path, columns, source)
     if not len(table):
         raise InputError(f"{source}: it has no rows.")
-    files = [_resolve_inside(root, value, f"{source}, row {row}") for row, value in enumerate(table[columns.image], 1)]
-    repeated = [str(file) for file, count in Counter(files).items() if count > 1]
+    cells = table.select_columns([columns.image] + [columns.mask] * (columns.mask not in (None, columns.image)))
+    for name, feature in cells.features.items():
+        if isinstance(feature, Image):
+            cells = cells.cast_column(name, Image(decode=False))
+    images = [_read_cell(root, value, f"{source}, row {row}") for row, value in enumerate(cells[columns.image], 1)]
+    repeated = [image for image, count in Counter(one for one in images if isinstance(one, str)).items() if count > 1]
     if repeated:
         raise InputError(f"{source}: listed more than once: {', '.join(repeated)}.")
-    masks = [None] * len(files)
+    masks: list[Any] = [None] * len(images)
     if columns.mask is not None:
         masks = [
-            str(_resolve_inside(root, value, f"{source}, row {row}")) if value else None
-            for row, value in enumerate(table[columns.mask], 1)
+            _read_cell(root, value, f"{source}, row {row}") if _is_given(value) else None
+            for row, value in enumerate(cells[columns.mask], 1)
         ]
     labels, names = read_labels(table, columns, source)
-    file_names = [str(file.relative_to(root.resolve())) for file in files]
+    file_names = [_file_name(root, image, row) for row, image in enumerate(images, 1)]
     rows = defect_dataset(
-        images=[str(file) for file in files],
+        images=images,
         labels=labels,
         names=names,
         masks=masks,
@@ -52,26 +55,33 @@ def read_table(path: Path, root: Path, columns: Columns) -> SourceDataset:
         file_names=file_names,
     )
     splits = {"train": rows} if columns.split is None else _split_rows(rows, table[columns.split], source)
-    return SourceDataset(splits, source)
+    return SourceDataset(splits, source, tuple(notes))
 
 
-def _load_table(path: Path, source: str) -> Dataset:
-    if path.suffix.lower() not in _FORMATS:
-        raise InputError(f"{source}: its name must end in {', '.join(_FORMATS)}.")
-    if not path.is_file():
-        raise InputError(f"{source}: there is no such file.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{source}: it has no rows.")
-    # "NA" and "None" are names like any other; only an empty cell is empty.
-    options = {"keep_default_na": False, "na_values": [""]} if path.suffix.lower() == ".csv" else {}
-    try:
-        return load_dataset(_FORMATS[path.suffix.lower()], data_files=str(path), split="train", **options)
-    except (DatasetGenerationError, ValueError) as error:
-        raise InputError(f"{source}: it cannot be read. {root_cause(error)}") from error
+def _is_given(value: Any) -> bool:
+    return any(value.values()) if isinstance(value, dict) else value not in (None, "", b"")
+
+
+def _read_cell(root: Path, value: Any, place: str) -> str | dict[str, Any]:
+    """Return the path of the file that a cell names, or the image that it holds as `{"bytes", "path"}`."""
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
+    if isinstance(value, dict):
+        if value.get("bytes"):
+            return {"bytes": value["bytes"], "path": value.get("path")}
+        value = value.get("path")
+    return str(_resolve_inside(root, value, place))
+
+
+def _file_name(root: Path, image: str | dict[str, Any], row: int) -> str:
+    if isinstance(image, str):
+        return str(Path(image).relative_to(root.resolve()))
+    return f"{row}-{Path(image['path']).name}" if image["path"] else str(row)
 
 
 def _split_rows(rows: Dataset, split_values: Sequence[Any], source: str) -> dict[str, Dataset]:
-    found = sorted({str(value) for value in split_values})
+    split_values = [str(value).strip().casefold() for value in split_values]
+    found = sorted(set(split_values))
     validation = [name for name in found if name in VALIDATION_NAMES]
     test = [name for name in found if name not in ("train", *validation)]
     if not test and validation:  # the only split held out is the test split
@@ -82,7 +92,7 @@ def _split_rows(rows: Dataset, split_values: Sequence[Any], source: str) -> dict
         )
     value_of = {"train": ["train"], "validation": validation, "test": test}
     return {
-        split: rows.select([row for row, value in enumerate(split_values) if str(value) == values[0]])
+        split: rows.select([row for row, value in enumerate(split_values) if value == values[0]])
         for split, values in value_of.items()
         if values
     }
@@ -95,9 +105,18 @@ def _resolve_inside(root: Path, value: Any, place: str) -> Path:
     Raises:
         InputError: no path, or one that leads outside of `root`.
     """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str) or not value:
         raise InputError(f"{place}: {value!r} is not the path of an image.")
     root = root.resolve()
+    if value.startswith("~") and not os.path.lexists(root / value):
+        value = os.path.expanduser(value)
+    if "\\" in value and not os.path.lexists(root / value):
+        raise InputError(
+            f"{place}: there is no {value[:80]}; paths with backslashes are Windows paths: write "
+            f"{value[:80].replace(chr(92), '/')}, relative to {root}."
+        )
     folder = (root / value).parent
     try:
         file = folder.resolve() / Path(value).name if folder.exists() else root / value

@@ -28,6 +28,34 @@ def test_images_are_found_at_any_depth(tmp_path):
     assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ["a.PNG", "b.png", "deep/er/c.jpg"]
 
 
+def test_files_in_hidden_folders_are_left_out(tmp_path):
+    folder = tmp_path / ".cache" / "images"  # hidden parts above the folder do not matter
+    for name in (
+        "a.png", ".ipynb_checkpoints/a.png", ".Trash-0/files/a.png", "@eaDir/a.png", "b/.thumbs/a.png", "b/c.png",
+        "__MACOSX/a.png",
+    ):  # fmt: skip
+        save_noise(folder / name, 0)
+    assert [path.relative_to(folder).as_posix() for path in find_images(folder)] == ["a.png", "b/c.png"]
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    for name in ("images/good/0.png", "images/bad/1.png", "store/2.png", "store/deep/3.png"):
+        save_noise(tmp_path / name, 0)
+    good = tmp_path / "images" / "good"
+    (good / "linked").symlink_to(tmp_path / "store")
+    (good / "twice").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "circle").symlink_to(good)
+    (good / "up").symlink_to(tmp_path / "images")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(good)]
+    assert found == ["images/good/0.png", "images/good/linked/2.png", "images/good/linked/deep/3.png"]
+
+
+def test_a_real_folder_comes_before_a_link_to_it(tmp_path):
+    save_noise(tmp_path / "b" / "0.png", 0)
+    (tmp_path / "a").symlink_to("b")
+    assert find_images(tmp_path) == [tmp_path / "b" / "0.png"]
+
+
 @pytest.mark.parametrize("orientation", [0, 1, 3, 6, 9])
 def test_exif_orientation_is_applied(tmp_path, orientation):
     exif = Image.Exif()

@@ -13,6 +13,9 @@ from kgl.data.loading import load_defect_dataset, read_defect_dataset, read_imag
 from kgl.errors import InputError
 
 
+TRAIN = {True: "train", False: "test"}
+
+
 def test_splits_have_the_columns_of_the_schema(image_folder):
     splits = load_defect_dataset(DataArguments(data_dir=str(image_folder)))
     assert list(splits) == ["train", "validation", "test"]
@@ -185,5 +188,28 @@ def test_a_split_without_a_class_is_refused(image_folder, tmp_path):
     for path in (tmp_path / "split" / "test" / "scratch").iterdir():
         path.write_bytes(b"no image")
     args = DataArguments(data_dir=str(tmp_path / "split"), on_bad_image="skip", validation_share=0)
-    with pytest.raises(InputError, match="the test split has no image of scratch"):
+    with pytest.raises(InputError, match="the test split has no image of scratch; add images of it to the test split"):
         load_defect_dataset(args)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_one_group_per_class_beside_a_test_split_has_no_validation(image_folder, images):
+    """One image per class, or several of one part."""
+    lines = ["image,label,part,use"]
+    for label, count in (("good", 12), ("scratch", 6)):
+        for index in range(count):
+            lines.append(f"{label}/{index}.png,{label},{label if index < images else index},{TRAIN[index < images]}")
+    (image_folder / "t.csv").write_text("\n".join(lines))
+    args = DataArguments(data_file=str(image_folder / "t.csv"), group_column="part", split_column="use")
+    loaded = read_defect_dataset(args)
+    assert list(loaded.splits) == ["train", "test"] and len(loaded.splits["train"]) == 2 * images
+    (note,) = loaded.notes
+    assert "every class has a single independent training image, so none is held out" in note
+
+
+def test_a_class_that_the_test_folder_lacks_gets_advice_that_helps(image_folder, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    shutil.rmtree(tmp_path / "split" / "test" / "scratch")
+    with pytest.raises(InputError, match=r"split/test: there is no image in scratch; add images of it, or leave"):
+        load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split")))

@@ -1,5 +1,7 @@
 """Defect masks as arrays and on grids."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,10 +27,85 @@ def test_masks_of_every_format(kind):
     assert np.array_equal(mask_to_array(mask, (16, 16)), truth.repeat(2, 0).repeat(2, 1))
 
 
+def square(size=24):
+    """A defect away from the border, `(size, size)` bool."""
+    truth = np.zeros((size, size), dtype=bool)
+    truth[6:14, 8:18] = True
+    return truth
+
+
 def test_compression_noise_in_a_mask_is_no_defect():
     pixels = np.random.default_rng(0).integers(0, 255, (24, 20), dtype=np.uint8)
-    noisy = np.where(pixels > 128, 200, 40).astype(np.uint8)
-    assert np.array_equal(mask_to_array(Image.fromarray(noisy), (24, 20)), pixels > 128)
+    pixels[[0, -1]] = pixels[:, [0, -1]] = 0
+    noisy = np.where(pixels > 128, 200, 40) + pixels % 8  # more values than class numbers have
+    assert np.array_equal(mask_to_array(Image.fromarray(noisy.astype(np.uint8)), (24, 20)), pixels > 128)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_compressed_masks(inverted):
+    truth, content = square(), io.BytesIO()
+    Image.fromarray((truth != inverted) * np.uint8(255)).save(content, "jpeg", quality=75)
+    assert np.array_equal(mask_to_array(Image.open(content), (24, 24)), truth)
+
+
+@pytest.mark.parametrize(
+    "colour",
+    [(255, 0, 0), (0, 0, 255), (250, 50, 83), (128, 0, 0), (0, 64, 0), (16, 16, 16), (127, 127, 127), (1, 1, 1)],
+)
+@pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), (90, 10, 30)])
+def test_coloured_masks_and_backgrounds(colour, background):
+    truth = square()
+    mask = Image.fromarray(np.where(truth[..., None], colour, background).astype(np.uint8))
+    for one in (mask, mask.convert("RGBA"), mask.convert("CMYK"), mask.quantize(4, dither=Image.Dither.NONE)):
+        assert np.array_equal(mask_to_array(one, (24, 24)), truth), one.mode
+
+
+@pytest.mark.parametrize("value", [16, 50, 100, 127, 254])
+def test_dim_and_soft_masks(value):
+    truth = square()
+    assert np.array_equal(mask_to_array(Image.fromarray(truth * np.uint8(value)), (24, 24)), truth)
+    ramp = np.abs(np.linspace(-1, 1, 25))[:24]  # a soft edge: the half of its peak counts
+    soft = Image.fromarray(np.round((1 - np.maximum(ramp[:, None], ramp)) * value).astype(np.uint8))
+    shown = mask_to_array(soft, (24, 24)).mean()
+    assert 0.15 < shown < 0.35 and mask_to_array(soft, (24, 24))[12, 12]
+
+
+def test_several_classes_in_one_mask():
+    truth = square()
+    classes = truth * np.uint8(40)
+    classes[8:10, 10:12] = 200
+    assert np.array_equal(mask_to_array(Image.fromarray(classes), (24, 24)), truth)
+    assert np.array_equal(mask_to_array(Image.fromarray(classes.astype(np.int32)), (24, 24)), truth)
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_masks_in_the_alpha_channel(colour):
+    truth = square()
+    grey = np.full((24, 24), colour, dtype=np.uint8)
+    for marked in (truth, ~truth):  # drawn on transparency, or erased
+        mask = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(marked * np.uint8(255))])
+        for one in (mask, mask.convert("RGBA")):
+            assert np.array_equal(mask_to_array(one, (24, 24)), truth)
+
+
+def test_a_palette_with_a_transparent_colour():
+    truth = square()
+    mask = Image.fromarray(truth.astype(np.uint8), mode="P")
+    mask.putpalette([0, 0, 0, 0, 0, 0])
+    content = io.BytesIO()
+    mask.save(content, "png", transparency=0)
+    assert np.array_equal(mask_to_array(Image.open(content), (24, 24)), truth)
+
+
+def test_inverted_masks_and_masks_of_one_value():
+    truth = square()
+    assert np.array_equal(mask_to_array(Image.fromarray(~truth), (24, 24)), truth)
+    touching = square()
+    touching[:, :13] = True  # half of the border
+    assert np.array_equal(mask_to_array(Image.fromarray(touching), (24, 24)), touching)
+    for value in (0, 1, 255):
+        mask = Image.fromarray(np.full((24, 24), value, dtype=np.uint8))
+        assert mask_to_array(mask, (24, 24)).all() == mask_to_array(mask, (24, 24)).any() == (value > 0)
 
 
 def test_no_mask_stays_none():

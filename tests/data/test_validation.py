@@ -136,9 +136,17 @@ def test_mask_issues_are_found_while_reading(image_folder):
         path = image_folder / "ground_truth" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((40, 48), 255 * defect, dtype=np.uint8)).save(path)
-    issues = read_defect_dataset(DataArguments(data_dir=str(image_folder))).issues
-    found = [issue.files for issue in issues if issue.kind == "mask contradicts label"]
-    assert found == [("good/0.png",), ("scratch/0.png",)]
+    loaded = read_defect_dataset(DataArguments(data_dir=str(image_folder)))
+    found = {(issue.kind, issue.files, issue.note) for issue in loaded.issues}
+    assert found == {
+        ("mask contradicts label", ("good/0.png",), "defect in the mask"),
+        ("mask contradicts label", ("scratch/0.png",), "no defect in the mask"),
+        ("mask covers more than half", ("good/0.png",), "100%"),
+        ("mask covers more than half", ("scratch/1.png",), "100%"),
+    }
+    contradictions, large = loaded.warnings
+    assert contradictions.startswith("Masks that contradict the label: 2, such as good/0.png (defect in the mask); ")
+    assert large.startswith("Masks that cover more than half of the image: 2, such as good/0.png (100%); ")
 
 
 def test_small_classes_are_issues():

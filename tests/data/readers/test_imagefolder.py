@@ -65,6 +65,69 @@ def test_a_class_of_test_only_is_refused(image_folder, tmp_path):
         read_image_folder(tmp_path / "split")
 
 
+@pytest.mark.parametrize("name", ["val", "Validation"])
+def test_a_validation_folder_is_the_test_split_where_there_is_none(image_folder, tmp_path, name):
+    for split in ("train", name):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    (tmp_path / "split" / name / "good" / "0.png").unlink()
+    loaded = read_images(DataArguments(data_dir=str(tmp_path / "split")))
+    assert {split: len(rows) for split, rows in loaded.splits.items()} == {"train": 18, "test": 17}
+    note = f"{tmp_path}/split: train/ serves as train split and, as there is no test/, {name}/ as test split."
+    assert loaded.notes == [note] and note in loaded.warnings
+
+
+@pytest.mark.parametrize("with_test", [True, False])
+def test_a_class_of_validation_only_is_refused(image_folder, tmp_path, with_test):
+    for split in ("train", "val", "test")[: 2 + with_test]:
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    shutil.copytree(image_folder / "good", tmp_path / "split" / "val" / "dent")
+    with pytest.raises(InputError, match=r"split/val: dent is no class of .*split/train\."):
+        read_image_folder(tmp_path / "split")
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "Test", "VAL"), ("TRAIN", "testing", "dev"), ("training", "TEST", "Valid")]
+)
+def test_names_of_splits_are_recognised_in_any_case(image_folder, tmp_path, names):
+    for split in names:
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    source = read_image_folder(tmp_path / "split")
+    assert source.class_names == ["good", "scratch"]
+    assert {split: len(rows) for split, rows in source.splits.items()} == {"train": 18, "test": 18, "validation": 18}
+
+
+def test_splits_without_training_images_or_with_two_folders_are_refused(image_folder, tmp_path):
+    for split in ("test", "val"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    with pytest.raises(InputError, match=r"there is test/, val/ and no train/"):
+        read_image_folder(tmp_path / "split")
+    for split in ("train", "valid"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    with pytest.raises(InputError, match=r"val/, valid/ are all named as validation images; keep one of them"):
+        read_image_folder(tmp_path / "split")
+
+
+def test_folders_that_may_be_no_classes_are_noted(image_folder, tmp_path):
+    for product in ("product0", "product1"):
+        shutil.copytree(image_folder, tmp_path / "products" / product)
+    (note,) = read_image_folder(tmp_path / "products").notes
+    assert "every class (product0, product1) has good/ and scratch/; if these are the classes" in note
+    shutil.copytree(image_folder / "scratch", image_folder / "mask" / "scratch")
+    shutil.copytree(image_folder / "good", image_folder / "test")
+    shutil.copytree(image_folder / "good", image_folder / "good" / "Masks")
+    test, mask, inner = read_image_folder(image_folder).notes
+    assert "test/ is read as a class, as there is no train/" in test
+    assert "mask/ is read as a class; masks belong in ground_truth/CLASS/NAME.png" in mask
+    assert "the files in Masks/ of good/ are read as images of it" in inner
+
+
+def test_hidden_folders_are_no_classes(image_folder):
+    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", "good/.thumbs"):
+        shutil.copytree(image_folder / "scratch", image_folder / name)
+    source = read_image_folder(image_folder)
+    assert source.class_names == ["good", "scratch"] and len(source.splits["train"]) == 18
+
+
 def test_file_and_folder_names_do_not_matter(tmp_path):
     """Names like splits, patterns or notes; nested folders; links; suffixes in capitals."""
     generator = np.random.default_rng(0)

@@ -141,7 +141,7 @@ def test_tables_that_cannot_be_used_are_refused(image_folder, rows, others, mess
 
 
 def test_files_that_are_no_table_are_refused(tmp_path):
-    for name, message in (("t.xlsx", r"must end in \.csv"), ("t.csv", "there is no such file")):
+    for name, message in (("t.xls", r"must end in \.csv, \.tsv"), ("t.csv", "there is no such file")):
         with pytest.raises(InputError, match=message):
             load(tmp_path / name)
     (tmp_path / "b.parquet").write_bytes(b"no table")

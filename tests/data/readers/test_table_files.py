@@ -1,0 +1,158 @@
+"""Tables as users write them: names, separators, encodings and values that look like numbers."""
+
+import os
+import shutil
+
+import pandas as pd
+import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from tiny import count_labels
+
+from kgl.data.arguments import DataArguments
+from kgl.data.loading import read_images
+from kgl.data.readers import table_files
+from kgl.errors import InputError
+
+
+ROWS = [("good", index) for index in range(12)] + [("scratch", index) for index in range(6)]
+LINES = ["image,label", *(f"{label}/{index}.png,{label}" for label, index in ROWS)]
+
+
+def read(path, **others):
+    return read_images(DataArguments(data_file=str(path), **others))
+
+
+def write(path, lines=LINES, encoding="utf-8"):
+    path.write_bytes("\n".join(lines).encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("name", ["labels[1].csv", "part?.csv", "a*.csv", "a::b.csv", "{a,b}.csv"])
+def test_the_name_of_a_table_is_no_pattern(image_folder, name):
+    for other in ("labels1.csv", "part1.csv", "ab.csv", "a", "b"):
+        write(image_folder / other, [line.replace(",scratch", ",dent") for line in LINES])
+    assert read(write(image_folder / name)).class_names == ["good", "scratch"]
+
+
+@pytest.mark.parametrize("folder", ["[2024] parts", "a::b", "x=1", "zip:"])
+def test_the_name_of_a_folder_is_no_pattern(image_folder, folder, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    image_folder.rename(folder)
+    write(image_folder.parent / folder / "t.csv")
+    for args in ({"data_file": f"{folder}/t.csv"}, {"data_dir": folder}):
+        loaded = read_images(DataArguments(**args))
+        assert count_labels(loaded.splits["train"]) == {"good": 12, "scratch": 6}
+        assert loaded.splits["train"][0]["image"].size == (48, 40)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"), [("00", "0"), ("1", "01"), ("1E3", "1000"), ("true", "false"), ("no", "yes"), ("1.0", "1")]
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_labels_and_groups_stay_as_they_are_written(image_folder, good, bad, suffix):
+    rows = [(f"{label}/{index}.png", good if label == "good" else bad, f"0{index % 3}") for label, index in ROWS]
+    if suffix == "csv":
+        lines = ["image,label,part", *(",".join(row) for row in rows)]
+    else:
+        lines = [f'{{"image": "{image}", "label": "{label}", "part": "{part}"}}' for image, label, part in rows]
+    loaded = read(write(image_folder / f"t.{suffix}", lines), group_column="part", defect_free_label=good)
+    assert count_labels(loaded.splits["train"]) == {good: 12, bad: 6}
+    assert set(loaded.splits["train"]["group"]) == {"00", "01", "02"}
+
+
+def test_image_ids_are_paths(image_folder):
+    for label, index in ROWS:
+        (image_folder / label / f"{index}.png").rename(image_folder / f"{index + 20 * (label == 'good'):03d}")
+    lines = ["image,label", *(f"{index + 20 * (label == 'good'):03d},{label}" for label, index in ROWS)]
+    assert "000" in read(write(image_folder / "t.csv", lines)).splits["train"]["file_name"][:]
+
+
+def test_names_of_splits_are_read_in_any_case(image_folder):
+    lines = ["image,label,use", *(f"{line},{('Train', 'TEST', 'Val')[row % 3]}" for row, line in enumerate(LINES[1:]))]
+    loaded = read(write(image_folder / "t.csv", lines), split_column="use")
+    assert {name: len(split) for name, split in loaded.splits.items()} == {"train": 6, "validation": 6, "test": 6}
+
+
+def test_a_changed_table_with_its_old_time_is_read_again(image_folder):
+    table = write(image_folder / "t.csv")
+    before = table.stat()
+    read(table)
+    write(table, [line.replace(",scratch", ",scraped") for line in LINES])
+    os.utime(table, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert read(table).class_names == ["good", "scraped"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+def test_separators_and_encodings(image_folder, separator, encoding):
+    shutil.move(image_folder / "scratch", image_folder / "größe, 1")
+    lines = [f"{separator.join(('image', 'label', 'note'))}"]
+    lines += [f'"{label}/{index}.png"{separator}{label[:5]}{separator}"a,b;c"' for label, index in ROWS]
+    lines = [line.replace("scratch", "größe, 1").replace("scrat", "Größe") for line in lines]
+    loaded = read(write(image_folder / "t.csv", lines, encoding))
+    assert loaded.class_names == ["Größe", "good"]
+    assert any("is read as Western European text" in note for note in loaded.notes) == (encoding == "cp1252")
+
+
+def test_rows_longer_than_the_header_are_refused(image_folder):
+    with pytest.raises(InputError, match="Row 3 has 4 cells and the header 2"):
+        read(write(image_folder / "t.csv", [*LINES[:3], "good/9.png,good,12,13"]))
+    assert (
+        len(read(write(image_folder / "t.csv", [LINES[0], *(f"{line}," for line in LINES[1:])])).splits["train"]) == 18
+    )
+
+
+def test_spreadsheets_need_openpyxl_or_an_export(tmp_path, monkeypatch):
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    monkeypatch.setattr(table_files, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"spreadsheets need openpyxl \(pip install openpyxl\); or export it as CSV"):
+        read(tmp_path / "t.xlsx")
+
+
+def test_a_spreadsheet_is_read_as_text(image_folder, monkeypatch):
+    frame = pd.DataFrame([line.split(",") for line in LINES[1:]], columns=["image", "label"])
+    (image_folder / "t.xlsx").write_bytes(b"PK")
+    given = {}
+    monkeypatch.setattr(table_files, "find_spec", lambda name: name)
+    monkeypatch.setattr(pd, "read_excel", lambda path, **options: given.update(options) or frame)
+    assert read(image_folder / "t.xlsx").class_names == ["good", "scratch"]
+    assert given == {"dtype": str, "keep_default_na": False, "engine": "openpyxl"}
+
+
+def test_paths_with_backslashes_get_a_hint(image_folder):
+    with pytest.raises(InputError, match=r"row 1: there is no good\\0\.png; .* write good/0\.png"):
+        read(write(image_folder / "t.csv", [line.replace("/", "\\") for line in LINES]))
+
+
+def test_home_is_expanded_in_tables(image_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(image_folder))
+    write(image_folder / "t.csv", [LINES[0], *(f"~/{line}" for line in LINES[1:])])
+    assert read("~/t.csv").splits["train"]["file_name"][0] == "good/0.png"
+
+
+@pytest.mark.parametrize("kind", ["Image", "struct", "bytes", "paths"])
+def test_parquet_with_images(image_folder, kind):
+    files = [image_folder / label / f"{index}.png" for label, index in ROWS]
+    cells = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    if kind == "bytes":
+        cells = [cell["bytes"] for cell in cells]
+    if kind == "paths":
+        cells = [{"bytes": None, "path": str(file.relative_to(image_folder))} for file in files]
+    feature = {"Image": ImageFeature(), "bytes": Value("binary")}.get(
+        kind, {"bytes": Value("binary"), "path": Value("string")}
+    )
+    features = Features(image=feature, label=Value("string"))
+    rows = Dataset.from_dict({"image": cells, "label": [label for label, _ in ROWS]}, features=features)
+    rows.to_parquet(image_folder / "t.parquet")
+    loaded = read(image_folder / "t.parquet")
+    split = loaded.splits["train"]
+    assert count_labels(split) == {"good": 12, "scratch": 6} and split[0]["image"].size == (48, 40)
+    first = {"Image": "1-0.png", "struct": "1-0.png", "bytes": "1", "paths": "good/0.png"}
+    assert split["file_name"][0] == first[kind]
+
+
+def test_categories_of_pandas_are_labels(image_folder):
+    frame = pd.DataFrame([line.split(",") for line in LINES[1:]], columns=["image", "label"])
+    frame.astype({"label": "category"}).to_parquet(image_folder / "t.parquet")
+    assert read(image_folder / "t.parquet").class_names == ["good", "scratch"]
