@@ -60,7 +60,11 @@ def compute_saliency(
     if targets is not None:
         targets = class_indices(targets, len(pixel_values), model.config.num_labels).to(pixel_values.device)
 
-    with eval_mode(model):
+    with torch.inference_mode(False), eval_mode(model):  # gradients are needed, whatever surrounds the call
+        if pixel_values.is_inference():
+            pixel_values = pixel_values.clone()
+        if targets is not None and targets.is_inference():
+            targets = targets.clone()
         if method in CAM_METHODS:
             return _class_activation_map(model, pixel_values, targets, method, layers)
         if method == "fullgrad":

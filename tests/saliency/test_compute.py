@@ -118,6 +118,16 @@ def test_default_layer_is_found_once_and_cuts_the_graph(make):
     assert tracked == [False]  # one forward pass, and no graph below the default layer
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [resnet_classifier, sharp_model])
+def test_inside_inference_mode(make, method):
+    model = make()
+    expected = compute_saliency(model, images(), TARGETS, method)
+    with torch.inference_mode():
+        found = compute_saliency(model, images() * 1, TARGETS * 1, method)
+    torch.testing.assert_close(found, expected)
+
+
 class EquivariantBackbone(nn.Module):
     """A backbone of a 1 x 1 convolution and average pooling, whose maps flip with the image."""
 
