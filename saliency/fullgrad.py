@@ -24,16 +24,21 @@ def full_gradients(
     Call `receive(gradient, factor)` for each term of the full gradient during the backward pass; nothing is kept.
 
     The terms are the gradient at the input, `(B, channels, H, W)`, with the input as factor, and the gradient at each
-    layer with a bias, in the shape of the layer's output, with the bias, `(C, 1, 1)` or `(C,)`. For a network of
-    convolutions, batch norms in eval mode, linear layers, ReLUs and poolings, the products summed over everything but
-    the batch are the score (proposition 1).
+    layer with a bias, `(B, C, h, w)` with the bias `(C, 1, 1)`, or `(B, N, C)` and `(B, C)` with `(C,)`. For a network
+    of convolutions, batch norms in eval mode, linear layers, ReLUs and poolings, the products summed over everything
+    but the batch are the score (proposition 1).
     """
 
     def attach(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        if not output.requires_grad:  # independent of the image: the position biases of SwinV2
+            return
         bias = _bias(module)
-        if not isinstance(module, nn.Linear):  # a linear layer's channels come last
-            bias = bias.view(-1, 1, 1)
-        output.register_hook(lambda gradient: receive(gradient, bias))
+        if output.dim() != 4:
+            output.register_hook(lambda gradient: receive(gradient, bias))
+        elif isinstance(module, nn.Linear):  # a linear layer's channels come last, whatever the sizes
+            output.register_hook(lambda gradient: receive(gradient.permute(0, 3, 1, 2), bias.view(-1, 1, 1)))
+        else:
+            output.register_hook(lambda gradient: receive(gradient, bias.view(-1, 1, 1)))
 
     with ExitStack() as stack, torch.enable_grad():
         for module in model.modules():

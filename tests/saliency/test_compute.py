@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from saliency_models import TARGETS, images, resnet_classifier, sharp_model, vit_classifier
@@ -77,6 +78,56 @@ def test_default_target_is_the_predicted_class(method):
         torch.testing.assert_close(by_default, compute_saliency(model, images(), predicted, method))
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "targets",
+    [
+        [0, 1, 2],
+        (0, 1, 2),
+        np.array([0, 1, 2]),
+        TARGETS[:, None],
+        TARGETS.double(),
+        TARGETS.int(),
+        np.eye(3)[:, 1:] @ [1, 2],
+    ],
+    ids=["list", "tuple", "numpy", "column", "float", "int32", "float_numpy"],
+)
+def test_forms_of_targets(method, targets):
+    model = sharp_model()
+    expected = compute_saliency(model, images(), TARGETS, method)
+    torch.testing.assert_close(compute_saliency(model, images(), targets, method), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_target_is_for_all_images(method):
+    model = sharp_model()
+    expected = compute_saliency(model, images(), torch.ones(3, dtype=torch.long), method)
+    for one in (1, 1.0, np.int64(1), torch.tensor(1)):
+        torch.testing.assert_close(compute_saliency(model, images(), one, method), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", [resnet_classifier, vit_classifier])
+def test_default_layer_is_found_once_and_cuts_the_graph(make):
+    model, tracked = make(), []
+    first = compute_saliency(model, images(), TARGETS)
+    embedding = next(
+        module for name, module in model.named_modules() if name.endswith("embeddings") or "embedder" in name
+    )
+    embedding.register_forward_hook(lambda module, inputs, output: tracked.append(output.requires_grad))
+    torch.testing.assert_close(compute_saliency(model, images(), TARGETS), first)
+    assert tracked == [False]  # one forward pass, and no graph below the default layer
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [resnet_classifier, sharp_model])
+def test_inside_inference_mode(make, method):
+    model = make()
+    expected = compute_saliency(model, images(), TARGETS, method)
+    with torch.inference_mode():
+        found = compute_saliency(model, images() * 1, TARGETS * 1, method)
+    torch.testing.assert_close(found, expected)
+
+
 class EquivariantBackbone(nn.Module):
     """A backbone of a 1 x 1 convolution and average pooling, whose maps flip with the image."""
 
@@ -113,6 +164,14 @@ def test_spatial_layers():
         ({"layers": "resnet"}, "give a list of module names"),
         ({"targets": torch.tensor([0, 1, 3])}, r"0\.\.2, got \[0, 1, 3\]"),
         ({"targets": torch.tensor([0, -1, 2])}, r"0\.\.2, got \[0, -1, 2\]"),
+        (
+            {"targets": torch.tensor([0, 1])},
+            r"targets of shape \(2,\) for 3 images: give one class index for all or one",
+        ),
+        ({"targets": [1]}, r"targets of shape \(1,\) for 3 images"),
+        ({"targets": np.zeros((1, 3))}, r"targets of shape \(1, 3\) for 3 images"),
+        ({"targets": torch.tensor([0.0, 1.5, 2.0])}, r"whole numbers, got \[0\.0, 1\.5, 2\.0\]"),
+        ({"targets": 3}, r"0\.\.2, got 3"),
         ({"layers": ["resnet.top"]}, r"no layer resnet\.top; .*spatial maps: .*resnet\.encoder\.stages\.1"),
         ({"layers": ["resnet.pooler"]}, "'resnet.pooler' returns shape .* not a spatial map"),
     ],
