@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_metadata(exported):
     assert json.loads(entries["operating_point"]) == POINT
     assert json.loads(entries["size"]) == {"height": 48, "width": 40}
     assert (float(entries["threshold"]), float(entries["temperature"])) == (0.68, 0.1)
-    assert (entries["defect_free_label"], entries["kgl_version"]) == ("good", "0.1.0")
+    assert (entries["defect_free_label"], entries["kgl_version"]) == ("good", version("kgl-defects"))
     dimensions = [one.dim_param or one.dim_value for one in graph.graph.input[0].type.tensor_type.shape.dim]
     assert dimensions == ["batch", "height", "width", 3]
     assert graph.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
