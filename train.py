@@ -74,12 +74,14 @@ class Job:
         data: the splits.
         recipe: how both classifiers are trained.
         folds: for cross-fitted priors, `(rest, held out)` indices of each fold; empty without.
+        stored: the settings and the data's fingerprints, as `run.json` and `metrics.json` hold them.
     """
 
     settings: Settings
     data: LoadedDataset
     recipe: Recipe
     folds: Folds
+    stored: dict[str, dict[str, Any]]
 
     @property
     def output_dir(self) -> Path:
@@ -177,7 +179,8 @@ def prepare(settings: Settings) -> Job:
         model.config.operating_point = calibration["operating_point"]
         return calibration
 
-    return Job(settings, data, Recipe(new_model, image_processor, training, calibrate_model), folds)
+    recipe = Recipe(new_model, image_processor, training, calibrate_model)
+    return Job(settings, data, recipe, folds, run_settings(settings, data.splits))
 
 
 def open_run(job: Job) -> tuple[RunState, FileLock | None]:
@@ -187,8 +190,7 @@ def open_run(job: Job) -> tuple[RunState, FileLock | None]:
     Raises:
         InputError: the folder holds another run or other files, another process uses it, or it cannot be written to.
     """
-    settings = run_settings(job.settings, job.data.splits)
-    held = run_on_main_process(lambda: claim(job.output_dir, settings, ignored=UNDECIDING))
+    held = run_on_main_process(lambda: claim(job.output_dir, job.stored, ignored=UNDECIDING))
     return RunState(job.output_dir, job.is_main_process), held
 
 
@@ -261,7 +263,7 @@ def write_run(
         "seconds": seconds,
         "images": {name: len(split) for name, split in job.data.splits.items()},
         "issues": [asdict(issue) for issue in job.data.issues],
-        "settings": strip_paths(run_settings(job.settings, job.data.splits)),
+        "settings": strip_paths(job.stored),
         "licenses": asdict(job.settings.licenses),
         "versions": {
             "python": platform.python_version(),
