@@ -98,14 +98,8 @@ def test_plain_trainer_that_removes_the_images_is_refused(tmp_path):
     dataset = rows(priors()[:4]).select_columns(["image", "label"])
     settings = {"max_steps": 1, "use_cpu": True, "disable_tqdm": True}
     for remove in (True, False):
-        trainer = Trainer(
-            tiny_model(),
-            TrainingArguments(
-                str(tmp_path), max_steps=1, use_cpu=True, disable_tqdm=True, remove_unused_columns=remove
-            ),
-            data_collator=DefectCollator(PROCESSOR),
-            train_dataset=dataset,
-        )
+        args = TrainingArguments(str(tmp_path), remove_unused_columns=remove, **settings)
+        trainer = Trainer(tiny_model(), args, data_collator=DefectCollator(PROCESSOR), train_dataset=dataset)
         if remove:
             with pytest.raises(InputError, match="remove_unused_columns=False"):
                 trainer.train()
