@@ -100,6 +100,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
                 f"{_backbone_names()}."
             )
         self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         # Some backbone configs do not state their channels; they all take colour images.
         self.num_channels = config.backbone_config.to_dict().get("num_channels", 3)
         channels = self.backbone.channels

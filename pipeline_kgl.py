@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from base64 import b64decode
+from contextlib import suppress
+from io import BytesIO
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image
@@ -59,8 +64,13 @@ class DefectDetectionPipeline(Pipeline):
         return preprocessing, {}, {} if box_threshold is None else {"box_threshold": box_threshold}
 
     def preprocess(self, image: str | Image.Image, timeout: float | None = None) -> dict[str, Any]:
-        """Return `pixel_values (1, 3, H, W)` of an image and the `size` of the upright image, height first."""
-        image = load_image(image, timeout=timeout)
+        """
+        Return `pixel_values (1, 3, H, W)` of an image and the `size` of the upright image, height first.
+
+        Raises:
+            ValueError: more than 8 bits per channel.
+        """
+        image = open_image(image, timeout)
         inputs = self.image_processor(images=image, return_tensors="pt").to(self.dtype)
         return {"pixel_values": inputs["pixel_values"], "size": (image.height, image.width)}
 
@@ -88,6 +98,28 @@ class DefectDetectionPipeline(Pipeline):
             "heat_map": Image.fromarray((heat * 255).round().astype(np.uint8)),
             "boxes": hot_boxes(heat, box_threshold),
         }
+
+
+def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.Image:
+    """
+    Return an upright RGB image of a path, URL, base64 text or PIL image.
+
+    Raises:
+        ValueError: more than 8 bits per channel, which a conversion to RGB would clip to white.
+    """
+    if isinstance(image, str) and os.path.isfile(image):
+        image = Image.open(image)
+    elif isinstance(image, str) and image.startswith(("http://", "https://")):
+        with urlopen(image, timeout=timeout) as answer:
+            image = Image.open(BytesIO(answer.read()))
+    elif isinstance(image, str):
+        with suppress(ValueError, OSError):  # load_image says what is wrong with other text
+            image = Image.open(BytesIO(b64decode(image.split(",")[-1])))
+    if isinstance(image, Image.Image):
+        tiles = getattr(image, "tile", [])  # of a file's 16-bit colours Pillow drops the lower bytes
+        if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in tiles):
+            raise ValueError(f"An image of mode {image.mode} has more than 8 bits per channel; convert it to 8.")
+    return load_image(image, timeout=timeout)
 
 
 def hot_boxes(heat: np.ndarray, threshold: float) -> list[dict[str, Any]]:
@@ -139,4 +171,4 @@ if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         TASK, DefectDetectionPipeline, pt_model=AutoModelForImageClassification, type="image"
     )
 
-__all__ = ["TASK", "DefectDetectionPipeline", "hot_boxes"]
+__all__ = ["TASK", "DefectDetectionPipeline", "hot_boxes", "open_image"]

@@ -46,6 +46,7 @@ from kgl.training.settings import (
     UNDECIDING,
     Settings,
     check_settings,
+    check_trainable,
     default_output_dir,
     repository_name,
     run_settings,
@@ -160,6 +161,8 @@ def prepare(settings: Settings) -> Job:
     model = new_model()
     model_args = replace(model_args, freeze_stages=resolve_freeze_stages(model, model_args))
     check_model(model, model_args.size, model_args.freeze_stages, settings.prior)
+    counts = [len(train), *(len(rest) for rest, _ in folds)]
+    check_trainable(training, model, model_args.size, counts)
     settings = settings._replace(data=data_args, model=model_args)
 
     def calibrate_model(model: KGLForImageClassification) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -240,6 +241,9 @@ def images_to_flags(arguments: list[str]) -> list[str]:
 def run_command(command: str, job: Callable[[], object]) -> None:
     """Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2."""
     _silence_weight_bars()
+    for stream in (sys.stdout, sys.stderr):  # a terminal's code page may lack the letters of a class name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         job()
     except InputError as error:

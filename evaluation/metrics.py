@@ -69,6 +69,10 @@ class DefectClassification(evaluate.Metric):
         ValueError: hard labels instead of probabilities, or no predictions.
     """
 
+    def _build_data_dir(self) -> str:
+        # evaluate makes a folder below the home directory, which may not be writable; in memory none is needed.
+        return self._data_dir_root if self.keep_in_memory else super()._build_data_dir()
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=self.__doc__,

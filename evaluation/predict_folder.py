@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -97,7 +98,7 @@ def predict_folder(
                     [image for _, image in batch], batch_size=batch_size, box_threshold=box_threshold
                 )
                 for (name, image), prediction in zip(batch, predictions, strict=True):
-                    _draw_overlay(output / "overlays" / f"{name}.jpg", image, prediction)
+                    _draw_overlay(overlay_path(output / "overlays", name), image, prediction)
                     table.append(name, prediction)
     except OSError as error:
         raise InputError(
@@ -213,6 +214,15 @@ class _Table:
         self.decisions[name] = cells["defective"]
 
 
+def overlay_path(folder: Path, name: str) -> Path:
+    """Return the overlay's path of an image; a file name of 252 bytes or more is shortened, since 255 are allowed."""
+    parent, _, last = name.rpartition("/")
+    encoded = os.fsencode(last)
+    if len(encoded) + len(".jpg") > 255:
+        last = f"{encoded[:180].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+    return folder / parent / f"{last}.jpg"
+
+
 def _draw_overlay(path: Path, image: PILImage.Image, prediction: dict[str, Any]) -> None:
     """Write the image under its heat map as a JPEG, with boxes unless it is called good."""
     heat = np.asarray(prediction["heat_map"]) / 255
@@ -226,4 +236,4 @@ def _draw_overlay(path: Path, image: PILImage.Image, prediction: dict[str, Any])
     overlay.save(path, quality=90)
 
 
-__all__ = ["FolderPredictions", "UnusableImage", "predict_folder"]
+__all__ = ["FolderPredictions", "UnusableImage", "overlay_path", "predict_folder"]

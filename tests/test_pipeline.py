@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -203,3 +204,25 @@ def test_saved_pipeline_needs_few_packages_and_no_kgl(tmp_path, auto_image_proce
         outputs["ordinary"][0]["label"], pytest.approx(outputs["ordinary"][0]["score"]),
     )  # fmt: skip
     KGLForImageClassification.from_pretrained(tmp_path / "again" / "pipeline")  # and back with kgl
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("way", ["object", "path", "base64", "data"])
+def test_images_of_more_than_8_bits_are_refused(kind, way, tmp_path):
+    """Converted to RGB they are clipped to white, and a defect passes as good."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 60000, (40, 40)).astype(kind))
+    path = tmp_path / "part.tiff"
+    image.save(path)
+    text = b64encode(path.read_bytes()).decode()
+    ways = {"object": image, "path": str(path), "base64": text, "data": "data:image/tiff;base64," + text}
+    with pytest.raises(ValueError, match="more than 8 bits per channel; convert it to 8"):
+        detector()(ways[way])
+
+
+def test_images_of_8_bits_are_read_in_every_way(tmp_path):
+    path = tmp_path / "part.png"
+    noise().save(path)
+    text = b64encode(path.read_bytes()).decode()
+    inspect = detector()
+    outputs = [inspect(one) for one in (noise(), str(path), text, "data:image/png;base64," + text)]
+    assert all(comparable(output) == comparable(outputs[0]) for output in outputs)

@@ -11,6 +11,7 @@ from transformers import BaseImageProcessor
 
 from ..data.image_cache import cached_to_tensor
 from ..data.images import normalize, to_pixel_values
+from ..errors import InputError
 from .augmentation import PairedAugmentation
 from .losses import pseudo_mask
 
@@ -30,6 +31,17 @@ class DefectCollator:
     ignore_band: float = 0.0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Collate rows.
+
+        Raises:
+            InputError: rows without images, which a Trainer removes by default.
+        """
+        if "image" not in rows[0] and "pixels" not in rows[0]:
+            raise InputError(
+                "The rows have no image. A plain Trainer removes it; give its TrainingArguments "
+                "remove_unused_columns=False."
+            )
         batch = {"labels": torch.tensor([row["label"] for row in rows])}
         maps = None
         if "saliency_prior" in rows[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -9,13 +10,17 @@ from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from datasets import DatasetDict
+from torch.optim import SGD
+from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.arguments import DataArguments
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
 from ..knowledge.arguments import TrainPriorArguments
+from ..modeling_kgl import KGLForImageClassification
 from .arguments import GuidanceArguments, LicenseArguments, ModelArguments, OperatingArguments, check_repo_id
 from .training_args import KGLTrainingArguments
 
@@ -23,7 +28,7 @@ from .training_args import KGLTrainingArguments
 # Settings of TrainingArguments that change what a run computes. All of ours do, but for the ones about its folder.
 _DECIDING = (
     "accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size", "bf16", "data_seed",
-    "dataloader_drop_last", "dataloader_num_workers", "deepspeed", "fp16", "fsdp", "fsdp_config", "full_determinism",
+    "dataloader_drop_last", "dataloader_num_workers", "deepspeed", "fp16", "full_determinism",
     "gradient_accumulation_steps", "gradient_checkpointing", "ignore_data_skip", "label_smoothing_factor",
     "learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type", "max_grad_norm", "max_steps", "num_train_epochs",
     "optim", "optim_args", "optim_target_modules", "per_device_train_batch_size", "seed", "tf32", "torch_compile",
@@ -94,6 +99,11 @@ def check_settings(settings: Settings) -> None:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "num_train_epochs"):
         if vars(training_args)[name] <= 0:
             raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
+    _check_numbers(training_args)
+    if training_args.fsdp:
+        raise InputError("--fsdp: models of this job fit one GPU; leave it out, accelerate launch trains on several.")
+    if training_args.fp16 and training_args.device.type == "cpu":
+        raise InputError("--fp16 true: it needs a GPU; use --bf16 true on a CPU.")
     if training_args.save_strategy == "best":
         raise InputError("--save_strategy best: the last weights are taken, none are selected.")
     if training_args.push_to_hub:
@@ -105,6 +115,79 @@ def check_settings(settings: Settings) -> None:
             reporter()
     except RuntimeError as error:
         raise InputError(f"--report_to {' '.join(training_args.report_to)}: {error}") from error
+
+
+def _check_numbers(training_args: KGLTrainingArguments) -> None:
+    for name in ("seed", "data_seed"):
+        seed = vars(training_args)[name]
+        if seed is not None and not 0 <= seed < 2**32:
+            raise InputError(f"--{name} {seed}: it must lie in 0..2**32 - 1.")
+    if training_args.dataloader_num_workers < 0:
+        raise InputError(f"--dataloader_num_workers {training_args.dataloader_num_workers}: it must be at least 0.")
+    if training_args.gradient_accumulation_steps < 1:
+        raise InputError(
+            f"--gradient_accumulation_steps {training_args.gradient_accumulation_steps}: it must be at least 1."
+        )
+
+
+def check_trainable(
+    training_args: KGLTrainingArguments, model: KGLForImageClassification, size: tuple[int, int], counts: list[int]
+) -> None:
+    """
+    Check that the Trainer can train this model on these numbers of images, before anything is written.
+
+    Args:
+        training_args: of the job.
+        model: untrained.
+        size: height and width of the images.
+        counts: the number of training images of every phase.
+
+    Raises:
+        InputError: an optimizer, a schedule, gradient checkpointing or batches that cannot be used.
+    """
+    if training_args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"--gradient_checkpointing true: the backbone {model.config.backbone_config.model_type} does not support "
+            "it; leave it out."
+        )
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(training_args, model)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise InputError(f"--optim {training_args.optim.value}: {error}") from error
+    try:
+        get_scheduler(
+            training_args.lr_scheduler_type, SGD([torch.zeros(1)]), 1, 10,
+            scheduler_specific_kwargs=dict(training_args.lr_scheduler_kwargs or {}),
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--lr_scheduler_type {training_args.lr_scheduler_type.value}: {error}") from error
+    _check_batches(training_args, model, size, counts)
+
+
+def _check_batches(
+    training_args: KGLTrainingArguments, model: KGLForImageClassification, size: tuple[int, int], counts: list[int]
+) -> None:
+    batch_size = training_args.per_device_train_batch_size
+    together = batch_size * training_args.world_size
+    if training_args.dataloader_drop_last:
+        if min(counts) < together:
+            raise InputError(
+                f"--dataloader_drop_last true: {min(counts)} training images are less than one batch of {together}; "
+                "lower --per_device_train_batch_size or leave it out."
+            )
+        single = batch_size == 1
+    else:  # several processes fill their last batches
+        short = training_args.world_size == 1 and any(count % batch_size == 1 for count in counts)
+        single = batch_size == 1 or short
+    if single:
+        try:
+            with torch.no_grad():
+                copy.deepcopy(model).train()(torch.zeros(1, 3, *size))
+        except ValueError as error:
+            raise InputError(
+                f"--per_device_train_batch_size {batch_size}: a batch holds a single image, which batch normalisation "
+                f"cannot take on features of 1 x 1 cells; choose another batch size or larger images. ({error})"
+            ) from error
 
 
 def _default_of(one: Field) -> Any:
@@ -139,6 +222,7 @@ __all__ = [
     "UNSUPPORTED",
     "Settings",
     "check_settings",
+    "check_trainable",
     "default_output_dir",
     "repository_name",
     "run_settings",

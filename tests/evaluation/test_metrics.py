@@ -204,3 +204,12 @@ def test_every_metric_has_a_title():
     metrics = evaluate_predictions(predictions, dataset, 0, (4, 4))
     per_class = {name for name in metrics if name.endswith("_per_class") or name.startswith("macro_")}
     assert metrics.keys() - per_class <= METRIC_TITLES.keys()
+
+
+def test_metric_needs_no_home_directory(monkeypatch, tmp_path):
+    """A cache folder below a file cannot be made, as below a home on a read-only file system."""
+    (tmp_path / "home").touch()
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "home" / "metrics")
+    metric = DefectClassification(keep_in_memory=True)
+    results = metric.compute(predictions=[[0.9, 0.1], [0.2, 0.8]], references=[0, 1])
+    assert results["accuracy"] == 1.0

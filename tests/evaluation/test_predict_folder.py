@@ -14,7 +14,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import kgl.evaluation.predict_folder as module
 from kgl.cli.predict import main
 from kgl.errors import InputError
-from kgl.evaluation.predict_folder import FolderPredictions, predict_folder
+from kgl.evaluation.predict_folder import FolderPredictions, overlay_path, predict_folder
 from kgl.pipeline_kgl import DefectDetectionPipeline
 
 
@@ -214,3 +214,11 @@ def test_model_without_a_defect_free_class(tmp_path, images):
     assert result == FolderPredictions(1, 0, 0, [])
     (row,) = rows_of(tmp_path / "out")
     assert row["file_name"] == "0.png" and row["defect_score"] == row["defective"] == ""
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".png", "\u5212" * 83 + ".png"], ids=["ascii", "chinese"])
+def test_overlay_of_the_longest_file_names(name, tmp_path):
+    path = overlay_path(tmp_path, name)
+    path.touch()
+    assert path.suffix == ".jpg" and path != overlay_path(tmp_path, name.replace(".png", ".bmp"))
+    assert overlay_path(tmp_path, "deep/part.png") == tmp_path / "deep" / "part.png.jpg"

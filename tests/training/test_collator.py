@@ -6,8 +6,11 @@ import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from skimage.filters import threshold_otsu
+from tiny import tiny_model
+from transformers import Trainer, TrainingArguments
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.errors import InputError
 from kgl.knowledge.thresholds import add_prior_thresholds, otsu_threshold
 from kgl.training.augmentation import PairedAugmentation
 from kgl.training.collator import DefectCollator, prior_to_channels
@@ -89,3 +92,16 @@ def test_augmented_mask_keeps_its_size():
     augmented = DefectCollator(PROCESSOR, PairedAugmentation())([row] * 200)["pseudo_mask"]
     sizes = augmented.sum(dim=(1, 2, 3)).float()
     assert abs(sizes.mean() - 6) < 0.3 and sizes.max() <= 9 and sizes.std() > 0
+
+
+def test_plain_trainer_that_removes_the_images_is_refused(tmp_path):
+    dataset = rows(priors()[:4]).select_columns(["image", "label"])
+    settings = {"max_steps": 1, "use_cpu": True, "disable_tqdm": True}
+    for remove in (True, False):
+        args = TrainingArguments(str(tmp_path), remove_unused_columns=remove, **settings)
+        trainer = Trainer(tiny_model(), args, data_collator=DefectCollator(PROCESSOR), train_dataset=dataset)
+        if remove:
+            with pytest.raises(InputError, match="remove_unused_columns=False"):
+                trainer.train()
+        else:
+            assert trainer.train().global_step == 1
