@@ -19,7 +19,7 @@ _MODULE_OF = {
     "add_saliency_priors": "knowledge.saliency_priors",
     "compute_saliency": "saliency.compute",
     "load_defect_dataset": "data.loading",
-    "with_priors": "knowledge.saliency_priors",
+    "with_priors": "knowledge.prior_columns",
     "write_saliency_priors": "knowledge.saliency_priors",
 }
 

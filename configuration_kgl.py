@@ -14,20 +14,32 @@ class KGLConfig(PreTrainedConfig):
     backbone_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a `ResNetConfig`):
         Configuration of the backbone; its `out_features` name the stages whose maps are used, finest first.
     fusion_size (`int`, *optional*, defaults to 256):
-        Channels that each stage is projected to where the backbone returns several maps. One map is used as it is.
-    pooling (`str`, *optional*, defaults to `"avg_max"`):
-        Input of the classifier, pooled from the features `F` and the saliency logits `H`. `"avg_max"` (the paper):
-        average and maximum of both over the cells. `"attention"`: the same, and `F` averaged by `softmax(H)`.
-        `"topk"`: the same as `"avg_max"`, and `F` averaged over the 5 % of the cells with the largest `H`.
-        `"saliency"`: `F` averaged by `softmax(H)`, and the average and maximum of `H`.
-    detach_saliency (`bool`, *optional*, defaults to `False`):
-        Stop the classification gradient at the saliency logits during training, as mixed-supervision networks do.
+        Head `"avg_max"`: channels that each stage is projected to where the backbone returns several maps. One map is
+        used as it is.
+    head (`str`, *optional*, defaults to `"avg_max"`):
+        `"avg_max"` (arXiv 2605.17780): the saliency logits `H` are a 1x1 convolution of the features `F`, and the
+        classifier reads the average and the maximum of both over the cells. `"stages"`: the classifier reads the
+        average and the maximum of every stage apart, and the mean of the highest `top_cells` of `H`, which two 1x1
+        convolutions make of the cells of the first `saliency_stages` stages.
+    saliency_stages (`int`, *optional*, defaults to 2):
+        Head `"stages"`: how many of the backbone's maps, finest first, `H` is made of, at the resolution of the first.
+    cell_size (`int`, *optional*, defaults to 64):
+        Head `"stages"`: channels that the cells are projected to.
+    saliency_hidden_size (`int`, *optional*, defaults to 256):
+        Head `"stages"`: channels between the two convolutions.
+    top_cells (`float`, *optional*, defaults to 0.05):
+        Head `"stages"`: share of the cells whose mean `H` enters the logits.
     defect_free_label (`str`, *optional*):
         Name in `id2label` of the class without defects. Its images have a blank saliency prior.
     temperature (`float`, *optional*, defaults to 1.0):
         Divisor of the logits, fitted on validation images to calibrate the probabilities.
     operating_point (`dict`, *optional*):
         Decision threshold on `P(defect)` under `threshold`, and how it was chosen.
+    saliency_threshold (`dict`, *optional*):
+        Under `threshold`, the value of the heat map (0..1) from which a cell is marked, and how it was chosen;
+        without it 0.5.
+    has_heat_map (`bool`, *optional*, defaults to `True`):
+        Whether `H` was trained; `False` for a primary classifier, whose heat map means nothing.
     problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
         Always `"single_label_classification"`: one label per image, softmax over the labels.
     initializer_range (`float`, *optional*, defaults to 0.02):
@@ -48,15 +60,20 @@ class KGLConfig(PreTrainedConfig):
     model_type = "kgl"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
     # Outputs that Trainer.evaluate and predict do not gather from the processes.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["saliency", "feature_map", "hidden_states"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["saliency", "feature_maps", "hidden_states"]
 
     backbone_config: dict | PreTrainedConfig | None = None
     fusion_size: int = 256
-    pooling: str = "avg_max"
-    detach_saliency: bool = False
+    head: str = "avg_max"
+    saliency_stages: int = 2
+    cell_size: int = 64
+    saliency_hidden_size: int = 256
+    top_cells: float = 0.05
     defect_free_label: str | None = None
     temperature: float = 1.0
     operating_point: dict | None = None
+    saliency_threshold: dict | None = None
+    has_heat_map: bool = True
     problem_type: str = "single_label_classification"
     initializer_range: float = 0.02
 
@@ -71,10 +88,15 @@ class KGLConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.label2id = {label: index for index, label in self.id2label.items()}
 
-    def validate_pooling(self) -> None:
-        """Check that the head has this pooling."""
-        if self.pooling not in ("avg_max", "attention", "topk", "saliency"):
-            raise ValueError(f"pooling={self.pooling!r}: choose avg_max, attention, topk or saliency.")
+    def validate_head(self) -> None:
+        """Check that there is such a head, and its sizes."""
+        if self.head not in ("avg_max", "stages"):
+            raise ValueError(f"head={self.head!r}: choose avg_max or stages.")
+        for name in ("saliency_stages", "cell_size", "saliency_hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")
+        if not 0 < self.top_cells <= 1:
+            raise ValueError(f"top_cells={self.top_cells}: it must lie above 0 and up to 1.")
 
     def validate_problem_type(self) -> None:
         """Check that every image has one label: there is no loss and no decision for several."""

@@ -42,8 +42,8 @@ class KGLImageClassifierOutput(ModelOutput):
             Class scores before softmax.
         saliency (`torch.FloatTensor` of shape `(B, 1, h, w)`):
             Logits `H` of "this cell is defective"; their sigmoid is the heat map in 0..1.
-        feature_map (`torch.FloatTensor` of shape `(B, C, h, w)`):
-            Features `F` that the head pools: the backbone's map, or several fused at the finest stride.
+        feature_maps (`tuple(torch.FloatTensor)` of shape `(B, C, h, w)`):
+            Features `F` that the classifier pools, finest first: one map, or with the head `"stages"` one per stage.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             The backbone's hidden states.
     """
@@ -51,7 +51,7 @@ class KGLImageClassifierOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     saliency: torch.FloatTensor | None = None
-    feature_map: torch.FloatTensor | None = None
+    feature_maps: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -81,15 +81,40 @@ class KGLStageFusion(nn.Module):
             fused = fused + nn.functional.interpolate(
                 coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False
             )
-        return nn.functional.relu(fused)
+        return fused
+
+
+class KGLCellHead(nn.Module):
+    """
+    Saliency logits of cells: stages fused at the finest stride, averaged over 3 x 3 cells, two 1x1 convolutions.
+
+    PatchCore (Roth et al. 2022) makes its cells so, SimpleNet (Liu et al. 2023) its discriminator.
+    """
+
+    def __init__(self, in_channels: list[int], cell_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.fusion = KGLStageFusion(in_channels, cell_size)
+        self.hidden = nn.Conv2d(cell_size, hidden_size, kernel_size=1)
+        self.output = nn.Conv2d(hidden_size, 1, kernel_size=1)
+
+    def cells(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return the cells `(B, D, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first."""
+        fused = self.fusion(feature_maps)
+        return nn.functional.avg_pool2d(fused, 3, stride=1, padding=1, count_include_pad=False)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return the saliency logits `(B, 1, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first."""
+        return self.output(nn.functional.leaky_relu(self.hidden(self.cells(feature_maps)), 0.2))
 
 
 class KGLForImageClassification(KGLPreTrainedModel):
     """
     Image classifier with a saliency head, which knowledge-guided training supervises (arXiv 2605.17780).
 
-    For features `F (B, C, h, w)`: `H = conv1x1(F)`, `P = [F, H]`, `z = [avg(P), max(P)]`, `logits = (W z + b) / T`
-    with the temperature `T` of the config. Other values of the config's `pooling` change `z`.
+    With the head `"avg_max"` (the paper), for features `F (B, C, h, w)`: `H = conv1x1(F)`, `P = [F, H]`,
+    `z = [avg(P), max(P)]`. With the head `"stages"`, for the maps `F_1, F_2, ...` of several stages: `H` by
+    [`KGLCellHead`] from the finest ones, `z = [avg(F_1), max(F_1), avg(F_2), ..., top(H)]` with the mean `top(H)` of
+    the highest cells. With both, `logits = (W z + b) / T` with the temperature `T` of the config.
     """
 
     def __init__(self, config: KGLConfig) -> None:
@@ -104,11 +129,18 @@ class KGLForImageClassification(KGLPreTrainedModel):
         # Some backbone configs do not state their channels; they all take colour images.
         self.num_channels = config.backbone_config.to_dict().get("num_channels", 3)
         channels = self.backbone.channels
-        self.fusion = KGLStageFusion(channels, config.fusion_size) if len(channels) > 1 else None
-        num_features = config.fusion_size if len(channels) > 1 else channels[0]
-        self.saliency_head = nn.Conv2d(num_features, 1, kernel_size=1)
-        pooled_features = {"avg_max": 2 * num_features, "saliency": num_features}.get(config.pooling, 3 * num_features)
-        self.classifier = nn.Linear(pooled_features + 2, config.num_labels)
+        if config.head == "stages":
+            self.fusion = None
+            self.saliency_head = KGLCellHead(
+                channels[: config.saliency_stages], config.cell_size, config.saliency_hidden_size
+            )
+            pooled_features = 2 * sum(channels) + 1
+        else:
+            self.fusion = KGLStageFusion(channels, config.fusion_size) if len(channels) > 1 else None
+            num_features = config.fusion_size if len(channels) > 1 else channels[0]
+            self.saliency_head = nn.Conv2d(num_features, 1, kernel_size=1)
+            pooled_features = 2 * num_features + 2
+        self.classifier = nn.Linear(pooled_features, config.num_labels)
         self.post_init()
 
     @classmethod
@@ -187,35 +219,52 @@ class KGLForImageClassification(KGLPreTrainedModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        feature_map, hidden_states = self.features(pixel_values, output_hidden_states)
-        logits, saliency = self.classify(feature_map)
+        feature_maps, hidden_states = self.features(pixel_values, output_hidden_states)
+        logits, saliency = self.classify(feature_maps)
 
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
         return KGLImageClassifierOutput(
-            loss=loss, logits=logits, saliency=saliency, feature_map=feature_map, hidden_states=hidden_states
+            loss=loss, logits=logits, saliency=saliency, feature_maps=feature_maps, hidden_states=hidden_states
         )
 
     def features(
         self, pixel_values: torch.Tensor, output_hidden_states: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """Return the features `(B, C, h, w)` that the head pools, and the backbone's hidden states or None."""
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
+        """Return the maps `(B, C_i, h_i, w_i)` that the classifier pools, and the backbone's hidden states or None."""
         if pixel_values.shape[1] == 1 and self.num_channels == 3:
             pixel_values = pixel_values.expand(-1, 3, -1, -1)
         output = self.backbone(pixel_values, output_hidden_states=output_hidden_states)
-        if any(one.dim() != 4 for one in output.feature_maps):
+        feature_maps = tuple(output.feature_maps)
+        if any(one.dim() != 4 for one in feature_maps):
             raise ValueError(
                 f"The {self.config.backbone_config.model_type} backbone returns features of shape "
-                f"{tuple(output.feature_maps[0].shape)}, not (B, C, h, w); set its reshape_hidden_states to true."
+                f"{tuple(feature_maps[0].shape)}, not (B, C, h, w); set its reshape_hidden_states to true."
             )
-        feature_map = output.feature_maps[0] if self.fusion is None else self.fusion(output.feature_maps)
-        return feature_map, output.hidden_states
+        if self.fusion is not None:
+            feature_maps = (nn.functional.relu(self.fusion(feature_maps)),)
+        return feature_maps, output.hidden_states
 
-    def classify(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits `(B, K)` and saliency logits `(B, 1, h, w)` of features `(B, C, h, w)`."""
-        saliency = self.saliency_head(feature_map)
-        return self.classifier(self._pool(feature_map, saliency)) / self.config.temperature, saliency
+    def classify(self, feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits `(B, K)` and saliency logits `(B, 1, h, w)` of the maps that [`features`] returns."""
+        if self.config.head == "stages":
+            saliency = self.saliency_head(feature_maps[: self.config.saliency_stages])
+            pooled = torch.cat([pool_maps(feature_maps), top_cells(saliency, self.config.top_cells)], dim=1)
+        else:
+            saliency = self.saliency_head(feature_maps[0])
+            pooled = pool_maps((torch.cat([feature_maps[0], saliency], dim=1),))
+        return self.classifier(pooled) / self.config.temperature, saliency
+
+    @torch.no_grad()
+    def saliency_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of the saliency logits of images of this height and width."""
+        blank = torch.zeros(1, self.num_channels, *size, device=self.device, dtype=self.dtype)
+        training = self.training
+        try:
+            return tuple(self.eval()(blank).saliency.shape[-2:])
+        finally:
+            self.train(training)
 
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -251,21 +300,6 @@ class KGLForImageClassification(KGLPreTrainedModel):
         }
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _pool(self, feature_map: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
-        """Return the classifier's input `z`, `(B, features)`, by the config's pooling."""
-        if self.config.detach_saliency and self.training:
-            saliency = saliency.detach()
-        if self.config.pooling == "saliency":
-            averaged = _attention_pool(feature_map, saliency)
-            return torch.cat([averaged, saliency.mean(dim=(2, 3)), saliency.amax(dim=(2, 3))], dim=1)
-        both = torch.cat([feature_map, saliency], dim=1)
-        pooled = [both.mean(dim=(2, 3)), both.flatten(2).max(dim=2).values]
-        if self.config.pooling == "attention":
-            pooled.append(_attention_pool(feature_map, saliency))
-        elif self.config.pooling == "topk":
-            pooled.append(_topk_pool(feature_map, saliency))
-        return torch.cat(pooled, dim=1)
-
 
 def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """
@@ -277,16 +311,16 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.double().softmax(dim=1).clamp(eps, 1 - eps)
 
 
-def _attention_pool(feature_map: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
-    """Average features over the cells with weights `softmax(saliency)`, `(B, C)`."""
-    return (feature_map * saliency.flatten(2).softmax(dim=2).view_as(saliency)).sum(dim=(2, 3))
+def pool_maps(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the average and the maximum over the cells of each map `(B, C_i, h_i, w_i)`, `(B, 2 sum(C_i))`."""
+    pooled = [part for one in feature_maps for part in (one.mean(dim=(2, 3)), one.flatten(2).max(dim=2).values)]
+    return torch.cat(pooled, dim=1)
 
 
-def _topk_pool(feature_map: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
-    """Average features over the 5 % of the cells with the largest saliency logits, `(B, C)`."""
+def top_cells(saliency: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the mean of the highest `share` of the cells, at least one, of saliency logits `(B, 1, h, w)`: `(B, 1)`."""
     cells = saliency.flatten(2)
-    top = cells.topk(-(-cells.shape[2] // 20), dim=2).indices.expand(-1, feature_map.shape[1], -1)
-    return feature_map.flatten(2).gather(2, top).mean(dim=2)
+    return cells.topk(max(1, round(share * cells.shape[2])), dim=2).values.mean(dim=2)
 
 
 def _select_stages(config: PreTrainedConfig, out_features: list[str] | None) -> PreTrainedConfig:

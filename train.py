@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,13 @@ from kgl.evaluation.predictions import predict
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.hub.model_card import write_card
 from kgl.hub.push import push
-from kgl.knowledge.saliency_priors import with_priors
+from kgl.knowledge.prior_columns import with_priors
+from kgl.knowledge.priors import resolve_source
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.training.arguments import teaches_saliency
 from kgl.training.callbacks import delete_checkpoints
+from kgl.training.frozen_features import fit_cells
+from kgl.training.frozen_phases import FrozenInputs, cache_features, fit_phase
 from kgl.training.model_init import (
     build_model,
     check_model,
@@ -65,6 +68,9 @@ from kgl.training.two_phase import (
 )
 
 
+Phases = tuple[Inputs | FrozenInputs, Primaries, Priors, TrainedPhase]
+
+
 @dataclass(frozen=True)
 class Job:
     """
@@ -76,6 +82,7 @@ class Job:
         recipe: how both classifiers are trained.
         folds: for cross-fitted priors, `(rest, held out)` indices of each fold; empty without.
         stored: the settings and the data's fingerprints, as `run.json` and `metrics.json` hold them.
+        new_cell_model: builds the pretrained model whose cells good parts are learned from.
     """
 
     settings: Settings
@@ -83,6 +90,7 @@ class Job:
     recipe: Recipe
     folds: Folds
     stored: dict[str, dict[str, Any]]
+    new_cell_model: Callable[[], KGLForImageClassification]
 
     @property
     def output_dir(self) -> Path:
@@ -114,12 +122,7 @@ def run(settings: Settings) -> dict[str, Any]:
         return reopen(job, held)
     if job.is_main_process:
         print_loaded_dataset(job.data)
-    inputs = cache(job, state)
-    primaries = run_phase_1(inputs, job.folds, job.recipe, state)
-    priors = make_priors(job.data.splits["train"], primaries, job.recipe, state, job.settings.prior)
-    if job.is_main_process:
-        print_priors(job, priors)
-    final = run_phase_2(inputs, priors, job.recipe, state)
+    inputs, primaries, priors, final = (train_phases if job.settings.model.fine_tune else fit_phases)(job, state)
     # A process that ends with its group standing may abort, and end the others' work.
     PartialState().destroy_process_group()
     if not job.is_main_process:
@@ -158,6 +161,15 @@ def prepare(settings: Settings) -> Job:
     def new_model() -> KGLForImageClassification:
         return build_model(model_args, data.class_names, data.defect_free_label)
 
+    def new_cell_model() -> KGLForImageClassification:
+        cells = replace(model_args, head="stages", out_features=None)
+        cells = replace(cells, out_features=resolve_out_features(cells))
+        return build_model(cells, data.class_names, data.defect_free_label)
+
+    source = resolve_source(
+        settings.prior.prior_source, train, data.defect_free_label, settings.model.backbone is not None
+    )
+    settings = settings._replace(prior=replace(settings.prior, prior_source=source))
     model = new_model()
     model_args = replace(model_args, freeze_stages=resolve_freeze_stages(model, model_args))
     check_model(model, model_args.size, model_args.freeze_stages, settings.prior)
@@ -183,7 +195,7 @@ def prepare(settings: Settings) -> Job:
         return calibration
 
     recipe = Recipe(new_model, image_processor, training, calibrate_model)
-    return Job(settings, data, recipe, folds, run_settings(settings, data.splits))
+    return Job(settings, data, recipe, folds, run_settings(settings, data.splits), new_cell_model)
 
 
 def open_run(job: Job) -> tuple[RunState, FileLock | None]:
@@ -212,6 +224,34 @@ def reopen(job: Job, held: FileLock | None) -> dict[str, Any]:
     return report
 
 
+def fit_phases(job: Job, state: RunState) -> Phases:
+    """Fit both classifiers' heads to frozen features."""
+    inputs = cache_features(job.data.splits["train"], job.recipe, state)
+    primary = fit_phase("primary", "Phase 1, primary classifier", inputs, job.recipe, state)
+    primaries = Primaries(primary, [], [])
+    priors = make_priors(inputs.rows, primaries, job.recipe, state, job.settings.prior, inputs.model)
+    if job.is_main_process:
+        print_priors(job, priors)
+    final = fit_phase("final", "Phase 2, final classifier", inputs, job.recipe, state, priors)
+    return inputs, primaries, priors, final
+
+
+def train_phases(job: Job, state: RunState) -> Phases:
+    """Train both classifiers, their upper stages too."""
+    train, settings = job.data.splits["train"], job.settings
+    inputs = cache(job, state)
+    primaries = run_phase_1(inputs, job.folds, job.recipe, state)
+    cell_model = None
+    if settings.prior.prior_source != "saliency":
+        cell_model = job.new_cell_model().to(job.recipe.args.device)
+        batch_size = job.recipe.args.per_device_eval_batch_size
+        fit_cells(cell_model, train, job.recipe.image_processor, batch_size, job.recipe.args.seed)
+    priors = make_priors(train, primaries, job.recipe, state, settings.prior, cell_model)
+    if job.is_main_process:
+        print_priors(job, priors)
+    return inputs, primaries, priors, run_phase_2(inputs, priors, job.recipe, state)
+
+
 def cache(job: Job, state: RunState) -> Inputs:
     """Cache what both phases train on."""
     model_args = job.settings.model
@@ -228,9 +268,14 @@ def cache(job: Job, state: RunState) -> Inputs:
 
 def print_priors(job: Job, priors: Priors) -> None:
     """Print how the priors were made, and whether anything learns them."""
-    objectives = job.settings.training.kg_objective
+    prior, objectives = job.settings.prior, job.settings.training.kg_objective
+    source = {
+        "saliency": f"{prior.prior_method} maps of the primary",
+        "good_parts": "distances from good parts",
+        "both": f"agreement of {prior.prior_method} maps and distances from good parts",
+    }[prior.prior_source]
     untaught = "" if teaches_saliency(objectives) else f" --kg_objective {' '.join(objectives)} leaves H untrained."
-    print(f"Priors: {job.settings.prior.prior_method} maps of {len(priors.table)} training images.{untaught}")
+    print(f"Priors: {source}, {len(priors.table)} training images.{untaught}")
 
 
 def evaluate(job: Job, primaries: Primaries, final: TrainedPhase) -> Evaluation:
@@ -246,7 +291,12 @@ def evaluate(job: Job, primaries: Primaries, final: TrainedPhase) -> Evaluation:
 
 
 def write_run(
-    job: Job, inputs: Inputs, primaries: Primaries, priors: Priors, final: TrainedPhase, evaluation: Evaluation
+    job: Job,
+    inputs: Inputs | FrozenInputs,
+    primaries: Primaries,
+    priors: Priors,
+    final: TrainedPhase,
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """Write metrics, predictions, image grids, report and model card; return the content of `metrics.json`."""
     seconds = {

@@ -150,7 +150,7 @@ def measure_inference(model: KGLForImageClassification, images: torch.Tensor, ro
 
     def with_class_map() -> None:
         output = model(images)
-        layer_cam(model, output.feature_map, output.saliency, output.logits.argmax(dim=1))
+        layer_cam(model, output.feature_maps, output.saliency, output.logits.argmax(dim=1))
 
     def plain() -> None:
         without_head(images)

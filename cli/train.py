@@ -40,7 +40,7 @@ HELP = CommandHelp(
         HelpGroup(
             "classifier",
             ModelArguments,
-            ("backbone", "out_features", "image_height", "image_width", "freeze_stages", "pooling"),
+            ("backbone", "out_features", "image_height", "image_width", "fine_tune", "head"),
         ),
         HelpGroup(
             "training",

@@ -61,7 +61,7 @@ def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Te
             output = model(pixel_values.to(model.device))
             logits = output.logits.float()
             targets = most_probable_defects(logits, model.config.defect_free_id)
-            maps = layer_cam(model, output.feature_map, output.saliency, targets)
+            maps = layer_cam(model, output.feature_maps, output.saliency, targets)
             parts["probabilities"].append(class_probabilities(logits).cpu())
             parts["class_map"].append(to_peak_one(maps).cpu())
             parts["saliency"].append(output.saliency[:, 0].float().sigmoid().cpu())

@@ -111,6 +111,9 @@ def _prior_maps(
 
 
 def _logged_values(phase: Path) -> list[dict[str, float]]:
+    """Return what the Trainer logged; nothing of heads that were fitted without it."""
+    if not (phase / "trainer_state.json").exists():
+        return []
     return json.loads((phase / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
 
 

@@ -8,13 +8,23 @@ from ..errors import InputError, check_choices
 from ..saliency.methods import METHODS
 
 
+SOURCES = ("auto", "good_parts", "saliency", "both")
 WEIGHTINGS = ("keep_all", "drop_wrong", "confidence")
 
 
 @dataclass
 class PriorArguments:
-    """Method and weights of the priors."""
+    """Source, method and weights of the priors."""
 
+    prior_source: str = field(
+        default="auto",
+        metadata={
+            "help": "Where priors come from: what good images look like (good_parts), the primary's own saliency "
+            "(saliency, the paper), or where both agree (both). auto: good_parts with a pretrained backbone and at "
+            "least two independent defect-free images, else saliency.",
+            "choices": list(SOURCES),
+        },
+    )
     prior_method: str = field(
         default="gradcam++", metadata={"help": "Saliency method of the priors.", "choices": list(METHODS)}
     )
@@ -32,7 +42,7 @@ class PriorArguments:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self, {"prior_method": METHODS, "prior_weighting": WEIGHTINGS})
+        check_choices(self, {"prior_source": SOURCES, "prior_method": METHODS, "prior_weighting": WEIGHTINGS})
 
 
 @dataclass
@@ -66,4 +76,4 @@ class PriorPassArguments:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
 
 
-__all__ = ["WEIGHTINGS", "PriorArguments", "PriorPassArguments", "TrainPriorArguments"]
+__all__ = ["SOURCES", "WEIGHTINGS", "PriorArguments", "PriorPassArguments", "TrainPriorArguments"]

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Array2D, ClassLabel, Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
 from transformers import BaseImageProcessor
 
 from ..data.images import decode_image, to_pixel_values, without_decoding
-from ..data.masks import mask_to_array, mask_to_grid
 from ..data.progress import progress_bar
 from ..data.schema import digest_rows, image_digests
 from ..errors import InputError
@@ -24,11 +23,10 @@ from ..saliency.activations import eval_mode
 from ..saliency.compute import compute_saliency
 from ..saliency.maps import to_grid, to_uint8
 from .arguments import PriorArguments
+from .prior_columns import prior_columns, prior_features
 from .sharded_map import Columns, map_batches, sharded_map
-from .thresholds import otsu_threshold
 
 
-PRIOR_COLUMNS = ("saliency_prior", "prior_threshold", "prior_weight")
 _TITLE = "Saliency priors"
 
 
@@ -105,21 +103,6 @@ def write_saliency_priors(
     )
 
 
-def with_priors(dataset: Dataset, priors: Dataset) -> Dataset:
-    """
-    Return the dataset with the prior columns that [`write_saliency_priors`] made of it.
-
-    Raises:
-        InputError: the priors belong to other images.
-    """
-    images = "digest" if "digest" in dataset.column_names else "image"
-    if image_digests(without_decoding(dataset.select_columns([images]))[:]) != priors[:]["digest"]:
-        raise InputError(
-            "The priors belong to other images, or to these in another order; make them again for this dataset."
-        )
-    return concatenate_datasets([dataset, priors.select_columns(list(PRIOR_COLUMNS))], axis=1)
-
-
 def _prior_function(
     dataset: Dataset | IterableDataset,
     model: KGLForImageClassification,
@@ -146,18 +129,9 @@ def _prior_function(
             weights = _weights(model, pixel_values, targets, args.prior_weighting)
         maps = to_uint8(to_grid(maps, grid), rows.get("file_name"))
         good = np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
-        maps[good], weights[good] = 0, 1
-        for index, mask in enumerate(map(decode_image, rows.get("mask", []))):
-            if mask is not None:
-                pixels = mask_to_array(mask, (mask.height, mask.width))
-                maps[index], weights[index] = mask_to_grid(pixels[None], grid)[0] * np.uint8(255), 1
-        # An empty map or mask of a defective image does not say that it has no defect.
-        weights[~good & (maps.max(axis=(1, 2)) == 0)] = 0
-        thresholds = [otsu_threshold(prior) for prior in maps]
-        return {"saliency_prior": list(maps), "prior_threshold": thresholds, "prior_weight": weights.tolist()}
+        return prior_columns(maps, weights, good, rows.get("mask", []))
 
-    types = Array2D(grid, "uint8"), Value("uint8"), Value("float32")
-    return compute, Features(dict(zip(PRIOR_COLUMNS, types, strict=True)))
+    return compute, Features(prior_features(grid))
 
 
 @contextmanager
@@ -231,11 +205,9 @@ def check_classes(names: list[str], model: KGLForImageClassification) -> None:
 
 
 __all__ = [
-    "PRIOR_COLUMNS",
     "add_saliency_priors",
     "check_classes",
     "check_saliency_method",
     "model_digest",
-    "with_priors",
     "write_saliency_priors",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ..modeling_kgl import KGLForImageClassification
-from .maps import target_score, to_float
+from .maps import fuse, target_score, to_float
 
 
 def cam(activations: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -56,31 +56,33 @@ def layer_cam_from_gradient(activations: torch.Tensor, gradient: torch.Tensor) -
 
 def layer_cam(
     model: KGLForImageClassification,
-    feature_map: torch.Tensor,
+    feature_maps: tuple[torch.Tensor, ...],
     saliency: torch.Tensor,
     targets: torch.Tensor,
 ) -> torch.Tensor:
     """
     Compute LayerCAM (Jiang et al. 2021) of a kgl model's head, the class map.
 
-    With the pooling `avg_max` it has a closed form, which needs no backward pass and can itself be trained through.
-    With other poolings it is computed by a backward pass through the head and is not differentiable.
+    With the head `avg_max` it has a closed form, which needs no backward pass and can itself be trained through. With
+    the head `stages` it is computed by a backward pass through the head for each stage, fused by the maximum.
 
     LayerCAM is `relu(sum_c relu(g_c) * F_c)` with `g` the gradient of the target's logit with respect to `F`. The
-    head pools and is linear, so `g` is a constant per channel, plus the max-pooling weight at the channel's arg-max
-    cell, plus the same two through the saliency logits `H = v F`.
+    head `avg_max` pools and is linear, so `g` is a constant per channel, plus the max-pooling weight at the channel's
+    arg-max cell, plus the same two through the saliency logits `H = v F`.
 
     Args:
         model: the classifier whose head made `saliency`.
-        feature_map: `F`, `(B, C, h, w)`.
+        feature_maps: `F`, `(B, C_i, h_i, w_i)`, finest first.
         saliency: `H`, `(B, 1, h, w)`.
         targets: class indices, `(B,)`.
 
     Returns:
-        `(B, h, w)`, non-negative, in units of the logit.
+        `(B, h, w)`, non-negative: in units of the logit, or with peak 1 where several stages are fused.
     """
-    if model.config.pooling != "avg_max":
-        return layer_cam_from_gradient(*head_gradient(model, feature_map, targets))
+    if model.config.head == "stages":
+        pairs = zip(*head_gradient(model, feature_maps, targets), strict=True)
+        return fuse([layer_cam_from_gradient(features, gradient) for features, gradient in pairs])
+    (feature_map,) = feature_maps
     with torch.autocast(feature_map.device.type, enabled=False):  # half precision would lose small terms of the sums
         return _closed_form_layer_cam(model, to_float(feature_map), to_float(saliency), targets)
 
@@ -112,25 +114,33 @@ def _closed_form_layer_cam(
 
 
 def head_gradient(
-    model: KGLForImageClassification, feature_map: torch.Tensor, targets: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the features and the gradient of the target's logit with respect to them, both `(B, C, h, w)`."""
+    model: KGLForImageClassification, feature_maps: tuple[torch.Tensor, ...], targets: torch.Tensor | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return the features and the gradients of the target's logit with respect to them, `(B, C_i, h_i, w_i)` each."""
     with torch.enable_grad():
-        features = feature_map.detach().requires_grad_()
+        features = tuple(one.detach().requires_grad_() for one in feature_maps)
         logits, _ = model.classify(features)
-        (gradient,) = torch.autograd.grad(target_score(logits, targets), features)
-    return to_float(features.detach()), to_float(gradient)
+        gradients = torch.autograd.grad(target_score(logits, targets), features)
+    return [to_float(one.detach()) for one in features], [to_float(one) for one in gradients]
 
 
 def head_cam(
-    model: KGLForImageClassification, feature_map: torch.Tensor, saliency: torch.Tensor, targets: torch.Tensor
+    model: KGLForImageClassification,
+    feature_maps: tuple[torch.Tensor, ...],
+    saliency: torch.Tensor,
+    targets: torch.Tensor,
 ) -> torch.Tensor:
-    """Compute CAM of a kgl model's head, `(B, h, w)`: the weights of the average-pooled `F` and `H` alone."""
-    channels = feature_map.shape[1]
-    with torch.autocast(feature_map.device.type, enabled=False):
-        pooled = torch.cat([to_float(feature_map), to_float(saliency)], dim=1)
-        weight = model.classifier.weight[targets, : channels + 1].to(pooled.dtype)
-        return F.relu(torch.einsum("bc,bchw->bhw", weight, pooled))
+    """Compute CAM of a kgl model's head, `(B, h, w)`: the weights of the averages; stages fused by the maximum."""
+    maps = list(feature_maps)
+    with torch.autocast(saliency.device.type, enabled=False):
+        if model.config.head == "avg_max":
+            maps = [torch.cat([to_float(feature_maps[0]), to_float(saliency)], dim=1)]
+        cams, start = [], 0
+        for one in maps:
+            weight = model.classifier.weight[targets, start : start + one.shape[1]].to(to_float(one).dtype)
+            cams.append(F.relu(torch.einsum("bc,bchw->bhw", weight, to_float(one))))
+            start += 2 * one.shape[1]
+        return fuse(cams)
 
 
 __all__ = [

@@ -108,13 +108,12 @@ def _class_activation_map(
 ) -> torch.Tensor:
     if layers is None and isinstance(model, KGLForImageClassification):
         with torch.no_grad():
-            feature_map, _ = model.features(pixel_values)
-            if method in ("cam", "layercam") and model.config.pooling == "avg_max":  # closed forms
-                logits, saliency = model.classify(feature_map)
-                closed_form = cam.head_cam if method == "cam" else cam.layer_cam
-                return closed_form(model, feature_map, saliency, logits.argmax(dim=1) if targets is None else targets)
-        activation, gradient = cam.head_gradient(model, feature_map, targets)
-        activations, gradients = [activation], [gradient]
+            feature_maps, _ = model.features(pixel_values)
+            if method in ("cam", "layercam"):
+                logits, saliency = model.classify(feature_maps)
+                of_head = cam.head_cam if method == "cam" else cam.layer_cam
+                return of_head(model, feature_maps, saliency, logits.argmax(dim=1) if targets is None else targets)
+        activations, gradients = cam.head_gradient(model, feature_maps, targets)
     elif layers is None:
         layer = default_layer(model, pixel_values)
         activations, gradients = layer_activations(model, pixel_values, targets, [layer])

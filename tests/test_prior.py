@@ -11,7 +11,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.data.synthetic import CLASSES
 from kgl.errors import InputError
 from kgl.knowledge.arguments import PriorPassArguments
-from kgl.knowledge.saliency_priors import PRIOR_COLUMNS
+from kgl.knowledge.prior_columns import PRIOR_COLUMNS
 from kgl.prior import main
 from kgl.training.model_init import load_classifier
 

@@ -10,7 +10,7 @@ from ..errors import InputError, check_choices
 
 DEFAULT_BACKBONE = "microsoft/resnet-18"
 DEFAULT_STEPS = 500  # per phase; the length that the evidence was measured at
-POOLINGS = ("avg_max", "attention", "topk", "saliency")
+HEADS = ("stages", "avg_max")
 SCHEDULES = ("linear", "cosine", "constant", "delayed")
 FORMS = ("additive", "convex")
 CELL_OBJECTIVES = ("otsu_bce", "soft_bce")  # of the saliency logits H
@@ -59,21 +59,27 @@ class ModelArguments:
     out_features: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Backbone stages to use, finest first (stage2 stage3); by default stage3 of a pretrained ResNet "
-            "and the last stage of any other backbone."
+            "help": "Backbone stages to use, finest first (stage2 stage3); by default the last three of a pretrained "
+            "backbone of four (--head avg_max: stage3 of a ResNet), and the last stage of any other."
         },
     )
-    fusion_size: int = field(default=256, metadata={"help": "Channels that several stages are projected to."})
-    pooling: str = field(
-        default="avg_max",
+    head: str | None = field(
+        default=None,
         metadata={
-            "help": "How the classifier pools features F and saliency H: avg_max (the paper), attention, topk or "
-            "saliency; see KGLConfig.",
-            "choices": list(POOLINGS),
+            "help": "stages: the classifier pools every stage, and H is made of fine cells; avg_max: the paper's. By "
+            "default stages with a pretrained backbone, avg_max without.",
+            "choices": list(HEADS),
         },
     )
-    detach_saliency: bool = field(
-        default=False, metadata={"help": "Stop the classification gradient at the saliency logits."}
+    fine_tune: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Train the backbone's upper stages too, in minutes; by default false with a pretrained backbone, "
+            "whose heads are fitted to frozen features in seconds, and true without."
+        },
+    )
+    fusion_size: int = field(
+        default=256, metadata={"help": "--head avg_max: channels that several stages are projected to."}
     )
     freeze_stages: int | None = field(
         default=None,
@@ -90,7 +96,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self, {"pooling": POOLINGS})
+        check_choices(self, {"head": (None, *HEADS)})
         if self.backbone is not None and self.backbone_config is not None:
             raise InputError("Give either --backbone (pretrained) or --backbone_config (from scratch), not both.")
         if min(self.image_height, self.image_width) < 1:
@@ -101,6 +107,14 @@ class ModelArguments:
             raise InputError(f"--frozen_views {self.frozen_views}: it must be at least 1.")
         if self.backbone is None and self.backbone_config is None:
             self.backbone = DEFAULT_BACKBONE
+        if self.head is None:
+            self.head = "avg_max" if self.backbone is None else "stages"
+        if self.fine_tune is None:
+            self.fine_tune = self.backbone is None
+        if not self.fine_tune and self.head == "avg_max":
+            raise InputError("--head avg_max goes with --fine_tune true: the paper trains the backbone.")
+        if not self.fine_tune and self.backbone is None:
+            raise InputError("--fine_tune false goes with --backbone: untrained features are worth nothing.")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -207,15 +221,15 @@ class GuidanceArguments:
         """Whether the classification loss is the model's own, plain cross-entropy."""
         return (self.cls_loss, self.class_weights) == ("cross_entropy", "none")
 
-    def check_pooling(self, pooling: str) -> None:
+    def check_head(self, head: str) -> None:
         """
-        Check that the objectives can be computed with the head's pooling.
+        Check that the objectives can be computed with the head.
 
         Raises:
             InputError: an objective needs the class map in closed form, which only `avg_max` has.
         """
-        if set(self.kg_objective) & set(MAP_OBJECTIVES) and pooling != "avg_max":
-            raise InputError(f"--kg_objective cosine, l2 and kl go with --pooling avg_max, not with {pooling}.")
+        if set(self.kg_objective) & set(MAP_OBJECTIVES) and head != "avg_max":
+            raise InputError(f"--kg_objective cosine, l2 and kl go with --head avg_max, not with {head}.")
 
 
 @dataclass
@@ -293,9 +307,9 @@ __all__ = [
     "DEFAULT_BACKBONE",
     "DEFAULT_STEPS",
     "FORMS",
+    "HEADS",
     "MAP_OBJECTIVES",
     "OBJECTIVES",
-    "POOLINGS",
     "SCHEDULES",
     "GuidanceArguments",
     "LicenseArguments",

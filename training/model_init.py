@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import BaseImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, BaseImageProcessor, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.utils import logging
@@ -46,8 +46,7 @@ def build_model(
         "label2id": {name: index for index, name in enumerate(names)},
         "defect_free_label": defect_free_label,
         "fusion_size": model_args.fusion_size,
-        "pooling": model_args.pooling,
-        "detach_saliency": model_args.detach_saliency,
+        "head": model_args.head,
     }
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a backbone's checkpoint holds more than the backbone, which needs no report
@@ -99,7 +98,7 @@ def check_model(
 
 def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
     """
-    Return the stages to use: as given, else stage3 of a pretrained ResNet (the measured recipe), else None.
+    Return the stages to use: as given, else those of the measured recipes for pretrained backbones, else None.
 
     Raises:
         InputError: the backbone cannot be found or read.
@@ -113,6 +112,9 @@ def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
             f"--backbone {model_args.backbone}: it cannot be read. Give a folder with a pretrained backbone, or a "
             f"model of the Hub, which has to be reachable the first time. ({' '.join(str(error).split())})"
         ) from error
+    names = AutoConfig.for_model(**config).to_dict().get("stage_names") or []
+    if model_args.head == "stages":
+        return names[-3:] if len(names) == 5 else None  # the stem and four stages
     return ["stage3"] if config.get("model_type") == "resnet" else None
 
 

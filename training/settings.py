@@ -109,7 +109,7 @@ def check_settings(settings: Settings) -> None:
     if training_args.push_to_hub:
         check_repo_id(repository_name(training_args))
     training_args.check_devices()
-    training_args.check_pooling(settings.model.pooling)
+    training_args.check_head(settings.model.head)
     try:
         for reporter in get_reporting_integration_callbacks(training_args.report_to):
             reporter()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
 from ..errors import InputError
-from ..knowledge.saliency_priors import PRIOR_COLUMNS
+from ..knowledge.prior_columns import PRIOR_COLUMNS
 from ..modeling_kgl import KGLImageClassifierOutput
 from ..saliency.cam import layer_cam
 from .arguments import CELL_OBJECTIVES
@@ -119,7 +119,7 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _check_prior_columns(self.train_dataset)
-        self.args.check_pooling(self.model.config.pooling)
+        self.args.check_head(self.model.config.head)
         self.data_collator = replace(self.data_collator, ignore_band=self.args.kg_ignore_band)
         self._balance = {
             objective: _cell_balance(objective, self.train_dataset, self.args)
@@ -167,7 +167,7 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
                 total = total + saliency_loss(outputs.saliency, target, cells, prior_weight, balance)
             else:
                 model = self.accelerator.unwrap_model(self.model)
-                class_map = layer_cam(model, outputs.feature_map, outputs.saliency, labels)
+                class_map = layer_cam(model, outputs.feature_maps, outputs.saliency, labels)
                 total = total + consistency_loss(objective, class_map, saliency_prior, prior_weight)
         return total
 

@@ -18,7 +18,8 @@ from ..data.image_cache import cache_resized_images
 from ..data.storage import save_dataset
 from ..errors import InputError
 from ..knowledge.arguments import PriorArguments
-from ..knowledge.saliency_priors import with_priors, write_saliency_priors
+from ..knowledge.prior_columns import with_priors
+from ..knowledge.priors import write_priors
 from ..modeling_kgl import KGLForImageClassification
 from .augmentation import PairedAugmentation
 from .callbacks import CompleteCheckpointCallback, ProgressBarCallback
@@ -272,7 +273,12 @@ def run_phase_1(inputs: Inputs, folds: Folds, recipe: Recipe, state: RunState) -
 
 
 def make_priors(
-    train: Dataset, primaries: Primaries, recipe: Recipe, state: RunState, prior_args: PriorArguments
+    train: Dataset,
+    primaries: Primaries,
+    recipe: Recipe,
+    state: RunState,
+    prior_args: PriorArguments,
+    cell_model: KGLForImageClassification | None = None,
 ) -> Priors:
     """
     Make the priors of all training images at `priors` in the run's folder.
@@ -282,17 +288,20 @@ def make_priors(
         primaries: of phase 1; with folds, each makes the priors of the images that it was trained without.
         recipe: of the run.
         state: of the run; records the seconds as `priors`.
-        prior_args: how priors are made.
+        prior_args: how priors are made; the source is not `auto`.
+        cell_model: pretrained, with a fitted cell projection, for priors from good parts.
 
     Raises:
-        InputError: as [`write_saliency_priors`].
+        InputError: as [`~kgl.knowledge.priors.write_priors`].
     """
     started, args = time.perf_counter(), recipe.args
 
     def priors_of(primary: TrainedPhase, images: Dataset, folder: Path) -> Dataset:
         model = KGLForImageClassification.from_pretrained(primary.folder).to(args.device)
         batch_size = args.per_device_eval_batch_size
-        return write_saliency_priors(images, model, recipe.image_processor, folder, batch_size, prior_args)
+        size = (recipe.image_processor.size["height"], recipe.image_processor.size["width"])
+        grid = model.saliency_grid(size)
+        return write_priors(images, model, cell_model, recipe.image_processor, folder, batch_size, prior_args, grid)
 
     together = recipe.output_dir / "priors"
     if not primaries.of_folds:

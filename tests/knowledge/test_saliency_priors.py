@@ -15,7 +15,8 @@ from kgl.data.images import to_pixel_values
 from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
 from kgl.knowledge.arguments import PriorArguments
-from kgl.knowledge.saliency_priors import PRIOR_COLUMNS, add_saliency_priors, with_priors, write_saliency_priors
+from kgl.knowledge.prior_columns import PRIOR_COLUMNS, with_priors
+from kgl.knowledge.saliency_priors import add_saliency_priors, write_saliency_priors
 from kgl.knowledge.thresholds import NO_CELL, otsu_threshold
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency.compute import compute_saliency

@@ -1,0 +1,139 @@
+"""Frozen features of a dataset: pooled for the classifier, and cells for the saliency head, as Arrow columns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+from transformers import BaseImageProcessor
+
+from ..data.images import decode_image, to_pixel_values, without_decoding
+from ..data.schema import digest_rows, image_digests
+from ..knowledge.cells import FITTED_IMAGES, fit_projection
+from ..knowledge.saliency_priors import model_digest
+from ..knowledge.sharded_map import Columns, sharded_map
+from ..modeling_kgl import KGLForImageClassification, pool_maps
+from ..saliency.activations import eval_mode
+
+
+CELL_IMAGES = 1000  # of each kind, good and defective, whose cells are kept; of more, the pooled features alone
+_TITLE = "Frozen features"
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """
+    Features of N training images.
+
+    Attributes:
+        pooled: average and maximum of every stage, `(N, P)` float32.
+        flipped: the same of the mirrored images, `(N, P)` float32.
+        cells: projected cells of M of the images, `(M, D, h, w)` float16.
+        cell_rows: their row numbers, `(M,)`.
+    """
+
+    pooled: np.ndarray
+    flipped: np.ndarray
+    cells: np.ndarray
+    cell_rows: np.ndarray
+
+
+def fit_cells(
+    model: KGLForImageClassification,
+    train: Dataset,
+    image_processor: BaseImageProcessor,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Fit the cell projection to defect-free images, or to all where there are none; the same in every process."""
+    labels = np.asarray(train["label"][:])
+    good = np.flatnonzero(labels == model.config.defect_free_id) if model.config.defect_free_id is not None else []
+    rows = good if len(good) else np.arange(len(labels))
+    rows = np.random.default_rng(seed).permutation(rows)[:FITTED_IMAGES]
+    images = train.select(rows).select_columns("image")
+    batches = (to_pixel_values(batch["image"], image_processor) for batch in images.iter(batch_size))
+    with eval_mode(model):
+        fit_projection(model, batches, len(rows), seed)
+
+
+def write_frozen_features(
+    train: Dataset,
+    model: KGLForImageClassification,
+    image_processor: BaseImageProcessor,
+    folder: Path,
+    batch_size: int,
+    seed: int,
+) -> FrozenFeatures:
+    """
+    Compute the features of the training images into an Arrow table; processes share the work, and it resumes.
+
+    Args:
+        train: columns `image` and `label`.
+        model: with the head `stages` and a fitted cell projection.
+        image_processor: the model's.
+        folder: of the table.
+        batch_size: images per forward pass.
+        seed: chooses the images whose cells are kept, where there are more than `CELL_IMAGES` of a kind.
+
+    Raises:
+        InputError: as [`~kgl.knowledge.sharded_map.sharded_map`].
+    """
+    names = train.features["label"].names
+    kept = _images_with_cells(np.asarray(train["label"][:]), model.config.defect_free_id, seed)
+    rows = train.select_columns(["image", "label", *(["digest"] if "digest" in train.column_names else [])])
+    rows = rows.add_column("keeps_cells", kept.tolist())
+    settings = json.dumps([image_processor.to_dict(), model_digest(model)], sort_keys=True, default=str)
+
+    def identify(rows: Columns) -> str:
+        content = f"{settings} {digest_rows(rows, names)} {rows['keeps_cells']}"
+        return hashlib.sha1(content.encode()).hexdigest()
+
+    @torch.no_grad()
+    def compute(rows: Columns) -> Columns:
+        images = [decode_image(image) for image in rows["image"]]
+        pixel_values = to_pixel_values(images, image_processor).to(model.device)
+        with eval_mode(model):
+            maps, _ = model.features(pixel_values)
+            mirrored, _ = model.features(pixel_values.flip(3))
+            cells = model.saliency_head.cells(maps[: model.config.saliency_stages]).half().cpu().numpy()
+        return {
+            "digest": image_digests(rows),
+            "pooled": list(pool_maps(maps).float().cpu().numpy()),
+            "flipped": list(pool_maps(mirrored).float().cpu().numpy()),
+            "cells": [one.tobytes() if keeps else b"" for one, keeps in zip(cells, rows["keeps_cells"], strict=True)],
+            "grid": [list(cells.shape[1:])] * len(images),
+        }
+
+    features = Features(
+        {
+            "digest": Value("string"),
+            "pooled": List(Value("float32")),
+            "flipped": List(Value("float32")),
+            "cells": Value("binary"),
+            "grid": List(Value("int32")),
+        }
+    )
+    table = sharded_map(
+        without_decoding(rows), compute, identify, folder, features=features, batch_size=batch_size, title=_TITLE
+    ).with_format("numpy", columns=["pooled", "flipped"], output_all_columns=True)
+    shape = tuple(table[0]["grid"])
+    of_images = table.select(np.flatnonzero(kept)).with_format("arrow")["cells"]
+    cells = np.stack([np.frombuffer(one.as_py(), dtype=np.float16).reshape(shape) for one in of_images])
+    return FrozenFeatures(np.asarray(table["pooled"][:]), np.asarray(table["flipped"][:]), cells, np.flatnonzero(kept))
+
+
+def _images_with_cells(labels: np.ndarray, defect_free_id: int | None, seed: int) -> np.ndarray:
+    """Return which images keep their cells, `(N,)` bool: at most `CELL_IMAGES` good and as many defective ones."""
+    kept, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(seed)
+    good = labels == defect_free_id if defect_free_id is not None else np.zeros(len(labels), dtype=bool)
+    for kind in (good, ~good):
+        kept[generator.permutation(np.flatnonzero(kind))[:CELL_IMAGES]] = True
+    return kept
+
+
+__all__ = ["CELL_IMAGES", "FrozenFeatures", "fit_cells", "write_frozen_features"]

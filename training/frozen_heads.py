@@ -1,0 +1,363 @@
+"""Heads on frozen features: a regression, a saliency head that knows good cells from noisy ones, and their sum."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from scipy.special import logsumexp
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn import functional as F
+
+from ..modeling_kgl import KGLCellHead, KGLForImageClassification, top_cells
+from .frozen_features import FrozenFeatures
+
+
+REGULARIZATION = 0.1  # inverse strength C of the regression; .01 to 1 rank alike
+NOISE = 2.0  # standard deviation of the feature noise, in those of the good cells
+STEPS = 300
+BATCH = 512  # cells of each kind
+MAX_CELLS = 300_000  # that the saliency head draws from; bounds memory
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear classifier: `logits = features @ weight.T + bias`, weight `(K, P)`, bias `(K,)`."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Return the logits `(N, K)` of features `(N, P)`."""
+        return features @ self.weight.T + self.bias
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """
+    How the regression's logits and the saliency head's score become calibrated logits.
+
+    Attributes:
+        scale: factor of the regression's logits.
+        saliency_weight: of the score `top(H)` in the logits of the defect classes; 0 without a saliency head.
+        bias: added to the logits of the defect classes.
+    """
+
+    scale: float
+    saliency_weight: float
+    bias: float
+
+
+def fit_classifier(pooled: np.ndarray, labels: np.ndarray, num_labels: int) -> Linear:
+    """
+    Fit a multinomial logistic regression on standardised features, the scaling folded into its weights.
+
+    Args:
+        pooled: `(N, P)`.
+        labels: `(N,)` in 0..K-1; classes without images get the bias of the rarest.
+        num_labels: K.
+    """
+    scaler = StandardScaler().fit(pooled)
+    model = LogisticRegression(C=REGULARIZATION, max_iter=1000).fit(scaler.transform(pooled), labels)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn has one row for two classes
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    weight = np.zeros((num_labels, pooled.shape[1]))
+    bias = np.full(num_labels, intercepts.min())
+    weight[model.classes_] = coefficients / scaler.scale_
+    bias[model.classes_] = intercepts - weight[model.classes_] @ scaler.mean_
+    return Linear(weight, bias)
+
+
+def fit_cell_layers(
+    good: torch.Tensor, defective: torch.Tensor | None, hidden_size: int, seed: int, noise: float = NOISE
+) -> tuple[nn.Linear, nn.Linear]:
+    """
+    Train two layers to tell good cells from the same cells under Gaussian noise (SimpleNet, Liu et al. 2023).
+
+    Args:
+        good: cells without a defect, `(M, D)`.
+        defective: cells known to be defective, `(M', D)`, learned beside the noisy ones, or None.
+        hidden_size: units between the two layers.
+        seed: of weights, batches and noise.
+        noise: its standard deviation, in those of the good cells; 0 learns the defective cells alone.
+
+    Returns:
+        The two layers, with a leaky ReLU of slope 0.2 between them; the batch norm of training is folded into the
+        first.
+    """
+    generator = torch.Generator(good.device).manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        first, second = nn.Linear(good.shape[1], hidden_size), nn.Linear(hidden_size, 1)
+    norm = nn.BatchNorm1d(hidden_size)
+    network = nn.Sequential(first, norm, nn.LeakyReLU(0.2), second).to(good.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
+    spread = noise * good.std(dim=0)
+
+    def draw(cells: torch.Tensor) -> torch.Tensor:
+        return cells[torch.randint(len(cells), (BATCH,), generator=generator, device=cells.device)]
+
+    for _ in range(STEPS):
+        kinds = [draw(good)]
+        if noise > 0:
+            kinds.append(kinds[0] + spread * torch.randn(kinds[0].shape, generator=generator, device=good.device))
+        if defective is not None:
+            kinds.append(draw(defective))
+        logits = network(torch.cat(kinds))[:, 0]
+        target = (torch.arange(len(logits), device=good.device) >= BATCH).float()
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        first.weight.mul_(factor[:, None])
+        first.bias.copy_((first.bias - norm.running_mean) * factor + norm.bias)
+    return first, second
+
+
+@torch.no_grad()
+def score_cells(layers: tuple[nn.Linear, nn.Linear], cells: torch.Tensor) -> torch.Tensor:
+    """Return the saliency logits `(B, 1, h, w)` of cells `(B, D, h, w)`."""
+    hidden = F.leaky_relu(layers[0](cells.permute(0, 2, 3, 1)), 0.2)
+    return layers[1](hidden).permute(0, 3, 1, 2)
+
+
+def group_folds(labels: np.ndarray, groups: list[str], seed: int) -> list[np.ndarray]:
+    """
+    Return the held-out rows of each fold, groups kept whole, rows of classes with one group in none of them.
+
+    At most `FOLDS` folds, and no more than the scarcest of the other classes has groups; none where no class has two.
+    """
+    groups = np.asarray(groups)
+    counts = {label: len(set(groups[labels == label])) for label in np.unique(labels)}
+    several = np.flatnonzero([counts[label] > 1 for label in labels])
+    if len(several) == 0:
+        return []
+    folds = min(FOLDS, *(count for count in counts.values() if count > 1))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return [several[held_out] for _, held_out in splitter.split(several, labels[several], groups[several])]
+
+
+def defect_margin(logits: np.ndarray, defect_free_id: int) -> np.ndarray:
+    """Return the log-odds of a defect, `(N,)`, of logits `(N, K)`."""
+    return logsumexp(np.delete(logits, defect_free_id, axis=1), axis=1) - logits[:, defect_free_id]
+
+
+def within_class_deviation(values: np.ndarray, defective: np.ndarray) -> float:
+    """Return the standard deviation of values `(N,)` within the two kinds of images, pooled."""
+    kinds = [values[kind] for kind in (defective, ~defective) if kind.any()]
+    return float(np.sqrt(sum(len(kind) * kind.var() for kind in kinds) / len(values))) + 1e-6
+
+
+def fit_fusion(margins: np.ndarray, scores: np.ndarray | None, defective: np.ndarray) -> Fusion:
+    """
+    Fuse two out-of-sample scores of the same images: each divided by its deviation within a class, then calibrated.
+
+    Equal weights after this scaling rank better than weights learned from a few images. Scale and bias are those of a
+    logistic regression on the sum (Platt 1999), with a penalty that keeps few images from asking for certainty.
+
+    Args:
+        margins: the regression's log-odds of a defect, `(N,)`.
+        scores: the saliency head's, `(N,)`; None without one.
+        defective: `(N,)` bool.
+    """
+    weight = 0.0
+    if scores is not None:
+        weight = within_class_deviation(margins, defective) / within_class_deviation(scores, defective)
+    fused = margins if scores is None else margins + weight * scores
+    if defective.all() or not defective.any():
+        return Fusion(1.0, weight, 0.0)
+    deviation = within_class_deviation(fused, defective)
+    platt = LogisticRegression(C=1.0).fit((fused / deviation)[:, None], defective)
+    scale = max(float(platt.coef_[0, 0]) / deviation, 1e-3)  # never turns the ranking round
+    return Fusion(scale, scale * weight, float(platt.intercept_[0]))
+
+
+def fit_temperature_scale(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the factor of out-of-sample logits `(N, K)` with the least cross-entropy, between 1/20 and 2."""
+    factors = np.geomspace(0.05, 2.0, 60)
+    losses = [
+        (logsumexp(factor * logits, axis=1) - factor * logits[np.arange(len(labels)), labels]).mean()
+        for factor in factors
+    ]
+    return float(factors[int(np.argmin(losses))])
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """
+    Scale of the saliency logits: `H = (h - offset) / spread`.
+
+    A heat map of 0.5 is what 5 % of the good images exceed anywhere, out of sample; the median good cell has .02.
+    """
+
+    offset: float
+    spread: float
+
+    @classmethod
+    def of(cls, good_maps: torch.Tensor) -> HeatScale:
+        """Compute the scale from maps of good images, `(N, h, w)`."""
+        offset = float(torch.quantile(good_maps.flatten(1).amax(dim=1), 0.95))
+        middle = float(good_maps.median())
+        return cls(offset, max((offset - middle) / 4, 1e-6))
+
+
+class FrozenHeads:
+    """
+    Fits the heads of a model with the head `stages` to frozen features.
+
+    Args:
+        model: with a fitted cell projection; its device trains the saliency head.
+        features: of the training images.
+        labels: of them, `(N,)`.
+        groups: of them; groups are kept whole in cross-fitting.
+        seed: of cross-fitting and the saliency head.
+        defect_cells: `(M, h, w)` bool of the images with cells: cells that a mask marks; None without masks.
+    """
+
+    def __init__(
+        self,
+        model: KGLForImageClassification,
+        features: FrozenFeatures,
+        labels: np.ndarray,
+        groups: list[str],
+        seed: int,
+        defect_cells: np.ndarray | None = None,
+    ) -> None:
+        self.model, self.features, self.labels, self.seed = model, features, labels, seed
+        self.defect_free_id = model.config.defect_free_id
+        self.folds = group_folds(labels, groups, seed)
+        self.cells = torch.from_numpy(features.cells)
+        self.defect_cells = None if defect_cells is None else torch.from_numpy(defect_cells)
+
+    @property
+    def defective(self) -> np.ndarray:
+        """Which images are defective, `(N,)` bool."""
+        return self.labels != self.defect_free_id
+
+    def fit_primary(self) -> dict[str, float]:
+        """Fit the classifier alone, calibrated out of sample, and return its fusion."""
+        held_out, logits = self._out_of_sample_logits()
+        fusion = self._fusion(held_out, logits, None)
+        self._set_classifier(fusion, 0.0)
+        return asdict(fusion)
+
+    def fit_final(self) -> dict[str, float]:
+        """Fit the saliency head to good cells and the classifier with it, and return fusion and heat scale."""
+        held_out, logits = self._out_of_sample_logits()
+        with_cells = np.isin(held_out, self.features.cell_rows)
+        held_out, logits = held_out[with_cells], logits[with_cells]
+        maps = self._out_of_sample_maps(held_out)
+        heat = self._heat_scale(maps[torch.from_numpy(~self.defective[held_out])])
+        scores = top_cells((maps[:, None] - heat.offset) / heat.spread, self.model.config.top_cells)[:, 0].numpy()
+        fusion = self._fusion(held_out, logits, scores)
+        self._set_saliency(self._fit_saliency(self.features.cell_rows), heat)
+        self._set_classifier(fusion, fusion.saliency_weight)
+        return asdict(fusion) | asdict(heat)
+
+    def fit_saliency_to_priors(self, priors: np.ndarray, thresholds: np.ndarray) -> None:
+        """
+        Fit the saliency head to priors: cells above the threshold against the others.
+
+        Where no class is defect-free, there are no good cells to learn from.
+
+        Args:
+            priors: of the images with cells, `(M, h, w)` uint8.
+            thresholds: of them, `(M,)`.
+        """
+        marked = torch.from_numpy(priors > thresholds[:, None, None])
+        if marked.any() and not marked.all():
+            layers = self._fit_layers(~marked, marked, noise=0.0)
+            self._set_saliency(layers, HeatScale(0.0, 1.0))
+
+    def _out_of_sample_logits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows that some fold holds out, in order, and the regression's logits without that fold."""
+        logits = np.full((len(self.labels), self.model.config.num_labels), np.nan)
+        for held_out in self.folds:
+            rest = np.setdiff1d(np.arange(len(self.labels)), held_out)
+            logits[held_out] = self._regression(rest)(self.features.pooled[held_out])
+        rows = np.flatnonzero(~np.isnan(logits[:, 0]))
+        return rows, logits[rows]
+
+    def _regression(self, rows: np.ndarray) -> Linear:
+        both = np.concatenate([self.features.pooled[rows], self.features.flipped[rows]])
+        return fit_classifier(both, np.tile(self.labels[rows], 2), self.model.config.num_labels)
+
+    def _out_of_sample_maps(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the saliency logits `(len(rows), h, w)` of heads that were fitted without the rows' folds."""
+        maps = torch.full((len(self.labels), *self.cells.shape[2:]), torch.nan)
+        for held_out in self.folds:
+            scored = np.intersect1d(held_out, rows)
+            layers = self._fit_saliency(np.setdiff1d(self.features.cell_rows, held_out))
+            maps[scored] = self._score(layers, scored)
+        return maps[rows]
+
+    def _heat_scale(self, good_maps: torch.Tensor) -> HeatScale:
+        """Return the scale from out-of-sample maps of good images; from their own where none can be held out."""
+        if len(good_maps) == 0:
+            rows = self.features.cell_rows[~self.defective[self.features.cell_rows]]
+            good_maps = self._score(self._fit_saliency(rows), rows)
+        return HeatScale.of(good_maps)
+
+    def _score(self, layers: tuple[nn.Linear, nn.Linear], rows: np.ndarray) -> torch.Tensor:
+        batches = self.cells[np.searchsorted(self.features.cell_rows, rows)].split(64)
+        return torch.cat([score_cells(layers, one.float().to(self.model.device))[:, 0].cpu() for one in batches])
+
+    def _fit_saliency(self, rows: np.ndarray) -> tuple[nn.Linear, nn.Linear]:
+        """Fit the saliency head to good images of these rows and, where masks mark any, to defective cells."""
+        inside = torch.from_numpy(np.isin(self.features.cell_rows, rows))[:, None, None]
+        good = torch.from_numpy(~self.defective[self.features.cell_rows])[:, None, None]
+        every = torch.ones(1, *self.cells.shape[2:], dtype=torch.bool)
+        marked = None if self.defect_cells is None else inside & self.defect_cells
+        return self._fit_layers(inside & good & every, marked)
+
+    def _fit_layers(
+        self, good: torch.Tensor, defective: torch.Tensor | None, noise: float = NOISE
+    ) -> tuple[nn.Linear, nn.Linear]:
+        """Train the two layers on a sample of the cells that two masks `(M, h, w)` mark."""
+        flat, generator = self.cells.permute(0, 2, 3, 1), np.random.default_rng(self.seed)
+
+        def sample(mask: torch.Tensor) -> torch.Tensor:
+            at = np.flatnonzero(mask.numpy())
+            at = torch.from_numpy(generator.permutation(at)[:MAX_CELLS])
+            image, cell = at // mask[0].numel(), at % mask[0].numel()
+            return flat[image, cell // mask.shape[2], cell % mask.shape[2]].float().to(self.model.device)
+
+        others = None if defective is None or not defective.any() else sample(defective)
+        return fit_cell_layers(sample(good), others, self.model.config.saliency_hidden_size, self.seed, noise)
+
+    def _fusion(self, rows: np.ndarray, logits: np.ndarray, scores: np.ndarray | None) -> Fusion:
+        if len(rows) == 0:
+            return Fusion(1.0, 0.0, 0.0)
+        if self.defect_free_id is None:
+            return Fusion(fit_temperature_scale(logits, self.labels[rows]), 0.0, 0.0)
+        return fit_fusion(defect_margin(logits, self.defect_free_id), scores, self.defective[rows])
+
+    @torch.no_grad()
+    def _set_classifier(self, fusion: Fusion, saliency_weight: float) -> None:
+        linear = self._regression(np.arange(len(self.labels)))
+        weight, bias = fusion.scale * linear.weight, fusion.scale * linear.bias
+        defects = np.arange(len(bias)) != (-1 if self.defect_free_id is None else self.defect_free_id)
+        bias = bias + fusion.bias * defects
+        weight = np.concatenate([weight, (saliency_weight * defects)[:, None]], axis=1)
+        self.model.classifier.weight.copy_(torch.from_numpy(weight))
+        self.model.classifier.bias.copy_(torch.from_numpy(bias))
+
+    @torch.no_grad()
+    def _set_saliency(self, layers: tuple[nn.Linear, nn.Linear], heat: HeatScale) -> None:
+        head: KGLCellHead = self.model.saliency_head
+        head.hidden.weight.copy_(layers[0].weight[:, :, None, None])
+        head.hidden.bias.copy_(layers[0].bias)
+        head.output.weight.copy_(layers[1].weight[:, :, None, None] / heat.spread)
+        head.output.bias.copy_((layers[1].bias - heat.offset) / heat.spread)
+
+
+__all__ = ["FrozenHeads", "Fusion", "HeatScale", "Linear", "fit_cell_layers", "fit_classifier", "fit_fusion"]
