@@ -318,7 +318,7 @@ def pool_maps(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def top_cells(saliency: torch.Tensor, share: float) -> torch.Tensor:
-    """Return the mean of the highest `share` of the cells, at least one, of saliency logits `(B, 1, h, w)`: `(B, 1)`."""
+    """Return the mean of the highest `share` of the cells of saliency logits `(B, 1, h, w)`, `(B, 1)`."""
     cells = saliency.flatten(2)
     return cells.topk(max(1, round(share * cells.shape[2])), dim=2).values.mean(dim=2)
 
