@@ -16,7 +16,7 @@ FITTED_IMAGES = 64
 
 @torch.no_grad()
 def fit_projection(
-    model: KGLForImageClassification, batches: Iterable[torch.Tensor], num_images: int, seed: int
+    model: KGLForImageClassification, batches: Iterable[tuple[torch.Tensor, ...]], num_images: int, seed: int
 ) -> None:
     """
     Set the cell projection of a model with the head `stages` to the principal components of standardised cells.
@@ -25,15 +25,14 @@ def fit_projection(
     Where there are fewer channels than components, the components left over are 0.
 
     Args:
-        model: its backbone makes the features, in eval mode.
-        batches: `pixel_values (B, 3, H, W)` of defect-free images where there are any.
+        model: its `saliency_head` gets the projection.
+        batches: feature maps `(B, C_i, h_i, w_i)`, finest first, of defect-free images where there are any.
         num_images: in all batches; each gives the same number of cells, at random.
         seed: of the choice of cells.
     """
     generator = torch.Generator().manual_seed(seed)
     cells = []
-    for pixel_values in batches:
-        maps, _ = model.features(pixel_values.to(model.device))
+    for maps in batches:
         raw = raw_cells(maps[: model.config.saliency_stages]).flatten(2).transpose(1, 2)  # (B, h w, C)
         kept = min(raw.shape[1], -(-FITTED_CELLS // num_images))
         chosen = torch.randperm(raw.shape[1], generator=generator)[:kept]

@@ -56,9 +56,9 @@ def fit_cells(
     rows = good if len(good) else np.arange(len(labels))
     rows = np.random.default_rng(seed).permutation(rows)[:FITTED_IMAGES]
     images = train.select(rows).select_columns("image")
-    batches = (to_pixel_values(batch["image"], image_processor) for batch in images.iter(batch_size))
-    with eval_mode(model):
-        fit_projection(model, batches, len(rows), seed)
+    with torch.no_grad(), eval_mode(model):
+        batches = (to_pixel_values(batch["image"], image_processor) for batch in images.iter(batch_size))
+        fit_projection(model, (model.features(one.to(model.device))[0] for one in batches), len(rows), seed)
 
 
 def write_frozen_features(

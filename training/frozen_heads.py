@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
@@ -21,6 +22,7 @@ REGULARIZATION = 0.1  # inverse strength C of the regression; .01 to 1 rank alik
 NOISE = 2.0  # standard deviation of the feature noise, in those of the good cells
 STEPS = 300
 BATCH = 512  # cells of each kind
+_USUAL_SCALE = 0.4  # of the regression's logits, which are overconfident by about this factor
 MAX_CELLS = 300_000  # that the saliency head draws from; bounds memory
 FOLDS = 4
 
@@ -157,38 +159,41 @@ def within_class_deviation(values: np.ndarray, defective: np.ndarray) -> float:
     return float(np.sqrt(sum(len(kind) * kind.var() for kind in kinds) / len(values))) + 1e-6
 
 
-def fit_fusion(margins: np.ndarray, scores: np.ndarray | None, defective: np.ndarray) -> Fusion:
+def fit_fusion(
+    logits: np.ndarray, scores: np.ndarray | None, labels: np.ndarray, defect_free_id: int | None
+) -> Fusion:
     """
-    Fuse two out-of-sample scores of the same images: each divided by its deviation within a class, then calibrated.
+    Fuse out-of-sample logits and saliency scores of the same images: equal spread within a class, then calibrated.
 
-    Equal weights after this scaling rank better than weights learned from a few images. Scale and bias are those of a
-    logistic regression on the sum (Platt 1999), with a penalty that keeps few images from asking for certainty.
+    The score is scaled to the spread of the regression's log-odds of a defect: with few images, equal weights rank
+    better than learned ones. Scale and bias of the sum have the least cross-entropy (Platt 1999, for several classes),
+    with a penalty that keeps a few images from asking for certainty.
 
     Args:
-        margins: the regression's log-odds of a defect, `(N,)`.
+        logits: the regression's, `(N, K)`.
         scores: the saliency head's, `(N,)`; None without one.
-        defective: `(N,)` bool.
+        labels: `(N,)`.
+        defect_free_id: index of the class without defects; None where there is none, and then no scores.
     """
-    weight = 0.0
+    weight, defects = 0.0, np.zeros(logits.shape[1])
+    fused = logits.copy()
+    if defect_free_id is not None:
+        defects = (np.arange(logits.shape[1]) != defect_free_id).astype(float)
     if scores is not None:
+        defective = labels != defect_free_id
+        margins = defect_margin(logits, defect_free_id)
         weight = within_class_deviation(margins, defective) / within_class_deviation(scores, defective)
-    fused = margins if scores is None else margins + weight * scores
-    if defective.all() or not defective.any():
-        return Fusion(1.0, weight, 0.0)
-    deviation = within_class_deviation(fused, defective)
-    platt = LogisticRegression(C=1.0).fit((fused / deviation)[:, None], defective)
-    scale = max(float(platt.coef_[0, 0]) / deviation, 1e-3)  # never turns the ranking round
-    return Fusion(scale, scale * weight, float(platt.intercept_[0]))
+        fused += weight * scores[:, None] * defects
 
+    def loss(parameters: np.ndarray) -> float:
+        log_scale, bias = parameters
+        calibrated = np.exp(log_scale) * fused + bias * defects
+        entropy = logsumexp(calibrated, axis=1) - calibrated[np.arange(len(labels)), labels]
+        return entropy.sum() + 0.5 * (log_scale - np.log(_USUAL_SCALE)) ** 2 + 0.5 * (bias / 3) ** 2
 
-def fit_temperature_scale(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the factor of out-of-sample logits `(N, K)` with the least cross-entropy, between 1/20 and 2."""
-    factors = np.geomspace(0.05, 2.0, 60)
-    losses = [
-        (logsumexp(factor * logits, axis=1) - factor * logits[np.arange(len(labels)), labels]).mean()
-        for factor in factors
-    ]
-    return float(factors[int(np.argmin(losses))])
+    log_scale, bias = minimize(loss, (np.log(_USUAL_SCALE), 0.0), method="L-BFGS-B").x
+    scale = float(np.exp(log_scale))
+    return Fusion(scale, scale * weight, float(bias))
 
 
 @dataclass(frozen=True)
@@ -336,10 +341,8 @@ class FrozenHeads:
 
     def _fusion(self, rows: np.ndarray, logits: np.ndarray, scores: np.ndarray | None) -> Fusion:
         if len(rows) == 0:
-            return Fusion(1.0, 0.0, 0.0)
-        if self.defect_free_id is None:
-            return Fusion(fit_temperature_scale(logits, self.labels[rows]), 0.0, 0.0)
-        return fit_fusion(defect_margin(logits, self.defect_free_id), scores, self.defective[rows])
+            return Fusion(_USUAL_SCALE, 0.0, 0.0)
+        return fit_fusion(logits, scores, self.labels[rows], self.defect_free_id)
 
     @torch.no_grad()
     def _set_classifier(self, fusion: Fusion, saliency_weight: float) -> None:
