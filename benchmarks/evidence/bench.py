@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from kgl.benchmarks.evidence.controls import DistillationTrainer, KeepBestCallback, WeightAverageCallback
+from kgl.benchmarks.evidence.frozen import FrozenBench
 from kgl.benchmarks.evidence.plan import TASKS, Arm
 from kgl.benchmarks.evidence.priors import add_arm_priors, add_cross_fitted_priors, shuffle_within_classes
 from kgl.benchmarks.evidence.task_data import (
@@ -47,7 +49,7 @@ class Bench:
 
     def __init__(self, task_name: str, budget: int, seed: int, search: bool, bf16: bool, cache_dir: Path) -> None:
         self.task_name, self.task, self.budget, self.seed, self.bf16 = task_name, TASKS[task_name], budget, seed, bf16
-        self.features = load_features(task_name, cache_dir)
+        self._cache_dir = cache_dir
         images = load_images(task_name)
         fold = np.asarray(images["fold"][:])
         test = fold == (0 if self.task.fixed_test_fold else seed % self.task.folds)
@@ -63,6 +65,16 @@ class Bench:
         self._primaries: dict[str, tuple[KGLForImageClassification, tuple[int, float]]] = {}
         self._trainings: list[tuple[int, float]] = []  # steps and seconds of each training of the arm
 
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Output of the frozen stages, which fine-tuned arms start from."""
+        return load_features(self.task_name, self._cache_dir)
+
+    @cached_property
+    def frozen(self) -> FrozenBench:
+        """The arms that train no stage."""
+        return FrozenBench(self.task_name, self.train_images, self.test_images, self.seed, self._cache_dir)
+
     def run(self, arm: Arm) -> dict[str, float]:
         """
         Train and evaluate one arm.
@@ -74,6 +86,8 @@ class Bench:
         Raises:
             CannotShuffleError: the arm shuffles priors and the choice of images does not allow it.
         """
+        if arm.frozen is not None:
+            return self.frozen.run(arm.frozen)
         if arm.prior == "shuffled":  # fails before anything is trained
             shuffle_within_classes(np.asarray(self.train_images["label"]), np.asarray(self.train_images["group"]))
         model, self._trainings = None, []

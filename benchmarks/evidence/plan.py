@@ -38,6 +38,17 @@ TASKS = {
         {"dataset": "kolektorsdd", "data_dir": str(SHARED / "data/kolektorsdd")}, (512, 208), steps=500, batch_size=8,
         folds=3,
     ),
+    # Second edition: every fold is a test fold in turn.
+    "tiles": replace(_TILES, steps=500, fixed_test_fold=False),
+    "tiles_defect": replace(_TILES, steps=500, fixed_test_fold=False, binary=True),
+    "boards": Task(
+        {"dataset": "boards", "data_dir": str(SHARED / "data/circuit-board")}, (334, 500), steps=500,
+        batch_size=8,
+    ),
+    "kolektorsdd": Task(
+        {"dataset": "kolektorsdd", "data_dir": str(SHARED / "data/kolektorsdd")}, (512, 208), steps=500, batch_size=8,
+    ),
+    "neu_det": Task({"dataset": "neu_det", "data_dir": str(SHARED / "data/neu-det")}, (160, 160), steps=500),
     "smoke": Task(
         {"dataset": "surfaces", "num_surfaces": 96, "surface_size": 32}, (32, 32), steps=4, batch_size=8, folds=3,
         fixed_test_fold=True, freeze_stages=1,
@@ -66,6 +77,7 @@ class Arm:
     distilled: bool = False
     averaged_primary: bool = False  # running average of the primary's weights
     primary_length: float = 1.0  # in phases
+    frozen: str | None = None  # an arm of frozen.ARMS; the other settings have no effect then
     detached_head: bool = False  # the saliency head trains on features that its loss cannot change
 
     def __post_init__(self) -> None:
@@ -144,4 +156,11 @@ SEARCH_ARMS = {
     "guided, finer head alone": Arm("saliency", _ADDITIVE, _FINER, detached_head=True),
     "true masks, finer": Arm("masks", model=_FINER),
 }
-ARMS = TEST_ARMS | SEARCH_ARMS
+FROZEN_ARMS = {
+    name: Arm(frozen=name)
+    for name in (
+        "default", "another image's map", "frozen regression", "regression, chosen", "own saliency",
+        "default, true masks", "nearest neighbours", "mahalanobis", "noise head alone", "patchcore",
+    )
+}  # fmt: skip
+ARMS = TEST_ARMS | SEARCH_ARMS | FROZEN_ARMS

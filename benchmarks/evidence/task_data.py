@@ -16,8 +16,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.benchmarks.evidence.plan import SHARED, TASKS, Task
 from kgl.configuration_kgl import KGLConfig
 from kgl.data.arguments import DataArguments
-from kgl.data.loading import LoadedDataset, read_images
-from kgl.data.schema import dataset_fingerprint
+from kgl.data.loading import read_images
+from kgl.data.schema import dataset_fingerprint, defect_dataset
 from kgl.data.splits import group_folds
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.training.augmentation import PairedAugmentation
@@ -28,21 +28,34 @@ VIEWS = 8  # augmented views cached per image
 
 
 @cache
-def _read_task(task_name: str) -> LoadedDataset:
-    return read_images(DataArguments(**TASKS[task_name].data))
+def _read_task(task_name: str) -> tuple[Dataset, str | None]:
+    """Return all images of a task and the name of its class without defects."""
+    data = TASKS[task_name].data
+    if data["dataset"] != "boards":
+        loaded = read_images(DataArguments(**data))
+        return loaded.splits["train"], loaded.defect_free_label
+    # One board, photographed 100 times: all images are near-duplicates, so each is a group of its own.
+    paths = sorted(Path(data["data_dir"]).glob("*/*/*.jpg"))
+    images = defect_dataset(
+        images=[str(path) for path in paths],
+        labels=[path.parent.name for path in paths],
+        names=["anomaly", "normal"],
+        file_names=[str(path.relative_to(data["data_dir"])) for path in paths],
+    )
+    return images.add_column("digest", [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths]), "normal"
 
 
 @cache
 def load_images(task_name: str) -> Dataset:
     """Load all images of a task with masks, their row number `index` and their `fold`."""
     task = TASKS[task_name]
-    images = _read_task(task_name).splits["train"]
+    images, good = _read_task(task_name)
     fold_of = np.empty(len(images), dtype=int)
     for fold, (_, held_out) in enumerate(group_folds(images, task.folds, 0, "folds")):
         fold_of[held_out] = fold
     images = images.add_column("fold", fold_of.tolist())
     if task.binary:  # after the folds: they are those of the task with all classes, so that its search stays apart
-        names, good = images.features["label"].names, defect_free_class(task_name)
+        names = images.features["label"].names
         labels = [int(names[label] != good) for label in images["label"]]
         images = images.remove_columns("label").add_column("label", labels)
         images = images.cast_column("label", ClassLabel(names=[good, "defect"]))
@@ -51,7 +64,7 @@ def load_images(task_name: str) -> Dataset:
 
 def defect_free_class(task_name: str) -> str | None:
     """Return the name of the task's class without defects."""
-    return _read_task(task_name).defect_free_label
+    return _read_task(task_name)[1]
 
 
 @cache
@@ -82,7 +95,8 @@ def new_model(task_name: str, config: dict[str, Any]) -> KGLForImageClassificati
     names = load_images(task_name).features["label"].names
     config = {"id2label": dict(enumerate(names)), "defect_free_label": defect_free_class(task_name), **config}
     if task.backbone is not None:
-        return KGLForImageClassification(KGLConfig(backbone_config=task.backbone, **config))
+        stages = {"out_features": config.pop("out_features")} if "out_features" in config else {}
+        return KGLForImageClassification(KGLConfig(backbone_config=task.backbone | stages, **config))
     backbone = str(SHARED / "models/resnet-18")
     return KGLForImageClassification.from_backbone(backbone, **({"out_features": ["stage3"]} | config))
 
