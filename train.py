@@ -36,7 +36,7 @@ from kgl.modeling_kgl import KGLForImageClassification
 from kgl.training.arguments import teaches_saliency
 from kgl.training.callbacks import delete_checkpoints
 from kgl.training.frozen_features import fit_cells
-from kgl.training.frozen_phases import FrozenInputs, cache_features, fit_phase
+from kgl.training.frozen_phases import FrozenInputs, cache_features, fit_heads, fit_phase
 from kgl.training.model_init import (
     build_model,
     check_model,
@@ -239,17 +239,25 @@ def fit_phases(job: Job, state: RunState) -> Phases:
 def train_phases(job: Job, state: RunState) -> Phases:
     """Train both classifiers, their upper stages too."""
     train, settings = job.data.splits["train"], job.settings
+    frozen = None
+    if settings.model.head == "stages" and settings.model.backbone is not None:
+        frozen = cache_features(train, job.recipe, state)
+
+    def start(priors: Priors | None) -> Callable[[], KGLForImageClassification] | None:
+        """Training starts from heads that are fitted to the frozen features."""
+        return frozen and (lambda: fit_heads(frozen, job.recipe.args.seed, priors)[0])
+
     inputs = cache(job, state)
-    primaries = run_phase_1(inputs, job.folds, job.recipe, state)
-    cell_model = None
-    if settings.prior.prior_source != "saliency":
+    primaries = run_phase_1(inputs, job.folds, job.recipe, state, start(None))
+    cell_model = frozen and frozen.model
+    if settings.prior.prior_source != "saliency" and cell_model is None:
         cell_model = job.new_cell_model().to(job.recipe.args.device)
         batch_size = job.recipe.args.per_device_eval_batch_size
         fit_cells(cell_model, train, job.recipe.image_processor, batch_size, job.recipe.args.seed)
     priors = make_priors(train, primaries, job.recipe, state, settings.prior, cell_model)
     if job.is_main_process:
         print_priors(job, priors)
-    return inputs, primaries, priors, run_phase_2(inputs, priors, job.recipe, state)
+    return inputs, primaries, priors, run_phase_2(inputs, priors, job.recipe, state, start(priors))
 
 
 def cache(job: Job, state: RunState) -> Inputs:

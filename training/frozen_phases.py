@@ -44,7 +44,7 @@ def cache_features(train: Dataset, recipe: Recipe, state: RunState) -> FrozenInp
     Args:
         train: the training images.
         recipe: of the run.
-        state: of the run; records the seconds as `cache`.
+        state: of the run; records the seconds as `frozen_features`.
 
     Raises:
         InputError: the cache cannot be written.
@@ -57,7 +57,7 @@ def cache_features(train: Dataset, recipe: Recipe, state: RunState) -> FrozenInp
     features = write_frozen_features(
         train, model, recipe.image_processor, folder / "frozen_features", args.per_device_eval_batch_size, args.seed
     )
-    record = state.record("cache") or state.finish("cache", seconds=time.perf_counter() - started)
+    record = state.record("frozen_features") or state.finish("frozen_features", seconds=time.perf_counter() - started)
     return FrozenInputs(train, features, model, record["seconds"])
 
 
@@ -92,11 +92,27 @@ def fit_phase(
 def _fit(
     folder: Path, inputs: FrozenInputs, recipe: Recipe, priors: Priors | None
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
+    model, fit = fit_heads(inputs, recipe.args.seed, priors)
+    validation = recipe.calibrate(model)
+    model.save_pretrained(folder)
+    recipe.image_processor.save_pretrained(folder)
+    return fit, validation
+
+
+def fit_heads(
+    inputs: FrozenInputs, seed: int, priors: Priors | None
+) -> tuple[KGLForImageClassification, dict[str, float]]:
+    """
+    Return a copy of the model with fitted heads, and how its scores were fused.
+
+    Args:
+        inputs: of both classifiers.
+        seed: of cross-fitting and the saliency head.
+        priors: of the training images; None for the primary, whose saliency head stays untrained.
+    """
     model, rows = copy.deepcopy(inputs.model), inputs.rows
     masked = None if priors is None else _masked_cells(rows, priors.table, inputs.features)
-    heads = FrozenHeads(
-        model, inputs.features, np.asarray(rows["label"][:]), rows["group"][:], recipe.args.seed, masked
-    )
+    heads = FrozenHeads(model, inputs.features, np.asarray(rows["label"][:]), rows["group"][:], seed, masked)
     if priors is None:
         fit = heads.fit_primary()
     elif model.config.defect_free_id is None:
@@ -108,10 +124,7 @@ def _fit(
     else:
         fit = heads.fit_final()
     model.config.has_heat_map = priors is not None
-    validation = recipe.calibrate(model)
-    model.save_pretrained(folder)
-    recipe.image_processor.save_pretrained(folder)
-    return fit, validation
+    return model, fit
 
 
 def _masked_cells(rows: Dataset, priors: Dataset, features: FrozenFeatures) -> np.ndarray | None:
@@ -124,4 +137,4 @@ def _masked_cells(rows: Dataset, priors: Dataset, features: FrozenFeatures) -> n
     return maps & has_mask[:, None, None]
 
 
-__all__ = ["FrozenInputs", "cache_features", "fit_phase"]
+__all__ = ["FrozenInputs", "cache_features", "fit_heads", "fit_phase"]

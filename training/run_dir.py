@@ -52,7 +52,7 @@ class RunState:
     @property
     def is_empty(self) -> bool:
         """Whether nothing has been trained yet."""
-        return not self._checkpoints and not self._steps.keys() - {"cache"}
+        return not self._checkpoints and not self._steps.keys() - {"cache", "frozen_features"}
 
     def record(self, step: str) -> dict[str, Any] | None:
         """Return what a finished step recorded, None while it is unfinished."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,12 @@ from ..modeling_kgl import KGLForImageClassification
 from .augmentation import PairedAugmentation
 from .callbacks import CompleteCheckpointCallback, ProgressBarCallback
 from .collator import DefectCollator
-from .feature_cache import FrozenFeatureCollator, bypass_frozen_stages, cache_frozen_features
+from .feature_cache import (
+    FrozenFeatureCollator,
+    bypass_frozen_stages,
+    cache_frozen_features,
+    frozen_statistics,
+)
 from .run_dir import CACHE_FOLDER, RunState
 from .trainer import ClassificationTrainer, KnowledgeGuidedTrainer
 from .training_args import KGLTrainingArguments
@@ -175,7 +180,13 @@ def cache_inputs(
 
 
 def train_phase(
-    phase: str, title: str, rows: Dataset, inputs: Inputs, recipe: Recipe, state: RunState
+    phase: str,
+    title: str,
+    rows: Dataset,
+    inputs: Inputs,
+    recipe: Recipe,
+    state: RunState,
+    start: Callable[[], KGLForImageClassification] | None = None,
 ) -> TrainedPhase:
     """
     Train one classifier into the run's folder `phase`, from its last checkpoint where there is one.
@@ -187,6 +198,7 @@ def train_phase(
         inputs: of both phases.
         recipe: of both phases.
         state: of the run; records `seconds`, `steps` and `validation` under the phase's name.
+        start: returns the classifier to start from; the recipe's initial model by default.
 
     Raises:
         InputError: training diverged.
@@ -197,7 +209,7 @@ def train_phase(
         if say:
             print(f"{title}: finished before.")
         return TrainedPhase(folder, **record)
-    model = recipe.initial_model()
+    model = (start or recipe.initial_model)()
     trainer = _trainer(phase, title, model, inputs.select_columns(rows), inputs, recipe)
     complete = state.checkpoints(phase)
     checkpoint = folder / f"checkpoint-{complete[-1]['step']}" if complete else None
@@ -206,7 +218,11 @@ def train_phase(
         print(f"{title}: resumed from {checkpoint}.")
     trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before))
     started = time.perf_counter()
-    with bypass_frozen_stages(model, inputs.freeze_stages) if inputs.freeze_stages else nullcontext():
+    with ExitStack() as stack:
+        if inputs.freeze_stages > 0:
+            stack.enter_context(bypass_frozen_stages(model, inputs.freeze_stages))
+        if start is not None:
+            stack.enter_context(frozen_statistics(model))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = before + time.perf_counter() - started
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
@@ -247,7 +263,13 @@ def _trainer(
     return trainer
 
 
-def run_phase_1(inputs: Inputs, folds: Folds, recipe: Recipe, state: RunState) -> Primaries:
+def run_phase_1(
+    inputs: Inputs,
+    folds: Folds,
+    recipe: Recipe,
+    state: RunState,
+    start: Callable[[], KGLForImageClassification] | None = None,
+) -> Primaries:
     """
     Train the primary classifier and, for cross-fitting, one primary per fold on the images outside of it.
 
@@ -256,8 +278,9 @@ def run_phase_1(inputs: Inputs, folds: Folds, recipe: Recipe, state: RunState) -
         folds: `(rest, held out)` indices of each fold; empty without cross-fitting.
         recipe: of both phases.
         state: of the run.
+        start: see [`train_phase`]; not for the primaries of folds, which must not know the images held out.
     """
-    primary = train_phase("primary", "Phase 1, primary classifier", inputs.rows, inputs, recipe, state)
+    primary = train_phase("primary", "Phase 1, primary classifier", inputs.rows, inputs, recipe, state, start)
     of_folds = [
         train_phase(
             f"primary_fold{fold}",
@@ -320,10 +343,16 @@ def make_priors(
     return Priors(table, record["seconds"])
 
 
-def run_phase_2(inputs: Inputs, priors: Priors, recipe: Recipe, state: RunState) -> TrainedPhase:
+def run_phase_2(
+    inputs: Inputs,
+    priors: Priors,
+    recipe: Recipe,
+    state: RunState,
+    start: Callable[[], KGLForImageClassification] | None = None,
+) -> TrainedPhase:
     """Train the final classifier with the knowledge-guided loss."""
     rows = with_priors(inputs.rows, priors.table)
-    return train_phase("final", "Phase 2, final classifier", rows, inputs, recipe, state)
+    return train_phase("final", "Phase 2, final classifier", rows, inputs, recipe, state, start)
 
 
 __all__ = [
