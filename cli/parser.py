@@ -19,7 +19,7 @@ from ..errors import InputError
 
 _BOOLEANS = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
 DATA_SOURCES = frozenset({"--dataset", "--data_dir", "--data_file", "--hub_dataset"})
-TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
+def has_image_suffix(name: str) -> bool:
+    """Return whether a file of this name has the suffix of an image format."""
+    return os.path.splitext(name)[1].lower() in PILImage.registered_extensions()
+
+
 def find_images(folder: Path) -> list[Path]:
     """
     Return all files at any depth with the suffix of an image format, in order.
@@ -38,7 +43,6 @@ def find_images(folder: Path) -> list[Path]:
     Hidden files, and all files in hidden folders, are left out ([`is_hidden`]). Links to folders are followed once,
     unless they lead to `folder` or to a folder around it.
     """
-    suffixes = PILImage.registered_extensions()
     top = Path(os.path.realpath(folder))
     seen, found, todo = {str(parent) for parent in top.parents}, [], [str(folder)]
     for start in todo:  # grows: links come after the folders that they may lead to
@@ -50,11 +54,7 @@ def find_images(folder: Path) -> list[Path]:
             seen.add(real)
             linked = (os.path.join(parent, name) for name in folders)
             todo += [path for path in linked if os.path.islink(path)]
-            found += [
-                Path(parent, name)
-                for name in files
-                if os.path.splitext(name)[1].lower() in suffixes and not is_hidden(name)
-            ]
+            found += [Path(parent, name) for name in files if has_image_suffix(name) and not is_hidden(name)]
     return sorted(found)
 
 
@@ -166,6 +166,7 @@ __all__ = [
     "decode_image",
     "decoder_message",
     "find_images",
+    "has_image_suffix",
     "image_bytes",
     "is_hidden",
     "load_image_file",
