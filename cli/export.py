@@ -18,12 +18,13 @@ HELP = CommandHelp(
     "named. Needs the extra [export].",
     example="kgl export runs/images/final --int8 images",
     groups=(HelpGroup("settings", ExportArguments),),
+    positional_flags={"--model": "CLASSIFIER"},
 )
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into ExportArguments."""
-    return parse_settings(HELP.command, (ExportArguments,), argv, _classifier_to_flags)
+    return parse_settings(HELP, (ExportArguments,), argv, _classifier_to_flags)
 
 
 def _classifier_to_flags(arguments: list[str]) -> list[str]:

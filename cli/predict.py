@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, expand_home
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 
@@ -27,6 +27,7 @@ class PredictArguments:
     )
 
     def __post_init__(self) -> None:
+        expand_home(self, "paths", "model", "output")
         if self.batch_size < 1:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
         if not 0 <= self.box_threshold <= 1:
@@ -40,12 +41,13 @@ HELP = CommandHelp(
     "images could not be used.",
     example="kgl predict line/monday --model runs/images/final --output predictions",
     groups=(HelpGroup("settings", PredictArguments),),
+    positional_flags={"--paths": "PATHS"},
 )
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into PredictArguments."""
-    return parse_settings(HELP.command, (PredictArguments,), argv, lambda paths: ["--paths", *paths])
+    return parse_settings(HELP, (PredictArguments,), argv, lambda paths: ["--paths", *paths])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields
 
-from ..errors import InputError, check_choices
+from ..errors import InputError, check_choices, expand_home
 from .readers.layouts import LAYOUTS
 
 
@@ -27,7 +26,6 @@ _DATASETS_THAT_READ = {
     "num_surfaces": ("surfaces",),
     "surface_size": ("surfaces",),
 }
-_PATHS = ("data_dir", "data_file", "hub_dataset")
 
 
 @dataclass
@@ -139,9 +137,7 @@ class DataArguments:
         if self.dataset is not None:
             check_choices(self, {"dataset": DATASETS})
         self._check_source()
-        for name in _PATHS:
-            if vars(self)[name] is not None:
-                setattr(self, name, os.path.expanduser(vars(self)[name]))
+        expand_home(self, "data_dir", "data_file", "hub_dataset")
         self._check_ranges()
 
     def _check_source(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, expand_home
 
 
 CALIBRATION_IMAGES = 128
@@ -28,6 +28,7 @@ class ExportArguments:
     )
 
     def __post_init__(self) -> None:
+        expand_home(self, "model", "output", "int8")
         if self.output is not None and Path(self.output).suffix != ".onnx":
             raise InputError(f"--output {self.output}: its name must end in .onnx.")
 
