@@ -26,6 +26,11 @@ def check_choices(settings: object, allowed: dict[str, Sequence[str]]) -> None:
             raise InputError(f"--{name} {vars(settings)[name]}: choose one of {', '.join(values)}.")
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number and its noun: `1 image`, `2 images`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def expand_home(settings: object, *names: str) -> None:
     """Replace `~` by the home directory in settings that hold a path, a list of paths, or None."""
     for name in names:
@@ -36,4 +41,4 @@ def expand_home(settings: object, *names: str) -> None:
             setattr(settings, name, [os.path.expanduser(path) for path in value])
 
 
-__all__ = ["InputError", "check_choices", "expand_home"]
+__all__ = ["InputError", "check_choices", "expand_home", "format_count"]

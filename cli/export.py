@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, format_count
 from ..exporters.arguments import ExportArguments
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
@@ -41,14 +41,14 @@ def run(args: ExportArguments) -> None:
     result = export_onnx(args.model, args.path, None if args.int8 is None else Path(args.int8))
     print(
         f"{result.path}: differs from PyTorch by {result.max_difference:.1e} at most "
-        f"on {result.compared_images} images"
+        f"on {format_count(result.compared_images, 'image')}"
     )
     if result.int8_loss is not None:
         loss = result.int8_loss
         print(
             f"{result.int8_path}: probabilities differ from the float graph's by {loss.mean_difference:.4f} on "
-            f"average and {loss.max_difference:.4f} at most, {loss.changed_decisions:.1%} of the decisions, on the "
-            f"{loss.images} calibration images"
+            f"average and {loss.max_difference:.4f} at most, {loss.changed_decisions:.1%} of the decisions, on "
+            f"{format_count(loss.images, 'calibration image')}"
         )
 
 

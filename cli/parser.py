@@ -161,13 +161,8 @@ def parse_settings(
     if sources & {*named, *argv}:  # another source replaces all that the recipe says of its own
         recipe_settings = {name: value for name, value in recipe_settings.items() if f"--{name}" not in sources}
     flags = [*_to_flags(recipe_settings), *named, *argv]
-    given = {flag.partition("=")[0]: at for at, flag in enumerate(flags) if _is_flag(flag)}
-    unknown = [flag for flag in given if flag not in parser._option_string_actions]
-    if unknown:
-        at, own = given[unknown[0]], [f"--{one.name}" for arguments in dataclasses for one in fields(arguments)]
-        value = [one for one in flags[at + 1 : at + 2] if not _is_flag(one)]
-        raise InputError(f"unknown setting {' '.join([flags[at], *value])}; {_hint(unknown[0], own)}")
-    missing = [page.positional[0]] if sources and not sources & given.keys() else []
+    given = _known_flags(parser, dataclasses, flags)
+    missing = [page.positional[0]] if sources and not sources & given else []
     try:
         settings = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except _MissingError as error:
@@ -206,10 +201,23 @@ def _parser(command: str, dataclasses: tuple[type, ...]) -> Any:
     return Parser(dataclasses, prog=command, allow_abbrev=False)
 
 
-def _hint(unknown: str, own: list[str]) -> str:
-    similar = [name for name in _OTHER_NAMES.get(unknown, ()) if name in own]
-    similar = similar or get_close_matches(unknown, own, n=1, cutoff=0.8)
-    return f"did you mean {' and '.join(similar)}?" if similar else "see --help."
+def _known_flags(parser: Any, dataclasses: tuple[type, ...], arguments: list[str]) -> set[str]:
+    """
+    Return the flags among the arguments.
+
+    Raises:
+        InputError: no setting has this name.
+    """
+    given = {argument.partition("=")[0]: at for at, argument in enumerate(arguments) if _is_flag(argument)}
+    for flag, at in given.items():
+        if flag not in parser._option_string_actions:
+            own = [f"--{one.name}" for group in dataclasses for one in fields(group)]
+            similar = [name for name in _OTHER_NAMES.get(flag, ()) if name in own]
+            similar = similar or get_close_matches(flag, own, n=1, cutoff=0.8)
+            hint = f"did you mean {' and '.join(similar)}?" if similar else "see --help."
+            value = [one for one in arguments[at + 1 : at + 2] if not _is_flag(one)]
+            raise InputError(f"unknown setting {' '.join([arguments[at], *value])}; {hint}")
+    return set(given)
 
 
 def _split_loose(parser: Any, argv: list[str]) -> tuple[list[str], list[str], str | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, expand_home
+from ..errors import InputError, expand_home, format_count
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 
@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> None:
             [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold
         )
         decided = f"{done.defective} defective, {done.good} good, " if done.defective + done.good else ""
-        print(f"{done.images} images: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
+        images = format_count(done.images, "image")
+        print(f"{images}: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
         if done.unusable:
             for one in done.unusable:
                 print(f"  {one.path}: {one.reason}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from ..errors import InputError
+from ..errors import InputError, format_count
 from .arguments import DataArguments
 from .defect_free import DefectFreeClass, find_defect_free_class
 from .duplicates import find_near_duplicates, merge_groups
@@ -265,11 +265,11 @@ def _unusable_images(images: Dataset, inspection: Inspection, source: str, on_ba
     """
     unusable = find_unusable(images["file_name"][:], inspection)
     if len(unusable) == len(images):
-        raise InputError(f"{source}: none of {len(images)} images is usable; the first is {unusable[0]}.")
+        raise InputError(f"{source}: no image is usable of {len(images)}; the first is {unusable[0]}.")
     if unusable and on_bad_image == "error":
         raise InputError(
-            f"{len(unusable)} unusable images: {', '.join(map(str, unusable))}. Repair or remove them, or leave them "
-            "out with --on_bad_image skip."
+            f"{format_count(len(unusable), 'unusable image')}: {', '.join(map(str, unusable))}. Repair or remove, or "
+            "leave out with --on_bad_image skip."
         )
     return unusable
 

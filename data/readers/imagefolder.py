@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ...errors import InputError
-from ..images import find_images, is_hidden
+from ...errors import InputError, format_count
+from ..images import find_images, has_image_suffix, is_hidden
 from ..schema import defect_dataset
 from .columns import VALIDATION_NAMES
 from .source import SourceDataset
@@ -40,6 +40,7 @@ def read_image_folder(root: Path) -> SourceDataset:
     train = folders["train"][0]
     classes = {split: _class_folders(of_split[0]) for split, of_split in folders.items()}
     names = classes["train"]
+    notes += _unread_images(root, folders)
     unseen = sorted(set(classes.get("test", ())) - set(names))
     if unseen and (root / MASKS_FOLDER).is_dir():
         notes.append(f"{root}: train/ lacks classes of test/ (MVTec's one-class data), so both are pooled.")
@@ -112,6 +113,27 @@ def _class_folders(folder: Path) -> list[str]:
     return [path.name for path in _visible_folders(folder) if path.name != MASKS_FOLDER]
 
 
+def _unread_images(root: Path, folders: dict[str, list[Path]]) -> list[str]:
+    """Return sentences about images beside the folders of splits and of classes, which are not read."""
+    notes = []
+    tops = [folder for of_split in folders.values() for folder in of_split]
+    if root not in tops:
+        read = {*tops, root / MASKS_FOLDER}
+        beside = [folder for folder in _visible_folders(root) if folder not in read]
+        for folder, count in ((folder, len(find_images(folder))) for folder in beside):
+            if count:
+                notes.append(
+                    f"{folder} is not read ({format_count(count, 'image')}): beside {tops[0].name}/, in no split."
+                )
+        tops = [root, *tops]
+    for folder in tops:
+        names = (path.name for path in folder.iterdir() if path.is_file())
+        count = sum(has_image_suffix(name) and not is_hidden(name) for name in names)
+        if count:
+            notes.append(f"{folder}: images that are in no class folder are not read ({count}).")
+    return notes
+
+
 def _doubtful_classes(folder: Path, names: list[str], files: list[tuple[Path, str]]) -> list[str]:
     """Return sentences about folders that are read as classes, or as images of a class, and may be something else."""
     advice = f"masks belong in {MASKS_FOLDER}/CLASS/NAME.png, or in the mask column of a table"
@@ -162,7 +184,9 @@ def _find_masks(root: Path, files: list[tuple[Path, str]]) -> dict[tuple[str, st
         )
     orphans = [masks[key] for key in masks.keys() - counts.keys()]
     if orphans:
-        raise InputError(f"--data_dir {root}: {len(orphans)} masks have no image; one is {orphans[0]}.")
+        raise InputError(
+            f"--data_dir {root}: {format_count(len(orphans), 'mask')} without an image; one is {orphans[0]}."
+        )
     return masks
 
 

@@ -144,7 +144,7 @@ def test_unusable_images_are_all_named(image_folder):
 def test_no_usable_image_is_refused(image_folder):
     for path in image_folder.rglob("*.png"):
         path.write_bytes(b"no image")
-    message = r"--data_dir .*: none of 18 images is usable; the first is good/0\.png \(not an image\)"
+    message = r"--data_dir .*: no image is usable of 18; the first is good/0\.png \(not an image\)"
     with pytest.raises(InputError, match=message):
         load_defect_dataset(DataArguments(data_dir=str(image_folder), on_bad_image="skip"))
 
