@@ -105,16 +105,20 @@ def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.
     Return an upright RGB image of a path, URL, base64 text or PIL image.
 
     Raises:
-        ValueError: more than 8 bits per channel, which a conversion to RGB would clip to white.
+        ValueError: more than 8 bits per channel, which a conversion to RGB would clip to white, or more pixels than
+            Pillow allows.
     """
-    if isinstance(image, str) and os.path.isfile(image):
-        image = Image.open(image)
-    elif isinstance(image, str) and image.startswith(("http://", "https://")):
-        with urlopen(image, timeout=timeout) as answer:
-            image = Image.open(BytesIO(answer.read()))
-    elif isinstance(image, str):
-        with suppress(ValueError, OSError):  # load_image says what is wrong with other text
-            image = Image.open(BytesIO(b64decode(image.split(",")[-1])))
+    try:
+        if isinstance(image, str) and os.path.isfile(image):
+            image = Image.open(image)
+        elif isinstance(image, str) and image.startswith(("http://", "https://")):
+            with urlopen(image, timeout=timeout) as answer:
+                image = Image.open(BytesIO(answer.read()))
+        elif isinstance(image, str):
+            with suppress(ValueError, OSError):  # load_image says what is wrong with other text
+                image = Image.open(BytesIO(b64decode(image.split(",")[-1])))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} If you trust the file, set PIL.Image.MAX_IMAGE_PIXELS higher.") from error
     if isinstance(image, Image.Image):
         tiles = getattr(image, "tile", [])  # of a file's 16-bit colours Pillow drops the lower bytes
         if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in tiles):

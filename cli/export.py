@@ -36,8 +36,10 @@ def _classifier_to_flags(arguments: list[str]) -> list[str]:
 def run(args: ExportArguments) -> None:
     """Write the graphs and print their differences."""
     args.check_paths()
+    from ..data.images import set_max_megapixels
     from ..exporters.export import export_onnx
 
+    set_max_megapixels(args.max_image_megapixels)
     result = export_onnx(args.model, args.path, None if args.int8 is None else Path(args.int8))
     print(
         f"{result.path}: differs from PyTorch by {result.max_difference:.1e} at most "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.arguments import MAX_MEGAPIXELS_HELP, check_megapixels
 from ..errors import InputError, expand_home, format_count
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
@@ -25,11 +26,13 @@ class PredictArguments:
     box_threshold: float = field(
         default=0.5, metadata={"help": "Heat-map value in 0..1 from which a pixel belongs to a box."}
     )
+    max_image_megapixels: int | None = field(default=None, metadata={"help": MAX_MEGAPIXELS_HELP})
 
     def __post_init__(self) -> None:
         expand_home(self, "paths", "model", "output")
         if self.batch_size < 1:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
+        check_megapixels(self.max_image_megapixels)
         if not 0 <= self.box_threshold <= 1:
             raise InputError(f"--box_threshold {self.box_threshold}: it must lie in 0..1.")
 
@@ -55,8 +58,10 @@ def main(argv: Sequence[str]) -> None:
 
     def job() -> None:
         (args,) = parse(argv)
+        from ..data.images import set_max_megapixels
         from ..evaluation.predict_folder import predict_folder
 
+        set_max_megapixels(args.max_image_megapixels)
         output = Path(args.output)
         done = predict_folder(
             [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold

@@ -10,6 +10,9 @@ from .readers.layouts import LAYOUTS
 
 FOLDER_DATASETS = ("imagefolder", *LAYOUTS)
 DATASETS = (*FOLDER_DATASETS, "table", "hub", "surfaces")
+MAX_MEGAPIXELS_HELP = (
+    "Images of more megapixels are unusable; by default 89, Pillow's limit, as files of strangers may fill the memory."
+)
 MAX_DUPLICATE_DISTANCE = 127  # of 256 bits: unlike images differ in about half
 
 _DATASETS_THAT_READ = {
@@ -88,6 +91,7 @@ class DataArguments:
             "choices": ["error", "skip"],
         },
     )
+    max_image_megapixels: int | None = field(default=None, metadata={"help": MAX_MEGAPIXELS_HELP})
     duplicate_distance: int | None = field(
         default=None,
         metadata={
@@ -165,6 +169,7 @@ class DataArguments:
             value = vars(self)[name]
             if value is not None and value < minimum:
                 raise InputError(f"--{name} {value}: it must be at least {minimum}.")
+        check_megapixels(self.max_image_megapixels)
         if not 0 <= self.fold < self.num_folds:
             raise InputError(f"--fold {self.fold}: it must lie in 0..{self.num_folds - 1} (--num_folds).")
         if not 0 <= self.validation_share <= 0.5:
@@ -183,4 +188,15 @@ class DataArguments:
             )
 
 
-__all__ = ["DataArguments"]
+def check_megapixels(limit: int | None) -> None:
+    """
+    Check `--max_image_megapixels`.
+
+    Raises:
+        InputError: it is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"--max_image_megapixels {limit}: it must be at least 1.")
+
+
+__all__ = ["MAX_MEGAPIXELS_HELP", "DataArguments", "check_megapixels"]

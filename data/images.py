@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,12 @@ def load_image_file(path: Path) -> PILImage.Image:
         raise ValueError(decoder_message(error)) from error
 
 
+def set_max_megapixels(megapixels: int | None) -> None:
+    """Set Pillow's limit, above which images are refused, for this process; None leaves it as it is."""
+    if megapixels is not None:
+        PILImage.MAX_IMAGE_PIXELS = megapixels * 1_000_000
+
+
 def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
     """
     Decode an image and rotate it as its EXIF tag says.
@@ -86,18 +92,30 @@ def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
     """
     if not raw:
         raise ValueError("empty file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PILImage.DecompressionBombWarning)
-        try:
-            with PILImage.open(io.BytesIO(raw)) as image:
-                if any(";16" in str(tile) for tile in image.tile):  # of such colours Pillow drops the lower bytes
-                    raise ValueError("16 bits per channel; convert it to 8")
-                image.load()
-                if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
-                    return ImageOps.exif_transpose(image), True
-                return image, False
-        except PILImage.DecompressionBombWarning as error:
-            raise ValueError(str(error)) from error
+    limit = PILImage.MAX_IMAGE_PIXELS
+    with _open_any_size(raw) as image:
+        pixels = image.width * image.height
+        if limit is not None and pixels > limit:
+            raise ValueError(
+                f"{pixels / 1e6:.1f} megapixels, more than the limit of {limit / 1e6:.1f}; if you trust the file, "
+                f"give --max_image_megapixels {math.ceil(pixels / 1e6)}"
+            )
+        if any(";16" in str(tile) for tile in image.tile):  # of such colours Pillow drops the lower bytes
+            raise ValueError("16 bits per channel; convert it to 8")
+        image.load()
+        if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
+            return ImageOps.exif_transpose(image), True
+        return image, False
+
+
+def _open_any_size(raw: bytes) -> PILImage.Image:
+    """Read an image's header; Pillow's own check of its size names no size, and only warns up to twice its limit."""
+    limit = PILImage.MAX_IMAGE_PIXELS
+    PILImage.MAX_IMAGE_PIXELS = None
+    try:
+        return PILImage.open(io.BytesIO(raw))
+    finally:
+        PILImage.MAX_IMAGE_PIXELS = limit
 
 
 def check_usable(image: PILImage.Image) -> None:
@@ -172,6 +190,7 @@ __all__ = [
     "load_image_file",
     "normalize",
     "open_upright",
+    "set_max_megapixels",
     "to_pixel_values",
     "without_decoding",
 ]

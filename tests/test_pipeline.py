@@ -135,6 +135,13 @@ def test_exif_orientation_is_applied(tmp_path):
     assert turned["boxes"] and comparable(turned) == comparable(pipe(upright, box_threshold=threshold))
 
 
+def test_more_pixels_than_pillow_allows_are_refused_with_the_mend(tmp_path, monkeypatch):
+    noise().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"exceeds limit of 2000 pixels.*set PIL\.Image\.MAX_IMAGE_PIXELS higher"):
+        detector()(str(tmp_path / "a.png"))
+
+
 def test_task_is_registered():
     pipe = pipeline("defect-detection", model=tiny_model(), image_processor=PROCESSOR)
     assert isinstance(pipe, DefectDetectionPipeline)
