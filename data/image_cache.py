@@ -37,10 +37,9 @@ def cache_resized_images(dataset: Dataset, image_processor: BaseImageProcessor, 
         check_disk_space(folder, needed, "the resized images", "decode them in every epoch with --decode_once false")
         file.parent.mkdir(exist_ok=True)
         unfinished = file.with_name(f"{file.name}.unfinished")
+        features = Features(pixels=Value("binary"))
         with (
-            ArrowWriter(
-                path=str(unfinished), features=Features(pixels=Value("binary")), writer_batch_size=_BATCH
-            ) as writer,
+            ArrowWriter(path=str(unfinished), features=features, writer_batch_size=_BATCH) as writer,
             progress_bar(title="Resizing images", total=len(dataset)) as bar,
         ):
             for row in dataset.select_columns(["image"]):  # one at a time: an image may fill a gigabyte

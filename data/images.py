@@ -37,8 +37,13 @@ def has_image_suffix(name: str) -> bool:
 
 
 def find_images(folder: Path) -> list[Path]:
+    """Return all files of [`find_files`] with the suffix of an image format."""
+    return [path for path in find_files(folder) if has_image_suffix(path.name)]
+
+
+def find_files(folder: Path) -> list[Path]:
     """
-    Return all files at any depth with the suffix of an image format, in order.
+    Return all files at any depth, in order.
 
     Hidden files, and all files in hidden folders, are left out ([`is_hidden`]). Links to folders are followed once,
     unless they lead to `folder` or to a folder around it.
@@ -54,7 +59,7 @@ def find_images(folder: Path) -> list[Path]:
             seen.add(real)
             linked = (os.path.join(parent, name) for name in folders)
             todo += [path for path in linked if os.path.islink(path)]
-            found += [Path(parent, name) for name in files if has_image_suffix(name) and not is_hidden(name)]
+            found += [Path(parent, name) for name in files if not is_hidden(name)]
     return sorted(found)
 
 
@@ -183,6 +188,7 @@ __all__ = [
     "check_usable",
     "decode_image",
     "decoder_message",
+    "find_files",
     "find_images",
     "has_image_suffix",
     "image_bytes",

@@ -16,6 +16,7 @@ from ...errors import InputError
 
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "validation": VALIDATION_NAMES}
 _MAX_ROWS_NAMED = 20
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
@@ -143,4 +144,4 @@ def _by_number(label: str) -> tuple[int, str]:
     return int(label), label
 
 
-__all__ = ["VALIDATION_NAMES", "Columns", "read_groups", "read_labels", "require_columns", "root_cause"]
+__all__ = ["SPLIT_NAMES", "VALIDATION_NAMES", "Columns", "read_groups", "read_labels", "require_columns", "root_cause"]

@@ -8,16 +8,11 @@ from pathlib import Path
 from ...errors import InputError, format_count
 from ..images import find_images, has_image_suffix, is_hidden
 from ..schema import defect_dataset
-from .columns import VALIDATION_NAMES
+from .columns import SPLIT_NAMES
 from .source import SourceDataset
 
 
 MASKS_FOLDER = "ground_truth"
-_SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "validation": VALIDATION_NAMES,
-}
 _MAX_NAMED = 4
 _MASK_FOLDERS = frozenset({"mask", "masks", "gt", "groundtruth", MASKS_FOLDER})
 
@@ -81,7 +76,7 @@ def _split_folders(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """
     found = {
         split: [folder for folder in _visible_folders(root) if folder.name.casefold() in names]
-        for split, names in _SPLIT_FOLDERS.items()
+        for split, names in SPLIT_NAMES.items()
     }
     for split, of_split in found.items():
         if len(of_split) > 1 and found["train"]:
