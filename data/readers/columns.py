@@ -73,7 +73,8 @@ def read_labels(table: Dataset, columns: Columns, source: str) -> tuple[list[str
         InputError: a label is missing, or is neither a word nor a whole number.
     """
     feature, values = table.features[columns.label], table[columns.label][:]
-    values = [value.strip() if isinstance(value, str) else value for value in values]
+    # A line break in a cell would be one in every table and message.
+    values = [" ".join(value.strip().splitlines()) if isinstance(value, str) else value for value in values]
     _require_labels([value in (None, "") or value != value for value in values], columns, source)
     if columns.grade_thresholds:
         return _grades_to_classes(values, columns, source)

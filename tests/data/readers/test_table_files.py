@@ -61,6 +61,11 @@ def test_labels_and_groups_stay_as_they_are_written(image_folder, good, bad, suf
     assert set(loaded.splits["train"]["group"]) == {"00", "01", "02"}
 
 
+def test_label_of_two_lines_is_one_name(image_folder):
+    lines = [line.replace(",scratch", ',"deep\nscratch "') for line in LINES]
+    assert read(write(image_folder / "t.csv", lines)).class_names == ["deep scratch", "good"]
+
+
 def test_image_ids_are_paths(image_folder):
     for label, index in ROWS:
         (image_folder / label / f"{index}.png").rename(image_folder / f"{index + 20 * (label == 'good'):03d}")
