@@ -45,7 +45,10 @@ def read_image_folder(root: Path) -> SourceDataset:
     for split in folders:
         unseen = sorted(set(classes[split]) - set(names))
         if unseen:
-            raise InputError(f"--data_dir {folders[split][0]}: {', '.join(unseen)} is no class of {train}.")
+            raise InputError(
+                f"--data_dir {folders[split][0]}: {', '.join(unseen)} is no class of {train}; add images of it there, "
+                "or move it out."
+            )
     files = {
         split: [(path, name) for name in names for folder in of_split for path in find_images(folder / name)]
         for split, of_split in folders.items()
