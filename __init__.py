@@ -19,6 +19,7 @@ _MODULE_OF = {
     "add_saliency_priors": "knowledge.saliency_priors",
     "compute_saliency": "saliency.compute",
     "load_defect_dataset": "data.loading",
+    "open_image": "pipeline_kgl",
     "with_priors": "knowledge.prior_columns",
     "write_saliency_priors": "knowledge.saliency_priors",
 }

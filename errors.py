@@ -1,7 +1,8 @@
-"""Error for unusable input, which commands turn into one sentence and exit code 2, and a check of choices."""
+"""Error for unusable input, which commands turn into one sentence and exit code 2, and helpers of settings."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 
@@ -25,4 +26,19 @@ def check_choices(settings: object, allowed: dict[str, Sequence[str]]) -> None:
             raise InputError(f"--{name} {vars(settings)[name]}: choose one of {', '.join(values)}.")
 
 
-__all__ = ["InputError", "check_choices"]
+def format_count(number: int, noun: str) -> str:
+    """Return a number and its noun: `1 image`, `2 images`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def expand_home(settings: object, *names: str) -> None:
+    """Replace `~` by the home directory in settings that hold a path, a list of paths, or None."""
+    for name in names:
+        value = vars(settings)[name]
+        if isinstance(value, str):
+            setattr(settings, name, os.path.expanduser(value))
+        elif value is not None:
+            setattr(settings, name, [os.path.expanduser(path) for path in value])
+
+
+__all__ = ["InputError", "check_choices", "expand_home", "format_count"]

@@ -286,18 +286,12 @@ class KGLForImageClassification(KGLPreTrainedModel):
         return score, score >= self.config.threshold
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model, its code and the pipeline `"defect-detection"`."""
+        """Save the model, its code and its pipelines."""
         # transformers copies the files of relative imports, also of those inside a function.
-        from .pipeline_kgl import TASK, DefectDetectionPipeline
+        from .pipeline_kgl import custom_pipelines
 
         # Pipeline.save_pretrained writes this entry; here, checkpoints and Trainer.save_model get it too.
-        self.config.custom_pipelines = {
-            TASK: {
-                "impl": f"pipeline_kgl.{DefectDetectionPipeline.__name__}",
-                "pt": ["AutoModelForImageClassification"],
-                "type": "image",
-            }
-        }
+        self.config.custom_pipelines = custom_pipelines()
         super().save_pretrained(save_directory, *args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Pipeline `"defect-detection"`: class probabilities, decision, heat map and boxes of each image."""
+"""Pipelines `"defect-detection"`, with decision, heat map and boxes, and `"image-classification"`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import numpy as np
 from PIL import Image
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification, Pipeline
+from transformers import AutoModelForImageClassification, ImageClassificationPipeline, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -100,21 +100,55 @@ class DefectDetectionPipeline(Pipeline):
         }
 
 
+class KGLImageClassificationPipeline(ImageClassificationPipeline):
+    """
+    The pipeline `"image-classification"` of transformers, which refuses images that it would clip to white.
+
+    A saved model's config names it, so `pipeline("image-classification", model=FOLDER)` is this one.
+    """
+
+    def preprocess(self, image: str | Image.Image, timeout: float | None = None) -> dict[str, Any]:
+        """
+        Return `pixel_values (1, 3, H, W)` of an image.
+
+        Raises:
+            ValueError: as [`open_image`].
+        """
+        return super().preprocess(open_image(image, timeout))
+
+
+def custom_pipelines() -> dict[str, dict[str, Any]]:
+    """Return the entry of a model's config that makes `pipeline` take the classes of this module."""
+    classes = {TASK: DefectDetectionPipeline, "image-classification": KGLImageClassificationPipeline}
+    return {
+        task: {
+            "impl": f"{__name__.rpartition('.')[2]}.{pipeline_class.__name__}",
+            "pt": ["AutoModelForImageClassification"],
+            "type": "image",
+        }
+        for task, pipeline_class in classes.items()
+    }
+
+
 def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.Image:
     """
     Return an upright RGB image of a path, URL, base64 text or PIL image.
 
     Raises:
-        ValueError: more than 8 bits per channel, which a conversion to RGB would clip to white.
+        ValueError: more than 8 bits per channel, which a conversion to RGB would clip to white, or more pixels than
+            Pillow allows.
     """
-    if isinstance(image, str) and os.path.isfile(image):
-        image = Image.open(image)
-    elif isinstance(image, str) and image.startswith(("http://", "https://")):
-        with urlopen(image, timeout=timeout) as answer:
-            image = Image.open(BytesIO(answer.read()))
-    elif isinstance(image, str):
-        with suppress(ValueError, OSError):  # load_image says what is wrong with other text
-            image = Image.open(BytesIO(b64decode(image.split(",")[-1])))
+    try:
+        if isinstance(image, str) and os.path.isfile(image):
+            image = Image.open(image)
+        elif isinstance(image, str) and image.startswith(("http://", "https://")):
+            with urlopen(image, timeout=timeout) as answer:
+                image = Image.open(BytesIO(answer.read()))
+        elif isinstance(image, str):
+            with suppress(ValueError, OSError):  # load_image says what is wrong with other text
+                image = Image.open(BytesIO(b64decode(image.split(",")[-1])))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} If you trust the file, set PIL.Image.MAX_IMAGE_PIXELS higher.") from error
     if isinstance(image, Image.Image):
         tiles = getattr(image, "tile", [])  # of a file's 16-bit colours Pillow drops the lower bytes
         if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in tiles):
@@ -171,4 +205,11 @@ if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         TASK, DefectDetectionPipeline, pt_model=AutoModelForImageClassification, type="image"
     )
 
-__all__ = ["TASK", "DefectDetectionPipeline", "hot_boxes", "open_image"]
+__all__ = [
+    "TASK",
+    "DefectDetectionPipeline",
+    "KGLImageClassificationPipeline",
+    "custom_pipelines",
+    "hot_boxes",
+    "open_image",
+]

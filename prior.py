@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
+from kgl.errors import format_count
 from kgl.knowledge.arguments import PriorArguments, PriorPassArguments
 from kgl.knowledge.saliency_priors import write_saliency_priors
 from kgl.training.model_init import load_classifier
@@ -38,7 +39,7 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
     )
     state.destroy_process_group()
     if state.is_main_process:
-        print(f"Priors of {len(priors)} images in {folder}")
+        print(f"Priors of {format_count(len(priors), 'image')} in {folder}")
     return priors
 
 

@@ -25,6 +25,7 @@ from kgl.data.progress import disable_progress_bars
 from kgl.data.splits import group_folds
 from kgl.data.storage import run_on_main_process, write_json
 from kgl.data.summary import print_loaded_dataset
+from kgl.errors import format_count
 from kgl.evaluation.calibration import calibrate
 from kgl.evaluation.predictions import predict
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
@@ -283,7 +284,8 @@ def print_priors(job: Job, priors: Priors) -> None:
         "both": f"agreement of {prior.prior_method} maps and distances from good parts",
     }[prior.prior_source]
     untaught = "" if teaches_saliency(objectives) else f" --kg_objective {' '.join(objectives)} leaves H untrained."
-    print(f"Priors: {source}, {len(priors.table)} training images.{untaught}")
+    images = format_count(len(priors.table), "training image")
+    print(f"Priors: {source}, {images}.{untaught}")
 
 
 def evaluate(job: Job, primaries: Primaries, final: TrainedPhase) -> Evaluation:

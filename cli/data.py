@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.arguments import DataArguments
-from ..errors import InputError
+from ..errors import InputError, expand_home
 from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
@@ -20,6 +20,7 @@ class SummaryArguments:
     output: str | None = field(default=None, metadata={"help": "A new .json file for all issues."})
 
     def __post_init__(self) -> None:
+        expand_home(self, "output")
         if self.listed < 0:
             raise InputError(f"--listed {self.listed}: it must be at least 0.")
         if self.output is not None and Path(self.output).suffix != ".json":
@@ -43,7 +44,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into SummaryArguments and DataArguments."""
-    return parse_settings(HELP.command, (SummaryArguments, DataArguments), argv, images_to_flags, DATA_SOURCES)
+    return parse_settings(HELP, (SummaryArguments, DataArguments), argv, images_to_flags, DATA_SOURCES)
 
 
 def run(args: SummaryArguments, data_args: DataArguments) -> bool:

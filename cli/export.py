@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, format_count
 from ..exporters.arguments import ExportArguments
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
@@ -18,12 +18,13 @@ HELP = CommandHelp(
     "named. Needs the extra [export].",
     example="kgl export runs/images/final --int8 images",
     groups=(HelpGroup("settings", ExportArguments),),
+    positional_flags={"--model": "CLASSIFIER"},
 )
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into ExportArguments."""
-    return parse_settings(HELP.command, (ExportArguments,), argv, _classifier_to_flags)
+    return parse_settings(HELP, (ExportArguments,), argv, _classifier_to_flags)
 
 
 def _classifier_to_flags(arguments: list[str]) -> list[str]:
@@ -35,19 +36,21 @@ def _classifier_to_flags(arguments: list[str]) -> list[str]:
 def run(args: ExportArguments) -> None:
     """Write the graphs and print their differences."""
     args.check_paths()
+    from ..data.images import set_max_megapixels
     from ..exporters.export import export_onnx
 
+    set_max_megapixels(args.max_image_megapixels)
     result = export_onnx(args.model, args.path, None if args.int8 is None else Path(args.int8))
     print(
         f"{result.path}: differs from PyTorch by {result.max_difference:.1e} at most "
-        f"on {result.compared_images} images"
+        f"on {format_count(result.compared_images, 'image')}"
     )
     if result.int8_loss is not None:
         loss = result.int8_loss
         print(
             f"{result.int8_path}: probabilities differ from the float graph's by {loss.mean_difference:.4f} on "
-            f"average and {loss.max_difference:.4f} at most, {loss.changed_decisions:.1%} of the decisions, on the "
-            f"{loss.images} calibration images"
+            f"average and {loss.max_difference:.4f} at most, {loss.changed_decisions:.1%} of the decisions, on "
+            f"{format_count(loss.images, 'calibration image')}"
         )
 
 

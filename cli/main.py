@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 
@@ -27,12 +28,17 @@ def format_help() -> str:
     """Return the help page of `kgl`."""
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return f"{_USAGE}\ncommands:\n{lines}\n\nkgl COMMAND --help shows a command's settings.\n"
+    return (
+        f"{_USAGE}\ncommands:\n{lines}\n\nkgl COMMAND --help shows a command's settings, kgl --version the version.\n"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand; exit code 2 for input that cannot be used."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"kgl {version('kgl-defects')}")
+        return
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(format_help(), end="")
         return

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,8 +19,31 @@ from ..errors import InputError
 
 
 _BOOLEANS = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
+_NOT_A_BOOLEAN = re.compile(r"argument (--\w+).*: Truthy value expected: got (.*) but expected")
 DATA_SOURCES = frozenset({"--dataset", "--data_dir", "--data_file", "--hub_dataset"})
-TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")
+# What other tools, or other commands of this one, call a setting.
+_OTHER_NAMES = {
+    "--arch": ("--backbone",),
+    "--batch": ("--per_device_train_batch_size", "--batch_size"),
+    "--batch_size": ("--per_device_train_batch_size",),
+    "--data": ("--data_dir",),
+    "--epochs": ("--num_train_epochs",),
+    "--image_size": ("--image_height", "--image_width"),
+    "--imgsz": ("--image_height", "--image_width"),
+    "--lr": ("--learning_rate",),
+    "--model": ("--backbone",),
+    "--num_epochs": ("--num_train_epochs",),
+    "--num_workers": ("--dataloader_num_workers",),
+    "--optimizer": ("--optim",),
+    "--out": ("--output_dir", "--output"),
+    "--output": ("--output_dir",),
+    "--output_dir": ("--output",),
+    "--per_device_eval_batch_size": ("--batch_size",),
+    "--per_device_train_batch_size": ("--batch_size",),
+    "--steps": ("--max_steps",),
+    "--workers": ("--dataloader_num_workers",),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,8 @@ class CommandHelp:
     example: str
     groups: Sequence[HelpGroup]
     positional: tuple[str, str] | None = None
+    # What the usage calls required flags that positional arguments stand for.
+    positional_flags: dict[str, str] = field(default_factory=dict)
 
     def format(self) -> str:
         """Return the page, 100 columns wide."""
@@ -93,10 +119,10 @@ def _help_text(one: Field) -> str:
 
 
 def parse_settings(
-    command: str,
+    page: CommandHelp,
     dataclasses: tuple[type, ...],
     argv: Sequence[str],
-    positional: Callable[[list[str]], list[str]] | None = None,
+    positional: Callable[[list[str]], list[str]],
     sources: Collection[str] = frozenset(),
 ) -> tuple[Any, ...]:
     """
@@ -105,46 +131,59 @@ def parse_settings(
     Flags win over the recipe.
 
     Args:
-        command: what messages call it, `kgl train`.
+        page: of the command, for messages.
         dataclasses: one per group of settings.
         argv: the arguments.
-        positional: turns the arguments that follow no flag into flags; without it there may be none.
-        sources: flags of which one, given outside the recipe, replaces all of the recipe's.
+        positional: turns the arguments that follow no flag into flags.
+        sources: flags that name the images: one of them is needed, and one outside the recipe replaces all of the
+            recipe's.
 
     Raises:
-        InputError: an unknown recipe or setting, or a value that a setting does not take.
+        InputError: an unknown recipe or setting, a missing one, or a value that a setting does not take.
     """
     argv, recipes = _without_config(list(argv))
-    parser = _parser(command, dataclasses)
-    loose, argv = _split_loose(parser, argv)
+    parser = _parser(page.command, dataclasses)
+    loose, argv, after_switch = _split_loose(parser, argv)
     recipes += [one for one in loose if Path(one).suffix in (".yaml", ".yml")]
     loose = [one for one in loose if Path(one).suffix not in (".yaml", ".yml")]
     if len(recipes) > 1:
         raise InputError(f"Give one recipe, not {' and '.join(recipes)}.")
-    if loose and positional is None:
-        raise InputError(f"{' '.join(loose)}: {command} takes settings only, such as --flag value; see --help.")
-    named = positional(loose) if loose else []
-    twice = [flag for flag in named if flag.startswith("--") and flag in argv]
-    if twice:
-        raise InputError(f"{' '.join(loose)}: it is given a second time by {twice[0]}; leave one out.")
-    recipe_settings = {} if not recipes else _read_recipe(Path(recipes[0]))
+    recipe_settings = {} if not recipes else _read_recipe(Path(recipes[0]).expanduser())
+    try:
+        named = positional(loose) if loose else []
+        twice = [flag for flag in named if flag.startswith("--") and flag in argv]
+        if twice:
+            raise InputError(f"{' '.join(loose)}: it is given a second time by {twice[0]}; leave one out.")
+    except InputError as error:
+        raise InputError(after_switch or str(error)) from error
+    if after_switch is not None and any(f"--{name}" in sources for name in recipe_settings):
+        raise InputError(after_switch)
     if sources & {*named, *argv}:  # another source replaces all that the recipe says of its own
         recipe_settings = {name: value for name, value in recipe_settings.items() if f"--{name}" not in sources}
     flags = [*_to_flags(recipe_settings), *named, *argv]
+    given = _known_flags(parser, dataclasses, flags)
+    missing = [page.positional[0]] if sources and not sources & given else []
     try:
-        *settings, unknown = parser.parse_args_into_dataclasses(
-            flags, return_remaining_strings=True, look_for_args_file=False
-        )
+        settings = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    except _MissingError as error:
+        missing += [page.positional_flags.get(flag, flag) for flag in error.flags]
     except InputError:
         raise
     except (ImportError, TypeError, ValueError) as error:  # raised by transformers for a setting's value
         raise InputError(" ".join(str(error).split())) from error
-    if unknown:
-        known = [f"--{one.name}" for arguments in dataclasses for one in fields(arguments)]
-        similar = get_close_matches(unknown[0], known, n=1, cutoff=0.8)
-        hint = f"did you mean {similar[0]}?" if similar else "see --help."
-        raise InputError(f"unknown setting {' '.join(unknown)}; {hint}")
-    return tuple(settings)
+    if missing:
+        *most, last = missing
+        names = f"{', '.join(most)} and {last}" if most else last
+        raise InputError(f"{names} must be given, as in `{page.example}`; see --help.")
+    return settings
+
+
+class _MissingError(Exception):
+    """Required flags that are not given."""
+
+    def __init__(self, flags: list[str]) -> None:
+        super().__init__()
+        self.flags = flags
 
 
 def _parser(command: str, dataclasses: tuple[type, ...]) -> Any:
@@ -153,17 +192,44 @@ def _parser(command: str, dataclasses: tuple[type, ...]) -> Any:
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
             """Raise one sentence; the usage of all settings is pages long."""
-            raise InputError(message)
+            required = message.removeprefix("the following arguments are required: ")
+            if required != message:
+                raise _MissingError([flags.partition("/")[0] for flags in required.split(", ")])
+            switch = _NOT_A_BOOLEAN.match(message)
+            raise InputError(message if switch is None else "{} {}: give true or false.".format(*switch.groups()))
 
     return Parser(dataclasses, prog=command, allow_abbrev=False)
 
 
-def _split_loose(parser: Any, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments that are no flag's value, and the others."""
-    loose, flags = [], []
+def _known_flags(parser: Any, dataclasses: tuple[type, ...], arguments: list[str]) -> set[str]:
+    """
+    Return the flags among the arguments.
+
+    Raises:
+        InputError: no setting has this name.
+    """
+    given = {argument.partition("=")[0]: at for at, argument in enumerate(arguments) if _is_flag(argument)}
+    for flag, at in given.items():
+        if flag not in parser._option_string_actions:
+            own = [f"--{one.name}" for group in dataclasses for one in fields(group)]
+            similar = [name for name in _OTHER_NAMES.get(flag, ()) if name in own]
+            similar = similar or get_close_matches(flag, own, n=1, cutoff=0.8)
+            hint = f"did you mean {' and '.join(similar)}?" if similar else "see --help."
+            value = [one for one in arguments[at + 1 : at + 2] if not _is_flag(one)]
+            raise InputError(f"unknown setting {' '.join([arguments[at], *value])}; {hint}")
+    return set(given)
+
+
+def _split_loose(parser: Any, argv: list[str]) -> tuple[list[str], list[str], str | None]:
+    """
+    Return the arguments that are no flag's value, and the others.
+
+    The third value is a message about an argument of the first kind that follows a switch, such as `--bf16 maybe`.
+    """
+    loose, flags, after_switch = [], [], None
     capacity = 0.0  # how many more values the last flag takes
     for argument in argv:
-        if argument.startswith("-") and not _is_number(argument):
+        if _is_flag(argument):
             flag = argument.partition("=")[0]
             action = parser._option_string_actions.get(flag)
             capacity = {None: 1.0, "?": 0.5, 0: 0.0}.get(action.nargs, float("inf")) if action else 1.0
@@ -173,8 +239,15 @@ def _split_loose(parser: Any, argv: list[str]) -> tuple[list[str], list[str]]:
             capacity -= 1
             flags.append(argument)
         else:
+            if capacity == 0.5:
+                after_switch = f"{flags[-1]} {argument}: give true or false."
+            capacity = 0.0
             loose.append(argument)
-    return loose, flags
+    return loose, flags, after_switch
+
+
+def _is_flag(argument: str) -> bool:
+    return argument.startswith("-") and not _is_number(argument)
 
 
 def _is_number(argument: str) -> bool:

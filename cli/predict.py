@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..data.arguments import MAX_MEGAPIXELS_HELP, check_megapixels
+from ..errors import InputError, expand_home, format_count
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 
@@ -25,10 +26,13 @@ class PredictArguments:
     box_threshold: float = field(
         default=0.5, metadata={"help": "Heat-map value in 0..1 from which a pixel belongs to a box."}
     )
+    max_image_megapixels: int | None = field(default=None, metadata={"help": MAX_MEGAPIXELS_HELP})
 
     def __post_init__(self) -> None:
+        expand_home(self, "paths", "model", "output")
         if self.batch_size < 1:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
+        check_megapixels(self.max_image_megapixels)
         if not 0 <= self.box_threshold <= 1:
             raise InputError(f"--box_threshold {self.box_threshold}: it must lie in 0..1.")
 
@@ -40,12 +44,13 @@ HELP = CommandHelp(
     "images could not be used.",
     example="kgl predict line/monday --model runs/images/final --output predictions",
     groups=(HelpGroup("settings", PredictArguments),),
+    positional_flags={"--paths": "PATHS"},
 )
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into PredictArguments."""
-    return parse_settings(HELP.command, (PredictArguments,), argv, lambda paths: ["--paths", *paths])
+    return parse_settings(HELP, (PredictArguments,), argv, lambda paths: ["--paths", *paths])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,14 +58,17 @@ def main(argv: Sequence[str]) -> None:
 
     def job() -> None:
         (args,) = parse(argv)
+        from ..data.images import set_max_megapixels
         from ..evaluation.predict_folder import predict_folder
 
+        set_max_megapixels(args.max_image_megapixels)
         output = Path(args.output)
         done = predict_folder(
             [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold
         )
         decided = f"{done.defective} defective, {done.good} good, " if done.defective + done.good else ""
-        print(f"{done.images} images: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
+        images = format_count(done.images, "image")
+        print(f"{images}: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
         if done.unusable:
             for one in done.unusable:
                 print(f"  {one.path}: {one.reason}", file=sys.stderr)

@@ -28,7 +28,7 @@ HELP = CommandHelp(
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into PriorPassArguments, PriorArguments and DataArguments."""
     return parse_settings(
-        HELP.command, (PriorPassArguments, PriorArguments, DataArguments), argv, images_to_flags, DATA_SOURCES
+        HELP, (PriorPassArguments, PriorArguments, DataArguments), argv, images_to_flags, DATA_SOURCES
     )
 
 

@@ -19,12 +19,13 @@ HELP = CommandHelp(
     "commit. A new repository is private.",
     example="kgl push runs/images owner/scratches --model_license apache-2.0",
     groups=(HelpGroup("settings", PushArguments), HelpGroup("licences stated in the card", LicenseArguments)),
+    positional_flags={"--run": "RUN", "--repo": "OWNER/NAME"},
 )
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into PushArguments and LicenseArguments."""
-    return parse_settings(HELP.command, (PushArguments, LicenseArguments), argv, _run_and_repository)
+    return parse_settings(HELP, (PushArguments, LicenseArguments), argv, _run_and_repository)
 
 
 def _run_and_repository(arguments: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.arguments import DataArguments
-from ..errors import InputError, check_choices
+from ..errors import InputError, check_choices, expand_home, format_count
 from ..saliency.methods import METHODS
 from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
@@ -27,6 +27,7 @@ class SaliencyGridArguments:
     count: int = field(default=6, metadata={"help": "How many images with a defect; the classes take turns."})
 
     def __post_init__(self) -> None:
+        expand_home(self, "model", "output")
         check_choices(self, {"split": ("train", "test")})
         unknown = [method for method in self.methods if method not in METHODS]
         if unknown:
@@ -53,7 +54,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into SaliencyGridArguments and DataArguments."""
-    return parse_settings(HELP.command, (SaliencyGridArguments, DataArguments), argv, images_to_flags, DATA_SOURCES)
+    return parse_settings(HELP, (SaliencyGridArguments, DataArguments), argv, images_to_flags, DATA_SOURCES)
 
 
 def run(args: SaliencyGridArguments, data_args: DataArguments) -> None:
@@ -69,7 +70,7 @@ def run(args: SaliencyGridArguments, data_args: DataArguments) -> None:
     images = load_defect_dataset(data_args)[args.split]
     title = f"Saliency of the true class, {args.split} images"
     drawn = draw_saliency_grid(Path(args.output), images, model, image_processor, args.methods, args.count, title)
-    print(f"{len(drawn)} images under {len(args.methods)} methods: {args.output}")
+    print(f"{format_count(len(drawn), 'image')} under {format_count(len(args.methods), 'method')}: {args.output}")
 
 
 def main(argv: Sequence[str]) -> None:

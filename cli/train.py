@@ -94,7 +94,7 @@ def parse(argv: Sequence[str]) -> Settings:
     from ..training.settings import Settings
 
     dataclasses = tuple(get_type_hints(Settings).values())
-    return Settings(*parse_settings(HELP.command, dataclasses, argv, images_to_flags, DATA_SOURCES))
+    return Settings(*parse_settings(HELP, dataclasses, argv, images_to_flags, DATA_SOURCES))
 
 
 def main(argv: Sequence[str]) -> None:

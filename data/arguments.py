@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields
 
-from ..errors import InputError, check_choices
+from ..errors import InputError, check_choices, expand_home
 from .readers.layouts import LAYOUTS
 
 
 FOLDER_DATASETS = ("imagefolder", *LAYOUTS)
 DATASETS = (*FOLDER_DATASETS, "table", "hub", "surfaces")
+MAX_MEGAPIXELS_HELP = (
+    "Images of more megapixels are unusable; by default 89, Pillow's limit, as files of strangers may fill the memory."
+)
 MAX_DUPLICATE_DISTANCE = 127  # of 256 bits: unlike images differ in about half
 
 _DATASETS_THAT_READ = {
@@ -27,7 +29,6 @@ _DATASETS_THAT_READ = {
     "num_surfaces": ("surfaces",),
     "surface_size": ("surfaces",),
 }
-_PATHS = ("data_dir", "data_file", "hub_dataset")
 
 
 @dataclass
@@ -90,6 +91,7 @@ class DataArguments:
             "choices": ["error", "skip"],
         },
     )
+    max_image_megapixels: int | None = field(default=None, metadata={"help": MAX_MEGAPIXELS_HELP})
     duplicate_distance: int | None = field(
         default=None,
         metadata={
@@ -139,9 +141,7 @@ class DataArguments:
         if self.dataset is not None:
             check_choices(self, {"dataset": DATASETS})
         self._check_source()
-        for name in _PATHS:
-            if vars(self)[name] is not None:
-                setattr(self, name, os.path.expanduser(vars(self)[name]))
+        expand_home(self, "data_dir", "data_file", "hub_dataset")
         self._check_ranges()
 
     def _check_source(self) -> None:
@@ -169,6 +169,7 @@ class DataArguments:
             value = vars(self)[name]
             if value is not None and value < minimum:
                 raise InputError(f"--{name} {value}: it must be at least {minimum}.")
+        check_megapixels(self.max_image_megapixels)
         if not 0 <= self.fold < self.num_folds:
             raise InputError(f"--fold {self.fold}: it must lie in 0..{self.num_folds - 1} (--num_folds).")
         if not 0 <= self.validation_share <= 0.5:
@@ -187,4 +188,15 @@ class DataArguments:
             )
 
 
-__all__ = ["DataArguments"]
+def check_megapixels(limit: int | None) -> None:
+    """
+    Check `--max_image_megapixels`.
+
+    Raises:
+        InputError: it is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"--max_image_megapixels {limit}: it must be at least 1.")
+
+
+__all__ = ["MAX_MEGAPIXELS_HELP", "DataArguments", "check_megapixels"]

@@ -16,7 +16,7 @@ from .storage import check_disk_space
 
 
 FOLDER = "pixels"
-_BATCH = 64  # images in memory at once
+_BATCH = 64  # resized images in memory at once
 
 
 def cache_resized_images(dataset: Dataset, image_processor: BaseImageProcessor, folder: Path) -> Dataset:
@@ -37,14 +37,15 @@ def cache_resized_images(dataset: Dataset, image_processor: BaseImageProcessor, 
         check_disk_space(folder, needed, "the resized images", "decode them in every epoch with --decode_once false")
         file.parent.mkdir(exist_ok=True)
         unfinished = file.with_name(f"{file.name}.unfinished")
+        features = Features(pixels=Value("binary"))
         with (
-            ArrowWriter(path=str(unfinished), features=Features(pixels=Value("binary"))) as writer,
+            ArrowWriter(path=str(unfinished), features=features, writer_batch_size=_BATCH) as writer,
             progress_bar(title="Resizing images", total=len(dataset)) as bar,
         ):
-            for batch in dataset.select_columns(["image"]).iter(_BATCH):
-                values = to_pixel_values(batch["image"], image_processor, do_rescale=False, do_normalize=False)
-                writer.write_batch({"pixels": [image.tobytes() for image in values.to(torch.uint8).numpy()]})
-                bar.update(len(values))
+            for row in dataset.select_columns(["image"]):  # one at a time: an image may fill a gigabyte
+                values = to_pixel_values([row["image"]], image_processor, do_rescale=False, do_normalize=False)
+                writer.write({"pixels": values[0].to(torch.uint8).numpy().tobytes()})
+                bar.update()
             writer.finalize()
         unfinished.replace(file)
     return Dataset.from_file(str(file))

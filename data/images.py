@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,23 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
+def has_image_suffix(name: str) -> bool:
+    """Return whether a file of this name has the suffix of an image format."""
+    return os.path.splitext(name)[1].lower() in PILImage.registered_extensions()
+
+
 def find_images(folder: Path) -> list[Path]:
+    """Return all files of [`find_files`] with the suffix of an image format."""
+    return [path for path in find_files(folder) if has_image_suffix(path.name)]
+
+
+def find_files(folder: Path) -> list[Path]:
     """
-    Return all files at any depth with the suffix of an image format, in order.
+    Return all files at any depth, in order.
 
     Hidden files, and all files in hidden folders, are left out ([`is_hidden`]). Links to folders are followed once,
     unless they lead to `folder` or to a folder around it.
     """
-    suffixes = PILImage.registered_extensions()
     top = Path(os.path.realpath(folder))
     seen, found, todo = {str(parent) for parent in top.parents}, [], [str(folder)]
     for start in todo:  # grows: links come after the folders that they may lead to
@@ -50,11 +59,7 @@ def find_images(folder: Path) -> list[Path]:
             seen.add(real)
             linked = (os.path.join(parent, name) for name in folders)
             todo += [path for path in linked if os.path.islink(path)]
-            found += [
-                Path(parent, name)
-                for name in files
-                if os.path.splitext(name)[1].lower() in suffixes and not is_hidden(name)
-            ]
+            found += [Path(parent, name) for name in files if not is_hidden(name)]
     return sorted(found)
 
 
@@ -73,6 +78,12 @@ def load_image_file(path: Path) -> PILImage.Image:
         raise ValueError(decoder_message(error)) from error
 
 
+def set_max_megapixels(megapixels: int | None) -> None:
+    """Set Pillow's limit, above which images are refused, for this process; None leaves it as it is."""
+    if megapixels is not None:
+        PILImage.MAX_IMAGE_PIXELS = megapixels * 1_000_000
+
+
 def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
     """
     Decode an image and rotate it as its EXIF tag says.
@@ -86,18 +97,30 @@ def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
     """
     if not raw:
         raise ValueError("empty file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PILImage.DecompressionBombWarning)
-        try:
-            with PILImage.open(io.BytesIO(raw)) as image:
-                if any(";16" in str(tile) for tile in image.tile):  # of such colours Pillow drops the lower bytes
-                    raise ValueError("16 bits per channel; convert it to 8")
-                image.load()
-                if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
-                    return ImageOps.exif_transpose(image), True
-                return image, False
-        except PILImage.DecompressionBombWarning as error:
-            raise ValueError(str(error)) from error
+    limit = PILImage.MAX_IMAGE_PIXELS
+    with _open_any_size(raw) as image:
+        pixels = image.width * image.height
+        if limit is not None and pixels > limit:
+            raise ValueError(
+                f"{pixels / 1e6:.1f} megapixels, more than the limit of {limit / 1e6:.1f}; if you trust the file, "
+                f"give --max_image_megapixels {math.ceil(pixels / 1e6)}"
+            )
+        if any(";16" in str(tile) for tile in image.tile):  # of such colours Pillow drops the lower bytes
+            raise ValueError("16 bits per channel; convert it to 8")
+        image.load()
+        if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
+            return ImageOps.exif_transpose(image), True
+        return image, False
+
+
+def _open_any_size(raw: bytes) -> PILImage.Image:
+    """Read an image's header; Pillow's own check of its size names no size, and only warns up to twice its limit."""
+    limit = PILImage.MAX_IMAGE_PIXELS
+    PILImage.MAX_IMAGE_PIXELS = None
+    try:
+        return PILImage.open(io.BytesIO(raw))
+    finally:
+        PILImage.MAX_IMAGE_PIXELS = limit
 
 
 def check_usable(image: PILImage.Image) -> None:
@@ -165,12 +188,15 @@ __all__ = [
     "check_usable",
     "decode_image",
     "decoder_message",
+    "find_files",
     "find_images",
+    "has_image_suffix",
     "image_bytes",
     "is_hidden",
     "load_image_file",
     "normalize",
     "open_upright",
+    "set_max_megapixels",
     "to_pixel_values",
     "without_decoding",
 ]

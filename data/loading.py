@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from ..errors import InputError
+from ..errors import InputError, format_count
 from .arguments import DataArguments
 from .defect_free import DefectFreeClass, find_defect_free_class
 from .duplicates import find_near_duplicates, merge_groups
+from .images import set_max_megapixels
 from .masks import count_masks, drop_masks
 from .readers.columns import Columns
 from .readers.dagm import read_dagm
@@ -136,6 +137,7 @@ def read_images(args: DataArguments) -> LoadedDataset:
     Raises:
         InputError: as [`read_defect_dataset`].
     """
+    set_max_megapixels(args.max_image_megapixels)
     with no_library_progress_bars():
         dataset = _recognise_dataset(args)
         source = _read_source(dataset, args)
@@ -265,12 +267,10 @@ def _unusable_images(images: Dataset, inspection: Inspection, source: str, on_ba
     """
     unusable = find_unusable(images["file_name"][:], inspection)
     if len(unusable) == len(images):
-        raise InputError(f"{source}: none of {len(images)} images is usable; the first is {unusable[0]}.")
+        raise InputError(f"{source}: no image is usable of {len(images)}; the first is {unusable[0]}.")
     if unusable and on_bad_image == "error":
-        raise InputError(
-            f"{len(unusable)} unusable images: {', '.join(map(str, unusable))}. Repair or remove them, or leave them "
-            "out with --on_bad_image skip."
-        )
+        count, named = format_count(len(unusable), "unusable image"), ", ".join(map(str, unusable))
+        raise InputError(f"{count}: {named}. Repair or remove them, or leave them out with --on_bad_image skip.")
     return unusable
 
 

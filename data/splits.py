@@ -24,11 +24,14 @@ def group_folds(images: Dataset, folds: int, seed: int, option: str) -> list[tup
     Raises:
         InputError: a class has fewer groups than there are folds.
     """
-    scarce = [f"{name} ({count})" for name, count in count_groups_per_class(images).items() if count < folds]
+    counts = count_groups_per_class(images)
+    scarce = [f"{name} ({count})" for name, count in counts.items() if count < folds]
     if scarce:
+        most = min(counts.values())
+        advice = f"Add images, or give {option} {most}." if most >= 2 else "Add images: two of each class are needed."
         raise InputError(
             f"{option} {folds}: too few independent images of {', '.join(scarce)}; images of one group and near-"
-            "duplicates count once (`kgl data` lists them). Add images, or lower it."
+            f"duplicates count once (`kgl data` lists them). {advice}"
         )
     return _folds(images, folds, seed)
 

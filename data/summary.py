@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, format_count
 from .arguments import DataArguments
 from .defect_free import DefectFreeClass
 from .loading import LoadedDataset, read_images, split_images
@@ -100,9 +100,9 @@ def _format_splits(title: str, splits: dict[str, Any]) -> list[str]:
     lines = [f"{title}:"]
     for name, split in splits.items():
         classes = ", ".join(f"{count} {label}" for label, count in split["classes"].items())
-        groups = f"{split['groups']} groups"
-        masks = "" if split["masks"] is None else f", {split['masks']} masks"
-        lines.append(f"  {name}: {split['images']} images ({classes}), {groups}{masks}")
+        groups = format_count(split["groups"], "group")
+        masks = "" if split["masks"] is None else f", {format_count(split['masks'], 'mask')}"
+        lines.append(f"  {name}: {format_count(split['images'], 'image')} ({classes}), {groups}{masks}")
     return lines
 
 
@@ -113,7 +113,7 @@ def print_loaded_dataset(loaded: LoadedDataset) -> None:
         summary = summarize_split(split)
         classes = ", ".join(f"{count} {label}" for label, count in summary["classes"].items())
         masks = f"; {summary['masks']} with a mask" if summary["masks"] else ""
-        print(f"  {name}: {summary['images']} images ({classes}{masks})")
+        print(f"  {name}: {format_count(summary['images'], 'image')} ({classes}{masks})")
     for warning in loaded.warnings:
         print(f"  {warning}")
 

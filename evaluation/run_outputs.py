@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import BaseImageProcessor
 
 from ..data.masks import drop_masks
+from ..errors import format_count
 from ..knowledge.arguments import PriorArguments
 from ..knowledge.saliency_priors import add_saliency_priors
 from ..modeling_kgl import KGLForImageClassification
@@ -124,8 +125,8 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
     if "recall_at_operating_point" in final:
         print(
             f"At its threshold the final classifier finds {final['recall_at_operating_point']:.0%} of the defects in "
-            f"{count} held-out test images and calls {final['false_alarm_rate_at_operating_point']:.0%} of the good "
-            "ones defective."
+            f"{format_count(count, 'held-out test image')} and calls "
+            f"{final['false_alarm_rate_at_operating_point']:.0%} of the good ones defective."
         )
     print(
         f"Report: {folder / 'report.html'}, with metrics.json and predictions.csv beside it. "

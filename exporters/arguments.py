@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import InputError
+from ..data.arguments import MAX_MEGAPIXELS_HELP, check_megapixels
+from ..errors import InputError, expand_home
 
 
 CALIBRATION_IMAGES = 128
@@ -26,8 +27,11 @@ class ExportArguments:
             f"up to {CALIBRATION_IMAGES} of them are used."
         },
     )
+    max_image_megapixels: int | None = field(default=None, metadata={"help": f"int8: {MAX_MEGAPIXELS_HELP}"})
 
     def __post_init__(self) -> None:
+        expand_home(self, "model", "output", "int8")
+        check_megapixels(self.max_image_megapixels)
         if self.output is not None and Path(self.output).suffix != ".onnx":
             raise InputError(f"--output {self.output}: its name must end in .onnx.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..errors import expand_home
 from ..training.arguments import check_repo_id
 
 
@@ -16,6 +17,7 @@ class PushArguments:
     public: bool = field(default=False, metadata={"help": "Make a new repository public; by default it is private."})
 
     def __post_init__(self) -> None:
+        expand_home(self, "run")
         check_repo_id(self.repo)
 
 

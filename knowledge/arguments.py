@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import InputError, check_choices
+from ..errors import InputError, check_choices, expand_home
 from ..saliency.methods import METHODS
 
 
@@ -72,6 +72,7 @@ class PriorPassArguments:
     batch_size: int = field(default=16, metadata={"help": "Batch size."})
 
     def __post_init__(self) -> None:
+        expand_home(self, "model", "output_dir")
         if self.batch_size < 1:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
 

@@ -37,6 +37,10 @@ class Inputs:
     examples: list[Example]
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the flags, those of the command line if `argv` is `None`; variables are their defaults."""
     parser = argparse.ArgumentParser(
@@ -44,18 +48,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="On a Space: the variables KGL_MODEL, KGL_TRUST_REMOTE_CODE=1, KGL_LABELLED and KGL_EXAMPLES.",
     )  # fmt: skip
     parser.add_argument(
-        "--model", default=os.environ.get("KGL_MODEL"), help="A model trained by kgl: a folder or a Hub id."
+        "--model",
+        type=os.path.expanduser,
+        default=os.environ.get("KGL_MODEL"),
+        help="A model trained by kgl: a folder or a Hub id.",
     )
     parser.add_argument(
         "--trust_remote_code", action="store_true", default=os.environ.get("KGL_TRUST_REMOTE_CODE") == "1",
         help="Run the code in the model's folder; required, because it is what reads the weights.",
     )  # fmt: skip
     parser.add_argument(
-        "--labelled", type=Path, default=os.environ.get("KGL_LABELLED"),
+        "--labelled", type=_path, default=os.environ.get("KGL_LABELLED"),
         help="predictions.csv of a training run: the page counts the decisions on it at every threshold.",
     )  # fmt: skip
     parser.add_argument(
-        "--examples", type=Path, default=os.environ.get("KGL_EXAMPLES"),
+        "--examples", type=_path, default=os.environ.get("KGL_EXAMPLES"),
         help="A folder of images to choose from (default: examples/ here or one level up).",
     )  # fmt: skip
     return parser.parse_args(argv)

@@ -6,10 +6,14 @@ import ast
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import kgl
 from kgl.cli.main import check_arguments
@@ -160,7 +164,7 @@ def kgl_commands(page: str) -> list[list[str]]:
 def test_commands_parse(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # for the recipes
     for arguments in kgl_commands(page):
-        if not arguments or arguments[0].startswith("--help"):
+        if not arguments or arguments[0] in ("--help", "--version"):
             continue
         assert arguments[0] in SUBCOMMANDS, arguments
         if len(arguments) > 1 and not arguments[1].startswith("--help"):  # `kgl train` alone is a name in the text
@@ -180,3 +184,27 @@ def test_settings_named_in_the_text_exist(page):
 
 def test_command_line_reference_is_up_to_date():
     assert text_of("docs/cli.md") == format_reference()  # python -m kgl.cli.reference > docs/cli.md
+
+
+@pytest.mark.parametrize("page", [*PAGES, "hub_card.md"])
+def test_snippets_open_images_by_what_refuses_16_bits(page):
+    for snippet in fences(page, "python"):
+        assert "load_image(" not in snippet  # it clips them to white
+        assert "Image.open(" not in snippet or page == "docs/export.md"
+
+
+def test_snippet_of_the_export_refuses_16_bits(tmp_path, monkeypatch):
+    (snippet,) = fences("docs/export.md", "python")
+    session = SimpleNamespace(
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={"labels": "[]"}),
+        run=lambda names, inputs: (inputs["image"], 0, 0),
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=lambda path: session))
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (20, 10)).save("part.png")
+    exec(snippet, found := {})
+    assert found["probabilities"].shape == (1, 10, 20, 3)
+    for kind in ("uint16", "int32", "float32"):
+        Image.fromarray(np.full((10, 20), 300, kind)).save("part.png", format="TIFF")
+        with pytest.raises(ValueError, match="More than 8 bits per channel"):
+            exec(snippet, {})

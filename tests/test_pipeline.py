@@ -135,6 +135,13 @@ def test_exif_orientation_is_applied(tmp_path):
     assert turned["boxes"] and comparable(turned) == comparable(pipe(upright, box_threshold=threshold))
 
 
+def test_more_pixels_than_pillow_allows_are_refused_with_the_mend(tmp_path, monkeypatch):
+    noise().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"exceeds limit of 2000 pixels.*set PIL\.Image\.MAX_IMAGE_PIXELS higher"):
+        detector()(str(tmp_path / "a.png"))
+
+
 def test_task_is_registered():
     pipe = pipeline("defect-detection", model=tiny_model(), image_processor=PROCESSOR)
     assert isinstance(pipe, DefectDetectionPipeline)
@@ -167,14 +174,26 @@ folder, again = sys.argv[1:]
 torch.set_num_threads(1)
 ordinary = pipeline("image-classification", model=folder, trust_remote_code=True)(folder + "/image.png")
 detector = pipeline("defect-detection", model=folder, trust_remote_code=True)
-assert type(pipeline(model=folder, trust_remote_code=True)) is type(detector)  # the task need not be named
+try:
+    pipeline(model=folder, trust_remote_code=True)
+except RuntimeError as error:  # without a task, the error lists both
+    assert "Pick one in defect-detection, image-classification" in " ".join(str(error).split())
 output = detector(folder + "/image.png", box_threshold=0.1)
 detector.model.save_pretrained(again + "/model")
 detector.image_processor.save_pretrained(again + "/model")
 detector.save_pretrained(again + "/pipeline")
-for saved in (again + "/model", again + "/pipeline"):
+for saved in (folder, again + "/model", again + "/pipeline"):
     from_there = pipeline("defect-detection", model=saved, trust_remote_code=True)
     assert from_there(folder + "/image.png", box_threshold=0.1) == output
+    classifier = pipeline("image-classification", model=saved, trust_remote_code=True)
+    assert classifier(folder + "/image.png") == ordinary
+    for pipe in (from_there, classifier):
+        try:
+            pipe(folder + "/deep.png")
+        except ValueError as error:
+            assert "more than 8 bits per channel; convert it to 8" in str(error)
+        else:
+            raise AssertionError("clipped to white")
 output["heat_map"] = list(output["heat_map"].tobytes())
 print(json.dumps({"ordinary": ordinary, "detector": output}))
 """
@@ -188,6 +207,7 @@ def test_saved_pipeline_needs_few_packages_and_no_kgl(tmp_path, auto_image_proce
     model.save_pretrained(folder)
     PROCESSOR.save_pretrained(folder)
     noise().save(folder / "image.png")
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)).save(folder / "deep.png")
     process = subprocess.run(
         [sys.executable, "-S", "-c", WITHOUT_KGL, str(folder), str(tmp_path / "again")],
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(packages)},
@@ -226,3 +246,11 @@ def test_images_of_8_bits_are_read_in_every_way(tmp_path):
     inspect = detector()
     outputs = [inspect(one) for one in (noise(), str(path), text, "data:image/png;base64," + text)]
     assert all(comparable(output) == comparable(outputs[0]) for output in outputs)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+def test_image_processor_refuses_more_than_8_bits(kind):
+    grey = np.random.default_rng(0).integers(0, 60000, (40, 40)).astype(kind)
+    for image in (Image.fromarray(grey), np.stack([grey] * 3, axis=-1)):
+        with pytest.raises(ValueError, match="outside the range"):
+            PROCESSOR(image, return_tensors="pt")

@@ -175,7 +175,9 @@ def test_frozen_stages_keep_their_weights(tmp_path, monkeypatch):
         changed = {name for name, value in initial.state_dict().items() if not torch.equal(trained[name], value)}
         assert changed and all("stages.1" in name or "backbone" not in name for name in changed)
     assert not (tmp_path / "out" / "cache").exists()
-    with pytest.raises(InputError, match=r"--freeze_stages 2: it must lie in 1\.\.1, below stage2"):
+    with pytest.raises(
+        InputError, match=r"--freeze_stages 2: it must lie in 0\.\.1: 0 freezes nothing, and stage2 must"
+    ):
         run(parse([recipe, "--freeze_stages", "2", "--output_dir", str(tmp_path / "other")]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..errors import InputError, check_choices
+from ..errors import InputError, check_choices, expand_home
 
 
 DEFAULT_BACKBONE = "microsoft/resnet-18"
@@ -97,6 +97,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check_choices(self, {"head": (None, *HEADS)})
+        expand_home(self, "backbone")
         if self.backbone is not None and self.backbone_config is not None:
             raise InputError("Give either --backbone (pretrained) or --backbone_config (from scratch), not both.")
         if min(self.image_height, self.image_width) < 1:

@@ -47,12 +47,16 @@ def check_freezable(model: KGLForImageClassification, stages: int) -> None:
     """
     kind, used = model.config.backbone_config.model_type, ", ".join(model.backbone.out_features)
     if kind not in _STEMS:
-        raise InputError(f"--freeze_stages: a {kind} backbone cannot be frozen in part, only {', '.join(_STEMS)}.")
+        raise InputError(
+            f"--freeze_stages: a {kind} backbone cannot be frozen in part, only {', '.join(_STEMS)}; use 0."
+        )
     most = max_freezable_stages(model)
     if most < 1:
         raise InputError(f"--freeze_stages {stages}: there is no stage below {used}, which is trained; use 0.")
     if not 1 <= stages <= most:
-        raise InputError(f"--freeze_stages {stages}: it must lie in 1..{most}, below {used}, which is trained.")
+        raise InputError(
+            f"--freeze_stages {stages}: it must lie in 0..{most}: 0 freezes nothing, and {used} must be trained."
+        )
 
 
 @torch.no_grad()

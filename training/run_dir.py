@@ -18,6 +18,11 @@ from ..errors import InputError
 SETTINGS_FILE = "run.json"
 STATE_FILE = "state.json"
 CACHE_FOLDER = "cache"  # resized images and frozen features, deleted when the run is finished
+# Settings whose values are names: a class may be called /ok.
+_NAMES = frozenset({
+    "image_column", "label_column", "mask_column", "group_column", "split_column", "hub_config", "defect_free_label",
+    "grade_names",
+})  # fmt: skip
 _OWN_FILES = (
     SETTINGS_FILE,
     f"{SETTINGS_FILE}.unfinished",
@@ -163,7 +168,7 @@ def _is_empty(path: Path) -> bool:
 def strip_paths(content: Any) -> Any:
     """Return settings as they may be shared: files and folders of this machine by name only."""
     if isinstance(content, dict):
-        return {name: strip_paths(value) for name, value in content.items()}
+        return {name: value if name in _NAMES else strip_paths(value) for name, value in content.items()}
     if isinstance(content, list):
         return [strip_paths(value) for value in content]
     return Path(content).name if isinstance(content, str) and _is_path(content) else content
@@ -172,7 +177,7 @@ def strip_paths(content: Any) -> Any:
 def absolute_paths(content: Any) -> list[str]:
     """Return the absolute paths among settings."""
     if isinstance(content, dict):
-        return [path for value in content.values() for path in absolute_paths(value)]
+        return [path for name, value in content.items() if name not in _NAMES for path in absolute_paths(value)]
     if isinstance(content, list):
         return [path for value in content for path in absolute_paths(value)]
     return [content] if isinstance(content, str) and os.path.isabs(content) else []

@@ -39,7 +39,7 @@ _DECIDING = (
 # Settings of a run's record that may differ when it is resumed: the images themselves are compared by content.
 UNDECIDING = (
     "data_dir", "data_file", "hub_dataset", "hub_config", "image_column", "label_column", "mask_column",
-    "group_column", "split_column", "decode_once", "on_bad_image",
+    "group_column", "split_column", "decode_once", "on_bad_image", "max_image_megapixels",
 )  # fmt: skip
 
 _NO_EVALUATION = "validation images are used once, at the end, to calibrate"

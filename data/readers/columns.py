@@ -16,6 +16,7 @@ from ...errors import InputError
 
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "validation": VALIDATION_NAMES}
 _MAX_ROWS_NAMED = 20
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
@@ -72,7 +73,8 @@ def read_labels(table: Dataset, columns: Columns, source: str) -> tuple[list[str
         InputError: a label is missing, or is neither a word nor a whole number.
     """
     feature, values = table.features[columns.label], table[columns.label][:]
-    values = [value.strip() if isinstance(value, str) else value for value in values]
+    # A line break in a cell would be one in every table and message.
+    values = [" ".join(value.strip().splitlines()) if isinstance(value, str) else value for value in values]
     _require_labels([value in (None, "") or value != value for value in values], columns, source)
     if columns.grade_thresholds:
         return _grades_to_classes(values, columns, source)
@@ -143,4 +145,4 @@ def _by_number(label: str) -> tuple[int, str]:
     return int(label), label
 
 
-__all__ = ["VALIDATION_NAMES", "Columns", "read_groups", "read_labels", "require_columns", "root_cause"]
+__all__ = ["SPLIT_NAMES", "VALIDATION_NAMES", "Columns", "read_groups", "read_labels", "require_columns", "root_cause"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 from PIL import Image as PILImage
 
-from ...errors import InputError
+from ...errors import InputError, format_count
 from ..images import open_upright
 from ..masks import mask_to_array
 from ..schema import defect_dataset
@@ -23,7 +23,7 @@ def require_files(paths: list[Path]) -> list[Path]:
     """
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        raise InputError(f"{len(missing)} masks are missing; the first is {missing[0]}.")
+        raise InputError(f"{format_count(len(missing), 'mask')} missing; the first is {missing[0]}.")
     return paths
 
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ...errors import InputError
-from ..images import find_images, is_hidden
+from ...errors import InputError, format_count
+from ..images import find_images, has_image_suffix, is_hidden
 from ..schema import defect_dataset
-from .columns import VALIDATION_NAMES
+from .columns import SPLIT_NAMES
 from .source import SourceDataset
 
 
 MASKS_FOLDER = "ground_truth"
-_SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "validation": VALIDATION_NAMES,
-}
 _MAX_NAMED = 4
 _MASK_FOLDERS = frozenset({"mask", "masks", "gt", "groundtruth", MASKS_FOLDER})
 
@@ -40,6 +35,7 @@ def read_image_folder(root: Path) -> SourceDataset:
     train = folders["train"][0]
     classes = {split: _class_folders(of_split[0]) for split, of_split in folders.items()}
     names = classes["train"]
+    notes += _unread_images(root, folders)
     unseen = sorted(set(classes.get("test", ())) - set(names))
     if unseen and (root / MASKS_FOLDER).is_dir():
         notes.append(f"{root}: train/ lacks classes of test/ (MVTec's one-class data), so both are pooled.")
@@ -49,7 +45,10 @@ def read_image_folder(root: Path) -> SourceDataset:
     for split in folders:
         unseen = sorted(set(classes[split]) - set(names))
         if unseen:
-            raise InputError(f"--data_dir {folders[split][0]}: {', '.join(unseen)} is no class of {train}.")
+            raise InputError(
+                f"--data_dir {folders[split][0]}: {', '.join(unseen)} is no class of {train}; add images of it there, "
+                "or move it out."
+            )
     files = {
         split: [(path, name) for name in names for folder in of_split for path in find_images(folder / name)]
         for split, of_split in folders.items()
@@ -80,7 +79,7 @@ def _split_folders(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """
     found = {
         split: [folder for folder in _visible_folders(root) if folder.name.casefold() in names]
-        for split, names in _SPLIT_FOLDERS.items()
+        for split, names in SPLIT_NAMES.items()
     }
     for split, of_split in found.items():
         if len(of_split) > 1 and found["train"]:
@@ -110,6 +109,27 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 def _class_folders(folder: Path) -> list[str]:
     return [path.name for path in _visible_folders(folder) if path.name != MASKS_FOLDER]
+
+
+def _unread_images(root: Path, folders: dict[str, list[Path]]) -> list[str]:
+    """Return sentences about images beside the folders of splits and of classes, which are not read."""
+    notes = []
+    tops = [folder for of_split in folders.values() for folder in of_split]
+    if root not in tops:
+        read = {*tops, root / MASKS_FOLDER}
+        beside = [folder for folder in _visible_folders(root) if folder not in read]
+        for folder, count in ((folder, len(find_images(folder))) for folder in beside):
+            if count:
+                notes.append(
+                    f"{folder} is not read ({format_count(count, 'image')}): beside {tops[0].name}/, in no split."
+                )
+        tops = [root, *tops]
+    for folder in tops:
+        names = (path.name for path in folder.iterdir() if path.is_file())
+        count = sum(has_image_suffix(name) and not is_hidden(name) for name in names)
+        if count:
+            notes.append(f"{folder}: images that are in no class folder are not read ({count}).")
+    return notes
 
 
 def _doubtful_classes(folder: Path, names: list[str], files: list[tuple[Path, str]]) -> list[str]:
@@ -162,7 +182,9 @@ def _find_masks(root: Path, files: list[tuple[Path, str]]) -> dict[tuple[str, st
         )
     orphans = [masks[key] for key in masks.keys() - counts.keys()]
     if orphans:
-        raise InputError(f"--data_dir {root}: {len(orphans)} masks have no image; one is {orphans[0]}.")
+        raise InputError(
+            f"--data_dir {root}: {format_count(len(orphans), 'mask')} without an image; one is {orphans[0]}."
+        )
     return masks
 
 

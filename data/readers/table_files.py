@@ -1,10 +1,12 @@
-"""Read a table's file: CSV of any usual separator and encoding, JSON lines, parquet or a spreadsheet."""
+"""Read a table's file: text of any usual separator and encoding, JSON lines, parquet or a spreadsheet."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 
 from ...errors import InputError
+from ..images import has_image_suffix
 from .columns import Columns, require_columns, root_cause
 
 
 _TEXT = (".csv", ".tsv", ".txt")
 FORMATS = (*_TEXT, ".jsonl", ".json", ".parquet", ".xlsx")
-_SEPARATORS = (",", ";", "\t")
+_WHITESPACE = " "
+_WORDS = re.compile(r'"[^"]*"|\S+')
+_SEPARATORS = (",", ";", "\t", _WHITESPACE)
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -53,7 +58,12 @@ def read_table_file(path: Path, columns: Columns, source: str) -> tuple[Dataset,
             frame = pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl")
         else:
             text, notes = _decode(path.read_bytes(), source)
-            frame = _read_csv(text, columns)
+            frame, headless = _read_text(text, columns)
+            if headless:
+                notes.append(
+                    f"{source}: it has no line of column names; column 1 is the image and column 2 the label, unless "
+                    "--image_column and --label_column name others by number."
+                )
     except InputError:
         raise
     except (pa.ArrowException, csv.Error, ValueError, OSError) as error:
@@ -78,23 +88,46 @@ def _decode(content: bytes, source: str) -> tuple[str, list[str]]:
         return content.decode("cp1252"), [f"{source}: {note}."]
 
 
-def _read_csv(text: str, columns: Columns) -> pd.DataFrame:
-    header = text.splitlines()[0] if text.strip() else ""
-    named = {columns.image, columns.label}
+def _read_text(text: str, columns: Columns) -> tuple[pd.DataFrame, bool]:
+    """
+    Return the cells of a text table, and whether it has no line of column names: its first line names an image file.
 
-    def fit(separator: str) -> tuple[int, int]:
-        cells = [cell.strip() for cell in next(csv.reader([header], delimiter=separator), [])]
-        return len(named.intersection(cells)), len(cells)
-
-    # csv, not pandas, which takes a column for an index or cuts rows where they are longer than the header.
-    names, *rows = [row for row in csv.reader(io.StringIO(text), delimiter=max(_SEPARATORS, key=fit)) if row] or [[]]
+    The columns of such a table are called `1`, `2` and so on; the first two are the image and the label as well.
+    """
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max(_SEPARATORS, key=lambda one: _separator_fit(first, one, columns))
+    rows = [row for row in _split_cells(text, separator) if row] or [[]]
+    headless = any(map(has_image_suffix, rows[0]))
+    names = [str(number) for number in range(1, max(map(len, rows)) + 1)] if headless else rows.pop(0)
     for number, row in enumerate(rows, 1):
         if any(row[len(names) :]):
             raise ValueError(
-                f"Row {number} has {len(row)} cells and the header {len(names)}; quote cells with commas."
+                f"Row {number} has {len(row)} cells and the header {len(names)}; quote cells with commas or spaces."
             )
     padded = [(row + [""] * len(names))[: len(names)] for row in rows]
-    return pd.DataFrame(padded, columns=[name.strip() for name in names], dtype=object)
+    frame = pd.DataFrame(padded, columns=names, dtype=object)
+    if headless:
+        frame = frame.assign(**{name: frame[number] for name, number in zip(("image", "label"), names, strict=False)})
+    return frame, headless
+
+
+def _separator_fit(line: str, separator: str, columns: Columns) -> tuple[int, bool, bool, int]:
+    """Return how well the first line of a table reads with this separator: the more, the better."""
+    cells = next(_split_cells(line, separator), [])
+    named = len({columns.image, columns.label}.intersection(cells))
+    # Names and labels may hold spaces, so whitespace comes last.
+    return named, any(map(has_image_suffix, cells)), separator != _WHITESPACE and len(cells) > 1, len(cells)
+
+
+def _split_cells(text: str, separator: str) -> Iterator[list[str]]:
+    """Yield the cells of each row, without the spaces around them."""
+    if separator == _WHITESPACE:
+        for line in text.splitlines():
+            yield [cell.strip('"') for cell in _WORDS.findall(line)]
+        return
+    # csv, not pandas, which takes a column for an index or cuts rows where they are longer than the header.
+    for row in csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True):
+        yield [cell.strip() for cell in row]
 
 
 def _read_json(path: Path) -> pd.DataFrame:

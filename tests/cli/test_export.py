@@ -28,7 +28,7 @@ def test_differences_are_printed(tmp_path, monkeypatch, capsys):
     main([str(tmp_path), "--int8", str(tmp_path)])
     assert capsys.readouterr().out.splitlines()[1] == (
         "model_int8.onnx: probabilities differ from the float graph's by 0.0625 on average and 0.1250 at most, 50.0% "
-        "of the decisions, on the 18 calibration images"
+        "of the decisions, on 18 calibration images"
     )
 
 

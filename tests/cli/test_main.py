@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 
@@ -58,6 +59,11 @@ def test_all_settings_are_shown_but_the_refused(capsys):
     assert "--gradient_accumulation_steps" in page and "--kg_ignore_band" in page and "--mask_column" in page
     for refused in ("--eval_strategy", "--load_best_model_at_end", "--resume_from_checkpoint", "--do_train"):
         assert f"{refused} " not in page
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"kgl {version('kgl-defects')}\n"
 
 
 def test_unknown_command_suggests_one(capsys):

@@ -1,7 +1,10 @@
 """Settings from positional arguments, recipes and flags."""
 
+from pathlib import Path
+
 import pytest
 
+from kgl.cli.main import check_arguments
 from kgl.cli.parser import run_command
 from kgl.cli.train import parse
 from kgl.errors import InputError
@@ -28,6 +31,37 @@ def test_images_replace_the_source_of_the_recipe(tmp_path, source):
     (tmp_path / "recipe.yaml").write_text(source)
     data = parse(["other", "--config", str(tmp_path / "recipe.yaml")]).data
     assert (data.data_dir, data.data_file, data.dataset, data.num_folds) == ("other", None, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("train", ["data_dir", "output_dir", "backbone"]),
+        ("train", ["data_file"]),
+        ("train", ["hub_dataset"]),
+        ("data", ["data_dir", "output"]),
+        ("predict", ["paths", "model", "output"]),
+        ("saliency", ["data_dir", "model", "output"]),
+        ("prior", ["data_dir", "model", "output_dir"]),
+        ("export", ["model", "output", "int8"]),
+        ("push", ["run"]),
+    ],
+)
+def test_home_is_expanded_in_every_path(command, settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    endings = {"saliency": ".png", "data": ".json", "export": ".onnx"}
+    paths = {name: f"{name}{endings[command] if name == 'output' and command in endings else ''}" for name in settings}
+    required = ["--repo=a/b"] if command == "push" else []
+    parsed = check_arguments([command, *required, *(f"--{name}=~/{path}" for name, path in paths.items())])
+    groups = parsed if isinstance(parsed, tuple) else (parsed,)
+    found = {name: value for group in groups for name, value in vars(group).items() if name in settings}
+    expected = {name: str(tmp_path / path) for name, path in paths.items()}
+    assert found == expected | ({"paths": [expected["paths"]]} if command == "predict" else {})
+
+
+def test_home_is_expanded_in_the_recipe_path(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(recipe).parent))
+    assert parse(["--config=~/recipe.yaml"]).data.data_dir == "images"
 
 
 def test_images_given_twice_are_refused():
@@ -75,6 +109,8 @@ def test_images_may_follow_a_switch():
         ("- a\n- b", "a recipe consists of `setting: value` lines"),
         ("", "a recipe consists of `setting: value` lines"),
         ("learning_rat: 1", r"unknown setting --learning_rat 1; did you mean --learning_rate\?"),
+        ("bf16: maybe", "^--bf16 maybe: give true or false"),
+        ("seed: 3", "^IMAGES must be given"),
         ("dataset: foo", "argument --dataset: invalid choice: 'foo'"),
         ("num_folds: 2.5", "argument --num_folds.*: invalid int value: '2.5'"),
         ("learning_rate: fast", "argument --learning_rate.*: invalid float value: 'fast'"),
@@ -98,12 +134,47 @@ def test_bad_recipe_is_one_sentence(content, message, tmp_path):
         (["a.yaml", "--config", "b.yaml"], "Give one recipe, not b.yaml and a.yaml"),
         (["one", "two"], "Give one folder or table of images, not one and two"),
         (["x", "--no_such_flag", "1"], "unknown setting --no_such_flag 1; see --help"),
+        (["x", "--batch_size", "4"], r"unknown setting --batch_size 4; did you mean --per_device_train_batch_size\?"),
+        (["x", "--epochs=3"], r"unknown setting --epochs=3; did you mean --num_train_epochs\?"),
+        (["x", "--lr", "1"], r"unknown setting --lr 1; did you mean --learning_rate\?"),
+        (["x", "--imgsz", "224"], r"did you mean --image_height and --image_width\?"),
+        (["x", "--bf16", "maybe"], "^--bf16 maybe: give true or false"),
+        (["--data_dir", "x", "--bf16", "maybe"], "^--bf16 maybe: give true or false"),
+        (["x", "--balanced_sampling=2"], "^--balanced_sampling 2: give true or false"),
+        ([], r"^IMAGES must be given, as in `kgl train images .*`; see --help\.$"),
+        (["--seed", "1"], "^IMAGES must be given"),
         (["x", "--pooling", "most"], "argument --pooling: invalid choice: 'most'"),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, message):
     with pytest.raises(InputError, match=message):
         parse(arguments)
+
+
+def test_word_after_a_switch_does_not_replace_the_images_of_the_recipe(recipe):
+    with pytest.raises(InputError, match="--bf16 maybe: give true or false"):
+        parse([recipe, "--bf16", "maybe"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict"], "PATHS, --model and --output must be given, as in `kgl predict line/monday --model"),
+        (["predict", "a", "--model", "m"], "^--output must be given"),
+        (["predict", "a", "--modle", "m"], r"unknown setting --modle m; did you mean --model\?"),
+        (["predict", "a", "--model", "m", "--output_dir", "o"], r"--output_dir o; did you mean --output\?"),
+        (["push"], "^RUN and OWNER/NAME must be given, as in `kgl push runs/images owner/scratches"),
+        (["push", "runs/images"], "^OWNER/NAME must be given"),
+        (["push", "runs/images", "a/b", "--public", "maybe"], "^--public maybe: give true or false"),
+        (["export"], "^CLASSIFIER must be given"),
+        (["data"], "^IMAGES must be given"),
+        (["prior", "a"], "^--model and --output_dir must be given"),
+        (["saliency"], "^IMAGES, --model and --output must be given"),
+    ],
+)
+def test_missing_and_unknown_settings_of_every_command(arguments, message):
+    with pytest.raises(InputError, match=message):
+        check_arguments(arguments)
 
 
 def test_input_error_is_a_sentence_and_exit_code_2(capsys):

@@ -127,7 +127,7 @@ def test_unusable_images_are_all_named(image_folder):
     Image.new("1", (20_000, 10_000)).save(image_folder / "good" / "bomb.png")
     args = DataArguments(data_dir=str(image_folder), validation_share=0)
     named = [
-        r"7 unusable images: good/3\.png \(not an image\), good/bomb\.png \(Image size",
+        r"7 unusable images: good/3\.png \(not an image\), good/bomb\.png \(200\.0 megapixels",
         r"scratch/1\.png \(.*truncated.*\), scratch/deep\.png \(16 bits per channel.*\)",
         r"scratch/dot\.png \(1 x 1 pixels",
         r"scratch/empty\.png \(empty file\), scratch/gone\.png \(.*No such file",
@@ -144,7 +144,7 @@ def test_unusable_images_are_all_named(image_folder):
 def test_no_usable_image_is_refused(image_folder):
     for path in image_folder.rglob("*.png"):
         path.write_bytes(b"no image")
-    message = r"--data_dir .*: none of 18 images is usable; the first is good/0\.png \(not an image\)"
+    message = r"--data_dir .*: no image is usable of 18; the first is good/0\.png \(not an image\)"
     with pytest.raises(InputError, match=message):
         load_defect_dataset(DataArguments(data_dir=str(image_folder), on_bad_image="skip"))
 
@@ -213,3 +213,14 @@ def test_a_class_that_the_test_folder_lacks_gets_advice_that_helps(image_folder,
     shutil.rmtree(tmp_path / "split" / "test" / "scratch")
     with pytest.raises(InputError, match=r"split/test: there is no image in scratch; add images of it, or leave"):
         load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split")))
+
+
+def test_limit_of_pixels_is_a_setting(image_folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # 48 x 40 is more than twice of it, which Pillow refuses
+    args = DataArguments(data_dir=str(image_folder))
+    with pytest.raises(InputError, match=r"0\.0 megapixels, more than .*; if you trust .* --max_image_megapixels 1\)"):
+        read_defect_dataset(args)
+    splits = read_defect_dataset(replace(args, max_image_megapixels=1)).splits
+    assert all(row["image"].size == (48, 40) for row in splits["train"])
+    with pytest.raises(InputError, match="--max_image_megapixels 0: it must be at least 1"):
+        DataArguments(data_dir="images", max_image_megapixels=0)

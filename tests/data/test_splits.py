@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from kgl.data.schema import defect_dataset
-from kgl.data.splits import hold_out_validation
+from kgl.data.splits import group_folds, hold_out_validation
+from kgl.errors import InputError
 
 
 def rows(labels, groups):
@@ -39,3 +40,16 @@ def test_a_class_of_one_group_stays_in_training():
 def test_a_single_group_stays_whole():
     train, validation = hold_out_validation(rows(["good", "bad"], ["one", "one"]), 0.5, 0)
     assert len(train) == 2 and len(validation) == 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "advice"),
+    [
+        (["a", "a", "b", "b"], r"of bad \(2\); .* Add images, or give --num_folds 2\."),
+        (["a", "a", "a", "a"], r"of bad \(1\); .* Add images: two of each class are needed\."),
+    ],
+)
+def test_advice_about_too_few_images_can_be_followed(groups, advice):
+    images = rows(["good"] * 5 + ["bad"] * 4, [*"vwxyz", *groups])
+    with pytest.raises(InputError, match=advice):
+        group_folds(images, 3, 0, "--num_folds")

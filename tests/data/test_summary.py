@@ -6,7 +6,7 @@ import shutil
 from PIL import Image
 
 from kgl.data.arguments import DataArguments
-from kgl.data.summary import format_summary, summarize_dataset
+from kgl.data.summary import _format_splits, format_summary, summarize_dataset
 
 
 def test_summary_of_a_sound_dataset(image_folder):
@@ -62,6 +62,11 @@ def test_summary_as_text():
         "Modes: 17 L, 1 RGB",
         "No issues.",
     ]
+
+
+def test_one_is_singular():
+    split = {"images": 1, "classes": {"good": 1}, "groups": 1, "masks": 1}
+    assert _format_splits("As in the source", {"train": split})[1] == "  train: 1 image (1 good), 1 group, 1 mask"
 
 
 def test_issues_are_listed_by_kind_and_limited(image_folder):

@@ -104,6 +104,16 @@ def command(*arguments: object) -> None:
     main([str(one) for one in arguments])
 
 
+def test_limit_of_pixels_is_a_setting(tmp_path, saved, images, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # 48 x 40 is more than twice of it
+    arguments = ["line", "--model", saved, "--output", "out", "--max_image_megapixels"]
+    with pytest.raises(SystemExit, match="2"):
+        command(*arguments, "0")
+    assert "--max_image_megapixels 0: it must be at least 1" in capsys.readouterr().err
+    command(*arguments, "1")
+    assert len(rows_of(tmp_path / "out")) == 18
+
+
 def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypatch, capsys):
     whole = (images / "good" / "3.png").read_bytes()
     (images / "good" / "3.png").write_bytes(whole[: len(whole) // 2])
@@ -120,7 +130,7 @@ def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypa
     assert printed.out.startswith("13 images: ") and "6 unusable. Table: " in printed.out
     for name, why in (
         ("good/3.png", ""), ("good/4.png", "not an image"), ("good/5.png", "No such file"),
-        ("good/6.png", "16 bits per channel"), ("good/7.png", "decompression bomb"),
+        ("good/6.png", "16 bits per channel"), ("good/7.png", "megapixels, more than the limit"),
         ("scratch/notes.txt", "not an image"),
     ):  # fmt: skip
         assert f"{images / name}: " in printed.err and why in printed.err

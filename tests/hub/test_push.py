@@ -12,13 +12,16 @@ from hub_server import TOKEN, hub_server
 from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
 from tiny import make_images
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import kgl.cli.push
 import kgl.hub.push
 import kgl.train
 from kgl.cli.train import parse
 from kgl.errors import InputError
+from kgl.exporters.onnx import metadata
 from kgl.hub.push import files_to_push, push
+from kgl.modeling_kgl import KGLForImageClassification
 from kgl.training.arguments import LicenseArguments
 
 
@@ -92,6 +95,26 @@ def environment(hub, tmp_path):
 
 def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_class_called_like_a_path_keeps_its_name_in_a_whole_run(tmp_path):
+    images = make_images(tmp_path / "images")
+    rows = [f"{path.relative_to(images)},{'/ok' if path.parent.name == 'good' else '../bad'}"
+            for path in images.rglob("*.png")]  # fmt: skip
+    (images / "t.csv").write_text("\n".join(["image,label", *rows]))
+    table = ["--data_file", str(images / "t.csv"), "--defect_free_label", "/ok"]
+    report = kgl.train.run(parse([*FLAGS, *table, "--output_dir", str(tmp_path / "run")]))
+    assert report["settings"]["data"]["defect_free_label"] == "/ok"
+    assert report["settings"]["data"]["data_file"] == "t.csv"
+    pushed = files_to_push(tmp_path / "run")  # /ok is no path of this machine
+    assert json.loads(pushed["config.json"].read_text())["defect_free_label"] == "/ok"
+    assert "/ok" in pushed["report.html"].read_text()
+    assert "as `../bad` or `/ok`; `/ok` means no defect" in (tmp_path / "run" / "final" / "README.md").read_text()
+    table = (tmp_path / "run" / "predictions.csv").read_text()
+    assert "final_probability_/ok" in table and ",../bad," in table
+    model = KGLForImageClassification.from_pretrained(tmp_path / "run" / "final")
+    entries = metadata(model, ViTImageProcessorPil.from_pretrained(tmp_path / "run" / "final"))
+    assert (json.loads(entries["labels"]), entries["defect_free_label"]) == (["../bad", "/ok"], "/ok")
 
 
 def test_push_by_command_and_load_by_id_without_kgl(run, hub, tmp_path, auto_image_processor):

@@ -117,3 +117,10 @@ def test_space_settings_fit_the_folder():
     lines = (ROOT / "space" / "requirements.txt").read_text().splitlines()
     gradio = next(one for one in map(Requirement, lines) if one.name == "gradio")
     assert gradio.specifier.contains(settings["sdk_version"])
+
+
+def test_home_is_expanded_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = app.parse_arguments(["--model=~/final", "--labelled=~/table.csv", "--examples=~/examples"])
+    assert (args.model, args.labelled) == (str(tmp_path / "final"), tmp_path / "table.csv")
+    assert args.examples == tmp_path / "examples"

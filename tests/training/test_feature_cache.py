@@ -192,7 +192,9 @@ def test_too_small_disk_is_refused(tmp_path, monkeypatch):
 
 
 def test_stages_that_cannot_be_frozen_are_refused():
-    with pytest.raises(InputError, match=r"--freeze_stages 3: it must lie in 1\.\.2, below stage3"):
+    with pytest.raises(
+        InputError, match=r"--freeze_stages 3: it must lie in 0\.\.2: 0 freezes nothing, and stage3 must"
+    ):
         check_freezable(tiny_model(), 3)
     with pytest.raises(InputError, match="a swin backbone cannot be frozen in part, only resnet"):
         check_freezable(tiny_model("swin"), 1)

@@ -116,3 +116,8 @@ def test_paths_are_stripped_to_names(tmp_path):
     settings = {"data": {"data_dir": str(tmp_path / "parts"), "fold": 0}, "lists": ["~/x/y", "owner/name"]}
     assert strip_paths(settings) == {"data": {"data_dir": "parts", "fold": 0}, "lists": ["y", "owner/name"]}
     assert absolute_paths(settings) == [str(tmp_path / "parts")]
+
+
+def test_names_are_no_paths():
+    settings = {"data": {"defect_free_label": "/ok", "label_column": "~/x", "grade_names": ["/ok", "/bad"]}}
+    assert strip_paths(settings) == settings and absolute_paths(settings) == []

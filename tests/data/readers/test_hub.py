@@ -1,10 +1,13 @@
 """Reader of Hub datasets, on local folders."""
 
+import shutil
+
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from tiny import count_labels
 
 from kgl.data.arguments import DataArguments
-from kgl.data.loading import load_defect_dataset, read_defect_dataset
+from kgl.data.loading import load_defect_dataset, read_defect_dataset, read_images
 from kgl.errors import InputError
 
 
@@ -65,3 +68,62 @@ def test_splits_groups_and_file_names(hub_folder):
     args.hub_dataset = "nobody/nothing"
     with pytest.raises(InputError, match="--hub_dataset nobody/nothing: it cannot be loaded"):
         load_defect_dataset(args)
+
+
+@pytest.fixture
+def images_named_like_splits(image_folder):
+    """Images `test_*`, which `datasets` alone would read and no others."""
+    for path in list(image_folder.rglob("[0-3].png")):
+        path.rename(path.with_name(f"test_{path.name}"))
+    return image_folder
+
+
+def read_folder(folder, **others):
+    loaded = read_images(DataArguments(dataset="hub", hub_dataset=str(folder), **others))
+    return {name: count_labels(split) for name, split in loaded.splits.items()}, loaded.notes
+
+
+ALL = {"good": 12, "scratch": 6}
+
+
+def test_names_of_images_are_no_splits(images_named_like_splits):
+    splits, notes = read_folder(images_named_like_splits)
+    assert splits == {"train": ALL}
+    assert "words in file names say nothing" in notes[0]
+
+
+def test_whole_names_of_folders_are_splits(images_named_like_splits, tmp_path):
+    for split in ("train", "Test", "val"):
+        shutil.copytree(images_named_like_splits, tmp_path / "all" / "data" / split)
+    assert read_folder(tmp_path / "all")[0] == {"train": ALL, "test": ALL, "validation": ALL}
+
+
+@pytest.mark.parametrize("name", ["[2024] parts", "a?b", "testing"])
+def test_name_of_the_folder_says_nothing(images_named_like_splits, tmp_path, name):
+    images_named_like_splits.rename(tmp_path / name)
+    assert read_folder(tmp_path / name)[0] == {"train": ALL}
+
+
+def test_folder_without_doubt_is_read_as_datasets_does(image_folder, tmp_path):
+    assert read_folder(image_folder) == ({"train": ALL}, [])
+    for split in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    assert read_folder(tmp_path / "split") == ({"train": ALL, "test": ALL}, [])
+
+
+def test_no_table_of_a_folder_is_lost(hub_folder):
+    (hub_folder / "data" / "train-00000-of-00001.parquet").rename(hub_folder / "data" / "more.parquet")
+    (hub_folder / "data" / "validation-00000-of-00001.parquet").rename(hub_folder / "data" / "test_1.parquet")
+    splits, _ = read_folder(hub_folder, image_column="img", label_column="fault")
+    assert splits == {"train": {"good": 6, "scratch": 3}, "test": {"good": 6, "scratch": 3}}
+
+
+def test_splits_in_the_readme_are_kept_and_not_cached(images_named_like_splits, tmp_path):
+    (images_named_like_splits / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: '*/?.png'\n---\n"
+    )
+    splits, notes = read_folder(images_named_like_splits)
+    assert splits == {"train": {"good": 6, "scratch": 2}} and notes == []
+    shutil.copytree(images_named_like_splits, tmp_path / "other" / "images")
+    (tmp_path / "other" / "images" / "good" / "9.png").unlink()
+    assert read_folder(tmp_path / "other" / "images")[0] == {"train": {"good": 5, "scratch": 2}}

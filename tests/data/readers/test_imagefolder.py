@@ -61,7 +61,7 @@ def test_a_class_of_test_only_is_refused(image_folder, tmp_path):
     for split in ("train", "test"):
         shutil.copytree(image_folder, tmp_path / "split" / split)
     (tmp_path / "split" / "test" / "dent").mkdir()
-    with pytest.raises(InputError, match=r"split/test: dent is no class of .*split/train\."):
+    with pytest.raises(InputError, match=r"split/test: dent is no class of .*split/train; add images of it there, or"):
         read_image_folder(tmp_path / "split")
 
 
@@ -81,7 +81,7 @@ def test_a_class_of_validation_only_is_refused(image_folder, tmp_path, with_test
     for split in ("train", "val", "test")[: 2 + with_test]:
         shutil.copytree(image_folder, tmp_path / "split" / split)
     shutil.copytree(image_folder / "good", tmp_path / "split" / "val" / "dent")
-    with pytest.raises(InputError, match=r"split/val: dent is no class of .*split/train\."):
+    with pytest.raises(InputError, match=r"split/val: dent is no class of .*split/train; add images of it there, or"):
         read_image_folder(tmp_path / "split")
 
 
@@ -175,7 +175,7 @@ def test_masks_beside_class_folders_keep_the_split(mvtec):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("ground_truth/crack/none_mask.png", "1 masks have no image; one is .*none_mask.png"),
+        ("ground_truth/crack/none_mask.png", "1 mask without an image; one is .*none_mask.png"),
         ("ground_truth/crack/001.bmp", "are masks of the same image"),
         ("test/crack/001.bmp", "several images are named crack/001, so their mask is ambiguous"),
     ],
@@ -184,3 +184,21 @@ def test_masks_of_no_image_or_two_are_refused(mvtec, path, message):
     save_mask(mvtec / path)
     with pytest.raises(InputError, match=message):
         load(mvtec)
+
+
+def test_images_that_are_not_read_are_named(image_folder, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / split)
+    shutil.copytree(image_folder / "good", tmp_path / "split" / "extra_images" / "more")
+    (tmp_path / "split" / "notes").mkdir()
+    for name in ("overview.png", ".hidden.png", "license.txt", "test/a.png", "test/b.png"):
+        shutil.copy(image_folder / "good" / "0.png", tmp_path / "split" / name)
+    folder = tmp_path / "split"
+    assert read_images(DataArguments(data_dir=str(folder))).notes == [
+        f"{folder / 'extra_images'} is not read (12 images): beside train/, in no split.",
+        f"{folder}: images that are in no class folder are not read (1).",
+        f"{folder / 'test'}: images that are in no class folder are not read (2).",
+    ]
+    shutil.copy(image_folder / "good" / "0.png", image_folder / "loose.png")
+    notes = [f"{image_folder}: images that are in no class folder are not read (1)."]
+    assert read_images(DataArguments(data_dir=str(image_folder))).notes == notes

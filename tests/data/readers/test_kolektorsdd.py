@@ -42,7 +42,7 @@ def test_labels_masks_and_groups(folder):
 
 def test_missing_masks_and_other_folders_are_refused(folder):
     (folder / "kos03" / "Part1_label.bmp").unlink()
-    with pytest.raises(InputError, match=r"1 masks are missing; the first is .*kos03/Part1_label\.bmp"):
+    with pytest.raises(InputError, match=r"1 mask missing; the first is .*kos03/Part1_label\.bmp"):
         load(folder)
     with pytest.raises(InputError, match="it is not KolektorSDD"):
         load(folder / "kos03", dataset="kolektorsdd")
@@ -50,7 +50,7 @@ def test_missing_masks_and_other_folders_are_refused(folder):
 
 def test_an_unusable_mask_is_named(folder):
     (folder / "kos03" / "Part1_label.bmp").write_bytes(b"no mask")
-    with pytest.raises(InputError, match=r"1 unusable images: kos03/Part1\.jpg \(its mask: not an image\)"):
+    with pytest.raises(InputError, match=r"1 unusable image: kos03/Part1\.jpg \(its mask: not an image\)"):
         load(folder)
 
 

@@ -18,7 +18,7 @@ def test_the_published_split_is_kept(tmp_path):
     assert count_labels(splits["train"]) == {"good": 3, "defect": 3}
     assert count_labels(splits["test"]) == {"good": 2, "defect": 2}
     (tmp_path / "test" / "10001_GT.png").unlink()
-    with pytest.raises(InputError, match=r"1 masks are missing.*10001_GT\.png"):
+    with pytest.raises(InputError, match=r"1 mask missing.*10001_GT\.png"):
         load_defect_dataset(args)
     with pytest.raises(InputError, match="it is not KolektorSDD2"):
         load_defect_dataset(DataArguments("kolektorsdd2", str(tmp_path / "train")))

@@ -41,7 +41,7 @@ def test_unusable_masks_and_other_names_are_refused(folder):
     with pytest.raises(InputError, match=r"MT_Crack/Imgs/exp1_num_9000\.jpg \(its mask: not an image"):
         load(folder)
     mask.unlink()
-    with pytest.raises(InputError, match=r"1 masks are missing; the first is .*exp1_num_9000\.png"):
+    with pytest.raises(InputError, match=r"1 mask missing; the first is .*exp1_num_9000\.png"):
         load(folder)
     save_noise(folder / "MT_Crack" / "Imgs" / "tile.jpg", 0)
     with pytest.raises(InputError, match=r"not named expK_num_N\.jpg: .*tile\.jpg"):

@@ -122,7 +122,7 @@ def test_missing_labels_and_empty_tables_are_refused(image_folder):
         ([("good/0.png", "a"), ("good/0.png", "b")], {}, r"listed more than once: .*good/0\.png"),
         ([("good/0.png", "a"), ("good/1.png", "")], {}, r"no 'label' in row 2; every row needs a label"),
         ([("good/0.png", "a"), ("", "b")], {}, "row 2: None is not the path"),
-        ([("good/0.png", "a"), ("good/gone.png", "b")], {}, r"1 unusable images: good/gone\.png \(.*No such"),
+        ([("good/0.png", "a"), ("good/gone.png", "b")], {}, r"1 unusable image: good/gone\.png \(.*No such"),
         ([("good/0.png", "a")], {"image_column": "file"}, r"no column 'file' \(--image_column\); it has image, label"),
         ([("good/0.png", "a")], {"grade_thresholds": [1.0]}, "needs numbers, and 'label' holds 'a'; leave it out"),
         (

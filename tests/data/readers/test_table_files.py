@@ -61,6 +61,11 @@ def test_labels_and_groups_stay_as_they_are_written(image_folder, good, bad, suf
     assert set(loaded.splits["train"]["group"]) == {"00", "01", "02"}
 
 
+def test_label_of_two_lines_is_one_name(image_folder):
+    lines = [line.replace(",scratch", ',"deep\nscratch "') for line in LINES]
+    assert read(write(image_folder / "t.csv", lines)).class_names == ["deep scratch", "good"]
+
+
 def test_image_ids_are_paths(image_folder):
     for label, index in ROWS:
         (image_folder / label / f"{index}.png").rename(image_folder / f"{index + 20 * (label == 'good'):03d}")
@@ -156,3 +161,42 @@ def test_categories_of_pandas_are_labels(image_folder):
     frame = pd.DataFrame([line.split(",") for line in LINES[1:]], columns=["image", "label"])
     frame.astype({"label": "category"}).to_parquet(image_folder / "t.parquet")
     assert read(image_folder / "t.parquet").class_names == ["good", "scratch"]
+
+
+def test_lines_without_column_names(image_folder):
+    """As in the list of the solar-cell set ELPV."""
+    lines = [
+        f"{label}/{index}.png  {float(label != 'good')}   {'mono' if index % 2 else 'poly'}" for label, index in ROWS
+    ]
+    grades = {"grade_thresholds": [0.5], "grade_names": ["working", "broken"], "defect_free_label": "working"}
+    table = write(image_folder / "labels.csv", lines)
+    loaded = read(table, **grades, group_column="3")
+    assert count_labels(loaded.splits["train"]) == {"working": 12, "broken": 6}
+    assert "it has no line of column names; column 1 is the image and column 2 the label" in loaded.notes[0]
+    assert set(loaded.splits["train"]["group"]) == {"mono", "poly"}
+    assert read(table, label_column="3").class_names == ["mono", "poly"]
+    with pytest.raises(InputError, match=r"no column '4' \(--label_column\); it has 1, 2, 3, image, label"):
+        read(table, label_column="4")
+
+
+@pytest.mark.parametrize(
+    ("lines", "columns"),
+    [
+        ([f"{label}/{index}.png,{label}" for label, index in ROWS], {}),
+        ([f"{label}\t {label}/{index}.png " for label, index in ROWS], {"image_column": "2", "label_column": "1"}),
+        ([f'"{label}/{index}.png" "{label}"' for label, index in ROWS], {}),
+        (["image label", *(f"{label}/{index}.png \t {label}" for label, index in ROWS)], {}),
+        (["label, image", *(f'{label}, "{label}/{index}.png"' for label, index in ROWS)], {}),
+        (["", *LINES], {}),
+    ],
+)
+def test_separators_and_column_names_are_recognised(image_folder, lines, columns):
+    loaded = read(write(image_folder / "t.txt", lines), **columns)
+    assert count_labels(loaded.splits["train"]) == {"good": 12, "scratch": 6}
+
+
+def test_spaces_in_names_separate_nothing(image_folder):
+    (image_folder / "scratch").rename(image_folder / "deep scratch")
+    lines = [line.replace("scratch", "deep scratch") for line in LINES]
+    for given in (lines, lines[1:]):
+        assert read(write(image_folder / "t.csv", given)).class_names == ["deep scratch", "good"]
