@@ -53,7 +53,7 @@ def test_folder_of_other_files_is_refused(finished_run, tmp_path):
         (["--backbone", "/nowhere"], "Give either --backbone"),
         (["--kg_form", "convex", "--kg_lambda", "3"], r"--kg_lambda 3\.0: it must lie in 0\.\.1"),
         (["--warmup_steps", "-1"], "warmup_steps"),
-        (["--pooling", "most"], "argument --pooling: invalid choice: 'most'"),
+        (["--head", "most"], "argument --head: invalid choice: 'most'"),
         (["--kg_objective", "cosine", "--kg_ignore_band", "0.1"], "goes with --kg_objective otsu_bce: no other"),
         (["--kg_objective", "kl", "--kg_positive_weight", "2"], "goes with --kg_objective otsu_bce or soft_bce"),
         (["--miss_cost", "20", "--wanted_recall", "0.9"], "give one of them"),

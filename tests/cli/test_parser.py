@@ -98,7 +98,7 @@ def test_bad_recipe_is_one_sentence(content, message, tmp_path):
         (["a.yaml", "--config", "b.yaml"], "Give one recipe, not b.yaml and a.yaml"),
         (["one", "two"], "Give one folder or table of images, not one and two"),
         (["x", "--no_such_flag", "1"], "unknown setting --no_such_flag 1; see --help"),
-        (["x", "--pooling", "most"], "argument --pooling: invalid choice: 'most'"),
+        (["x", "--head", "most"], "argument --head: invalid choice: 'most'"),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, message):
