@@ -76,8 +76,8 @@ def test_output_folder_is_named_after_the_images(tmp_path, monkeypatch):
 def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
     recipe = write_recipe(tmp_path, data_dir=str(make_images(tmp_path / "images")), output_dir=str(tmp_path / "out"))
     for wrong, message in (
-        (["--pooling", "attention", "--kg_objective", "cosine"], "go with --pooling avg_max, not with attention"),
-        (["--pooling", "attention", "--prior_method", "cam"], "--prior_method cam: CAM needs a layer"),
+        (["--head", "stages", "--kg_objective", "cosine"], "go with --head avg_max, not with stages"),
+        (["--prior_source", "good_parts"], "--prior_source good_parts goes with --backbone"),
         (["--prior_method", "gradcam", "--prior_layers", "nowhere"], "the model has no layer nowhere"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
