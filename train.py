@@ -18,7 +18,9 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from datasets import Dataset
 from filelock import FileLock
+from transformers import BaseImageProcessor
 
 from kgl.data.loading import LoadedDataset, read_defect_dataset
 from kgl.data.progress import disable_progress_bars
@@ -44,6 +46,7 @@ from kgl.training.model_init import (
     make_image_processor,
     resolve_freeze_stages,
     resolve_out_features,
+    with_cells,
 )
 from kgl.training.run_dir import CACHE_FOLDER, RunState, claim, strip_paths
 from kgl.training.settings import (
@@ -163,40 +166,43 @@ def prepare(settings: Settings) -> Job:
         return build_model(model_args, data.class_names, data.defect_free_label)
 
     def new_cell_model() -> KGLForImageClassification:
-        cells = replace(model_args, head="stages", out_features=None)
-        cells = replace(cells, out_features=resolve_out_features(cells))
-        return build_model(cells, data.class_names, data.defect_free_label)
+        return build_model(with_cells(model_args), data.class_names, data.defect_free_label)
 
     source = resolve_source(
         settings.prior.prior_source, train, data.defect_free_label, settings.model.backbone is not None
     )
     settings = settings._replace(prior=replace(settings.prior, prior_source=source))
     model = new_model()
-    model_args = replace(model_args, freeze_stages=resolve_freeze_stages(model, model_args))
-    check_model(model, model_args.size, model_args.freeze_stages, settings.prior)
-    counts = [len(train), *(len(rest) for rest, _ in folds)]
-    check_trainable(training, model, model_args.size, counts)
+    freeze_stages = resolve_freeze_stages(model, model_args) if model_args.fine_tune else 0
+    check_model(model, model_args.size, freeze_stages, settings.prior)
+    if model_args.fine_tune:
+        model_args = replace(model_args, freeze_stages=freeze_stages)
+        check_trainable(training, model, model_args.size, [len(train), *(len(rest) for rest, _ in folds)])
     settings = settings._replace(data=data_args, model=model_args)
 
     def calibrate_model(model: KGLForImageClassification) -> dict[str, Any] | None:
-        validation, operating = data.splits.get("validation"), settings.operating
-        if not validation:
-            return None
-        predictions = predict(model, validation, image_processor, training.per_device_eval_batch_size)
-        labels = np.asarray(validation["label"])
-        calibration = calibrate(
-            predictions.probabilities,
-            labels,
-            model.config.defect_free_id,
-            operating.wanted_recall,
-            operating.miss_cost,
-        )
-        model.config.temperature = calibration["temperature"]
-        model.config.operating_point = calibration["operating_point"]
-        return calibration
+        validation = data.splits.get("validation")
+        return calibrate_on(validation, model, image_processor, settings) if validation else None
 
     recipe = Recipe(new_model, image_processor, training, calibrate_model)
     return Job(settings, data, recipe, folds, run_settings(settings, data.splits), new_cell_model)
+
+
+def calibrate_on(
+    validation: Dataset, model: KGLForImageClassification, image_processor: BaseImageProcessor, settings: Settings
+) -> dict[str, Any]:
+    """Set temperature and operating point of a trained model by validation images, and return what is recorded."""
+    predictions = predict(model, validation, image_processor, settings.training.per_device_eval_batch_size)
+    calibration = calibrate(
+        predictions.probabilities,
+        np.asarray(validation["label"]),
+        model.config.defect_free_id,
+        settings.operating.wanted_recall,
+        settings.operating.miss_cost,
+    )
+    model.config.temperature = calibration["temperature"]
+    model.config.operating_point = calibration["operating_point"]
+    return calibration
 
 
 def open_run(job: Job) -> tuple[RunState, FileLock | None]:

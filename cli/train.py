@@ -28,7 +28,7 @@ HELP = CommandHelp(
     description="Train a defect classifier in two phases and write it with a report into a run folder. Flags win over "
     "the recipe. The same command resumes a stopped run.\n--help-all shows all settings, those of "
     "transformers.TrainingArguments among them.",
-    example="kgl train images --max_steps 300 --output_dir runs/images",
+    example="kgl train images --image_height 256 --image_width 256 --output_dir runs/images",
     positional=("IMAGES", "a folder with one folder per class or a published layout, or a table of images and labels"),
     groups=(
         HelpGroup(

@@ -14,17 +14,8 @@ WEIGHTINGS = ("keep_all", "drop_wrong", "confidence")
 
 @dataclass
 class PriorArguments:
-    """Source, method and weights of the priors."""
+    """Method and weights of the priors from the primary's saliency."""
 
-    prior_source: str = field(
-        default="auto",
-        metadata={
-            "help": "Where priors come from: what good images look like (good_parts), the primary's own saliency "
-            "(saliency, the paper), or where both agree (both). auto: good_parts with a pretrained backbone and at "
-            "least two independent defect-free images, else saliency.",
-            "choices": list(SOURCES),
-        },
-    )
     prior_method: str = field(
         default="gradcam++", metadata={"help": "Saliency method of the priors.", "choices": list(METHODS)}
     )
@@ -42,13 +33,22 @@ class PriorArguments:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self, {"prior_source": SOURCES, "prior_method": METHODS, "prior_weighting": WEIGHTINGS})
+        check_choices(self, {"prior_method": METHODS, "prior_weighting": WEIGHTINGS})
 
 
 @dataclass
 class TrainPriorArguments(PriorArguments):
-    """Method and weights of the priors, and cross-fitting."""
+    """Source, method and weights of the priors, and cross-fitting."""
 
+    prior_source: str = field(
+        default="auto",
+        metadata={
+            "help": "Where priors come from: what good images look like (good_parts), the primary's own saliency "
+            "(saliency, the paper), or where both agree (both). auto: good_parts with a pretrained backbone and at "
+            "least two independent defect-free images, else saliency.",
+            "choices": list(SOURCES),
+        },
+    )
     prior_folds: int | None = field(
         default=None,
         metadata={
@@ -59,6 +59,7 @@ class TrainPriorArguments(PriorArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choices(self, {"prior_source": SOURCES})
         if self.prior_folds is not None and self.prior_folds < 2:
             raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting needs at least 2.")
 

@@ -13,7 +13,7 @@ from ..data.splits import count_groups_per_class
 from ..data.storage import run_on_main_process, save_dataset
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
-from .arguments import PriorArguments
+from .arguments import TrainPriorArguments
 from .good_parts import write_good_parts_priors
 from .prior_columns import PRIOR_COLUMNS, prior_features
 from .saliency_priors import write_saliency_priors
@@ -53,7 +53,7 @@ def write_priors(
     image_processor: BaseImageProcessor,
     folder: Path,
     batch_size: int,
-    args: PriorArguments,
+    args: TrainPriorArguments,
     grid: tuple[int, int],
 ) -> Dataset:
     """

@@ -47,13 +47,13 @@ def test_backbones_take_any_size_with_one_or_two_stages(backbone, size):
     one = tiny_model(backbone)
     output = one(pixel_values, output_hidden_states=True)
     assert output.logits.shape == (2, 3)
-    assert output.saliency.shape == (2, 1, *output.feature_map.shape[-2:])
+    assert output.saliency.shape == (2, 1, *output.feature_maps[0].shape[-2:]) and len(output.feature_maps) == 1
     assert len(output.hidden_states) > 1
 
     config = KGLConfig(backbone_config=two_stages(backbone), fusion_size=5, num_labels=3)
     two = KGLForImageClassification(config).eval()
     finest = two.backbone(pixel_values).feature_maps[0].shape[-2:]
-    assert two(pixel_values).feature_map.shape == (2, 5, *finest)
+    assert [one.shape for one in two(pixel_values).feature_maps] == [(2, 5, *finest)]
 
 
 @pytest.mark.parametrize("backbone", TINY_BACKBONES)
@@ -71,14 +71,6 @@ def test_grey_images_are_repeated_over_channels():
     assert torch.equal(model(grey).logits, model(grey.repeat(1, 3, 1, 1)).logits)
 
 
-def test_detach_saliency_works_in_training_only():
-    for detach, training, reaches in ((True, True, False), (True, False, True), (False, True, True)):
-        model = tiny_model(detach_saliency=detach).train(training)
-        model(torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1])).loss.backward()
-        gradient = model.saliency_head.weight.grad
-        assert (gradient is not None and bool(gradient.abs().sum() > 0)) == reaches
-
-
 def test_return_dict_false_returns_tuple():
     loss, logits, *_ = tiny_model()(torch.randn(1, 3, 32, 32), labels=torch.tensor([0]), return_dict=False)
     assert loss.shape == () and logits.shape == (1, 3)
@@ -90,6 +82,10 @@ def test_return_dict_false_returns_tuple():
         ({"problem_type": "regression"}, "problem_type='regression' is not supported: .*one label per image"),
         ({"defect_free_label": "fine"}, "'fine' is not one of the labels"),
         ({"fusion_size": 0}, "at least 1"),
+        ({"head": "mean"}, "head='mean': choose avg_max or stages"),
+        ({"cell_size": 0}, "cell_size=0: it must be at least 1"),
+        ({"saliency_stages": 0}, "saliency_stages=0: it must be at least 1"),
+        ({"top_cells": 0.0}, r"top_cells=0.0: it must lie above 0"),
         ({"backbone_config": {"model_type": "nonesuch"}}, "model_type"),
     ],
 )
@@ -169,7 +165,7 @@ def test_from_backbone_keeps_weights_and_drops_unused_stages(pretrained_resnet):
     model = KGLForImageClassification.from_backbone(folder, out_features=["stage2"], num_labels=2).eval()
     pixel_values = torch.randn(1, 3, 64, 64)
     hidden_states = resnet(pixel_values, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(model(pixel_values).feature_map, hidden_states[2])
+    torch.testing.assert_close(model(pixel_values).feature_maps, (hidden_states[2],))
     assert len(model.backbone.encoder.stages) == 2
     assert model.config.num_labels == 2 and model.config.backbone_config.num_labels == 2
     with pytest.raises(ValueError, match=r"this backbone has no stage \['stage9'\]; it has \['stem', 'stage1'"):
@@ -183,7 +179,7 @@ def test_from_backbone_with_fewer_stages_keeps_features(backbone, tmp_path):
     model = KGLForImageClassification.from_backbone(str(tmp_path), out_features=["stage2"]).eval()
     pixel_values = torch.randn(1, 3, 32, 64)
     hidden_states = full(pixel_values, output_hidden_states=True).hidden_states
-    assert model(pixel_values).feature_map.isfinite().all()
+    assert model(pixel_values).feature_maps[0].isfinite().all()
     kept = model.backbone(pixel_values, output_hidden_states=True).hidden_states
     torch.testing.assert_close(kept[1], hidden_states[1])
     torch.testing.assert_close(kept[2], hidden_states[2])
@@ -257,27 +253,3 @@ def test_timm_backbone(tmp_path):
     model.save_pretrained(tmp_path)
     again = KGLForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(again(pixel_values).logits, model(pixel_values).logits)
-
-
-@pytest.mark.parametrize("pooling", ["attention", "topk", "saliency"])
-def test_poolings_that_use_saliency(pooling, tmp_path):
-    """By their definitions, cell by cell; H gets a classification gradient, and the pooling survives saving."""
-    model = tiny_model(pooling=pooling)
-    features = torch.randn(2, 16, 5, 5, requires_grad=True)
-    logits, saliency = model.classify(features)
-    cells = saliency.view(2, 25)
-    chosen = torch.zeros(2, 25).scatter(1, cells.topk(2).indices, 0.5) if pooling == "topk" else cells.softmax(dim=1)
-    by_saliency = torch.einsum("bcn,bn->bc", features.flatten(2), chosen)
-    both = torch.cat([features.flatten(2), saliency.flatten(2)], dim=1)
-    if pooling == "saliency":
-        pooled = torch.cat([by_saliency, cells.mean(1, keepdim=True), cells.amax(1, keepdim=True)], dim=1)
-    else:
-        pooled = torch.cat([both.mean(dim=2), both.amax(dim=2), by_saliency], dim=1)
-    torch.testing.assert_close(logits, model.classifier(pooled))
-    logits.sum().backward()
-    assert model.saliency_head.weight.grad.abs().sum() > 0
-    model.save_pretrained(tmp_path)
-    loaded = KGLForImageClassification.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded.classify(features)[0], logits)
-    with pytest.raises(Exception, match="choose avg_max, attention, topk or saliency"):
-        tiny_model(pooling="mean")

@@ -198,17 +198,18 @@ def test_synthetic_surfaces_have_map_metrics(tmp_path, few_draws):
     assert maps | {"defect_ap", "defect_auroc"} <= set(metrics)
 
 
-def test_magnetic_tiles_with_default_settings(tmp_path, few_draws):
-    """The folder and the backbone are all that is given; the steps are cut short for the test."""
+def test_magnetic_tiles_fine_tuned(tmp_path, few_draws):
+    """The folder and the backbone are all that is given beside fine-tuning; the steps are cut short for the test."""
     run(
         parse([
             str(shared("data", "magnetic-tile")), "--backbone", str(shared("models", "resnet-18")),
-            "--out_features", "stage3", "--image_height", "48", "--image_width", "48", "--max_steps", "2",
+            "--fine_tune", "true", "--head", "avg_max", "--image_height", "48", "--image_width", "48",
+            "--max_steps", "2", "--prior_source", "saliency",
             "--train_per_class", "4", "--train_defect_free", "8", "--output_dir", str(tmp_path / "out"),
             "--use_cpu", "true",
         ])
     )  # fmt: skip
     assert (tmp_path / "out" / "grid_test.png").exists()
     stored = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert stored["model"]["freeze_stages"] == 2  # by default
+    assert stored["model"]["freeze_stages"] == 2 and stored["model"]["out_features"] == ["stage3"]  # by default
     assert json.loads((tmp_path / "out" / "final" / "config.json").read_text())["defect_free_label"] == "Free"

@@ -120,7 +120,13 @@ def write_frozen_features(
     )
     table = sharded_map(
         without_decoding(rows), compute, identify, folder, features=features, batch_size=batch_size, title=_TITLE
-    ).with_format("numpy", columns=["pooled", "flipped"], output_all_columns=True)
+    )
+    return _read(table, kept)
+
+
+def _read(table: Dataset, kept: np.ndarray) -> FrozenFeatures:
+    """Return the features of a table, `kept (N,)` bool being the images with cells."""
+    table = table.with_format("numpy", columns=["pooled", "flipped"], output_all_columns=True)
     shape = tuple(table[0]["grid"])
     of_images = table.select(np.flatnonzero(kept)).with_format("arrow")["cells"]
     cells = np.stack([np.frombuffer(one.as_py(), dtype=np.float16).reshape(shape) for one in of_images])

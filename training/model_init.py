@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -118,6 +119,12 @@ def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
     return ["stage3"] if config.get("model_type") == "resnet" else None
 
 
+def with_cells(model_args: ModelArguments) -> ModelArguments:
+    """Return the settings of a model on the same backbone whose cells good parts can be learned from."""
+    cells = replace(model_args, head="stages", out_features=None)
+    return replace(cells, out_features=resolve_out_features(cells))
+
+
 def resolve_freeze_stages(model: KGLForImageClassification, model_args: ModelArguments) -> int:
     """Return how many stages to freeze: as given, else 2 where the backbone is pretrained and allows it, else 0."""
     if model_args.freeze_stages is not None:
@@ -192,4 +199,5 @@ __all__ = [
     "make_image_processor",
     "resolve_freeze_stages",
     "resolve_out_features",
+    "with_cells",
 ]

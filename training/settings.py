@@ -21,7 +21,14 @@ from ..data.schema import dataset_fingerprint
 from ..errors import InputError
 from ..knowledge.arguments import TrainPriorArguments
 from ..modeling_kgl import KGLForImageClassification
-from .arguments import GuidanceArguments, LicenseArguments, ModelArguments, OperatingArguments, check_repo_id
+from .arguments import (
+    DEFAULT_STEPS,
+    GuidanceArguments,
+    LicenseArguments,
+    ModelArguments,
+    OperatingArguments,
+    check_repo_id,
+)
 from .training_args import KGLTrainingArguments
 
 
@@ -41,6 +48,15 @@ UNDECIDING = (
     "data_dir", "data_file", "hub_dataset", "hub_config", "image_column", "label_column", "mask_column",
     "group_column", "split_column", "decode_once", "on_bad_image", "max_image_megapixels",
 )  # fmt: skip
+
+# Settings that the fit of heads to frozen features reads; all others of training go with --fine_tune true.
+_OF_FROZEN_FEATURES = ("accelerator_config", "full_determinism", "seed", "tf32", "use_cpu")
+_OF_STEPS = (
+    *(name for name in _DECIDING if name not in _OF_FROZEN_FEATURES), "keep_checkpoints", "logging_steps",
+    "logging_strategy", "save_steps", "save_strategy", "save_total_limit",
+)  # fmt: skip
+_OF_TRAINED_STAGES = ("augment", "freeze_stages", "frozen_views", "fusion_size")
+_OF_GUIDANCE = ("prior_folds", "prior_weighting")
 
 _NO_EVALUATION = "validation images are used once, at the end, to calibrate"
 _NO_EFFECT = "it has no effect on this job"
@@ -96,6 +112,8 @@ def check_settings(settings: Settings) -> None:
     for name, reason in UNSUPPORTED.items():
         if name in defaults and vars(training_args)[name] != _default_of(defaults[name]):
             raise InputError(f"--{name}: {reason}.")
+    if not settings.model.fine_tune:
+        _check_frozen(settings)
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "num_train_epochs"):
         if vars(training_args)[name] <= 0:
             raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
@@ -115,6 +133,24 @@ def check_settings(settings: Settings) -> None:
             reporter()
     except RuntimeError as error:
         raise InputError(f"--report_to {' '.join(training_args.report_to)}: {error}") from error
+
+
+def _check_frozen(settings: Settings) -> None:
+    """Refuse settings without an effect on heads that are fitted to frozen features."""
+    training = settings.training
+    # What KGLTrainingArguments fills in where it is not given.
+    filled = {"gradient_checkpointing": False, "max_steps": DEFAULT_STEPS, "num_train_epochs": 1.0}
+    if training.max_steps == -1:  # --num_train_epochs was given
+        filled |= {"max_steps": -1, "num_train_epochs": None}
+    groups = ((training, _OF_STEPS), (settings.model, _OF_TRAINED_STAGES), (settings.prior, _OF_GUIDANCE))
+    for arguments, names in groups:
+        defaults = {one.name: _default_of(one) for one in fields(arguments)} | filled
+        for name in names:
+            if vars(arguments)[name] != defaults[name]:
+                raise InputError(
+                    f"--{name} goes with --fine_tune true: by default the heads are fitted to frozen features, "
+                    "without steps."
+                )
 
 
 def _check_numbers(training_args: KGLTrainingArguments) -> None:

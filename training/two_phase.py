@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, 
 from ..data.image_cache import cache_resized_images
 from ..data.storage import save_dataset
 from ..errors import InputError
-from ..knowledge.arguments import PriorArguments
+from ..knowledge.arguments import TrainPriorArguments
 from ..knowledge.prior_columns import with_priors
 from ..knowledge.priors import write_priors
 from ..modeling_kgl import KGLForImageClassification
@@ -300,7 +300,7 @@ def make_priors(
     primaries: Primaries,
     recipe: Recipe,
     state: RunState,
-    prior_args: PriorArguments,
+    prior_args: TrainPriorArguments,
     cell_model: KGLForImageClassification | None = None,
 ) -> Priors:
     """

@@ -2,7 +2,7 @@
 Run the evidence bench: arms x tasks x label budgets x seeds, one JSON line per run.
 
     python benchmarks/evidence/run.py --tasks magnetic_tile_long neu_det_long --budgets 8 16 --bf16
-    python benchmarks/evidence/run.py --tasks magnetic_tile --arms plain "guided, attention" --search --bf16
+    python benchmarks/evidence/run.py --tasks magnetic_tile --arms plain "guided, convex" --search --bf16
 
 Runs that the results file already holds are skipped (`benchmarks/results/evidence.jsonl`, with `--search`
 `search.jsonl`); `--part 0/2` takes every other group of runs, for a second process. A budget of B is B images of each

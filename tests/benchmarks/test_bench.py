@@ -15,7 +15,7 @@ from kgl.benchmarks.evidence.task_data import new_model
 
 
 STEPS = {"plain": 4, "plain, twice as long": 8, "blank mask": 4, "self-distillation": 8, "guided": 8,
-         "guided, true masks": 4, "guided, two rounds": 12, "guided, averaged primary": 8, "guided, attention": 8,
+         "guided, true masks": 4, "guided, two rounds": 12, "guided, averaged primary": 8,
          "guided, drop wrong": 12, "guided, short primary": 6, "plain, early-stopped": 4}  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_runs_are_paired_by_seed(tmp_path):
 
 
 def test_stored_runs_are_readable():
-    """Arms of a deleted schedule, `early`, stay in the search as they were."""
+    """Arms of deleted settings, the schedule `early` and other poolings, stay in the search as they were."""
     counts = {name: read_runs(RESULTS / f"{name}.jsonl") for name in ("evidence", "search", "search_layercam")}
     assert {name: len(runs) for name, runs in counts.items()} == {
         "evidence": 649,
@@ -71,7 +71,9 @@ def test_stored_runs_are_readable():
     assert set(counts["evidence"]["arm"]) <= set(ARMS)
     assert {arm for arm in counts["search"]["arm"] if arm not in ARMS} == {
         "guided, early", "guided, early and short primary", "guided, early layercam cosine", "guided, early topk",
-        "guided, early true masks",
+        "guided, early true masks", "guided, detached", "guided, attention", "guided, topk", "guided, H alone",
+        "plain, attention", "plain, topk", "guided, additive attention", "blank, additive attention",
+        "true masks, additive attention",
     }  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def test_bad_recipe_is_one_sentence(content, message, tmp_path):
         (["x", "--balanced_sampling=2"], "^--balanced_sampling 2: give true or false"),
         ([], r"^IMAGES must be given, as in `kgl train images .*`; see --help\.$"),
         (["--seed", "1"], "^IMAGES must be given"),
-        (["x", "--pooling", "most"], "argument --pooling: invalid choice: 'most'"),
+        (["x", "--head", "most"], "argument --head: invalid choice: 'most'"),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, message):

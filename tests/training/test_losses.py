@@ -233,8 +233,8 @@ def test_map_objectives_are_differentiable(objective):
     prior, weight = torch.rand(2, 1, 2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
 
     def loss(feature_map):
-        _, saliency = model.classify(feature_map)
-        class_map = layer_cam(model, feature_map, saliency, torch.tensor([1, 2]))
+        _, saliency = model.classify((feature_map,))
+        class_map = layer_cam(model, (feature_map,), saliency, torch.tensor([1, 2]))
         return consistency_loss(objective, class_map, prior, weight)
 
     assert loss(features) > 0.01

@@ -2,17 +2,26 @@
 
 import pytest
 from tiny import TINY_BACKBONES, tiny_model
+from transformers import ResNetConfig
 
 from kgl.errors import InputError
 from kgl.training.arguments import ModelArguments
 from kgl.training.model_init import resolve_freeze_stages, resolve_out_features
 
 
-def test_resnet_is_used_up_to_stage_3_by_default(tmp_path):
+def test_stages_of_each_head_by_default(tmp_path):
+    """Fine-tuned with the paper's head, a ResNet is used up to stage 3; the head of stages pools the last three."""
     for name in ("resnet", "convnextv2"):
         TINY_BACKBONES[name].save_pretrained(tmp_path / name)
-    assert resolve_out_features(ModelArguments(backbone=str(tmp_path / "resnet"))) == ["stage3"]
-    assert resolve_out_features(ModelArguments(backbone=str(tmp_path / "convnextv2"))) is None
+    ResNetConfig(depths=[1] * 4, hidden_sizes=[8, 12, 16, 20]).save_pretrained(tmp_path / "four_stages")
+
+    def resolved(name, **settings):
+        return resolve_out_features(ModelArguments(backbone=str(tmp_path / name), **settings))
+
+    paper = {"head": "avg_max", "fine_tune": True}
+    assert resolved("resnet", **paper) == resolved("four_stages", **paper) == ["stage3"]
+    assert resolved("convnextv2", **paper) is None
+    assert resolved("four_stages") == ["stage2", "stage3", "stage4"] and resolved("resnet") is None
     given = ModelArguments(backbone=str(tmp_path / "resnet"), out_features=["stage2"])
     assert resolve_out_features(given) == ["stage2"]
     assert resolve_out_features(ModelArguments(backbone_config={"model_type": "resnet"})) is None

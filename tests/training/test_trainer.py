@@ -86,7 +86,7 @@ def test_objectives_are_summed(tmp_path):
     outputs = trainer.model(batch["pixel_values"], labels=batch["labels"])
     prior, weight = batch["saliency_prior"], batch["prior_weight"]
     loss_kg = saliency_loss(outputs.saliency, prior, torch.ones(4, 1, 2, 2), weight, CellBalance(1.0, 3.0))
-    class_map = layer_cam(trainer.model, outputs.feature_map, outputs.saliency, batch["labels"])
+    class_map = layer_cam(trainer.model, outputs.feature_maps, outputs.saliency, batch["labels"])
     loss_kg = loss_kg + sum(consistency_loss(name, class_map, prior, weight) for name in ("cosine", "kl"))
     trainer.current_gradient_accumulation_steps = 1
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), 2 * loss_kg + outputs.loss)
