@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
+from kgl.data.storage import full_disk_as_input_error
 from kgl.knowledge.arguments import PriorArguments, PriorPassArguments
 from kgl.knowledge.saliency_priors import write_saliency_priors
 from kgl.training.model_init import load_classifier
@@ -33,9 +34,10 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
     folder = Path(pass_args.output_dir) / "priors"
     model, image_processor = load_classifier(pass_args.model)
     train = load_defect_dataset(data_args)["train"]
-    priors = write_saliency_priors(
-        train, model.to(state.device), image_processor, folder, pass_args.batch_size, prior_args
-    )
+    with full_disk_as_input_error(folder.parent):
+        priors = write_saliency_priors(
+            train, model.to(state.device), image_processor, folder, pass_args.batch_size, prior_args
+        )
     state.destroy_process_group()
     if state.is_main_process:
         print(f"Priors of {len(priors)} images in {folder}")

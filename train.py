@@ -23,7 +23,7 @@ from filelock import FileLock
 from kgl.data.loading import LoadedDataset, read_defect_dataset
 from kgl.data.progress import disable_progress_bars
 from kgl.data.splits import group_folds
-from kgl.data.storage import run_on_main_process, write_json
+from kgl.data.storage import full_disk_as_input_error, run_on_main_process, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.evaluation.calibration import calibrate
 from kgl.evaluation.predictions import predict
@@ -112,6 +112,12 @@ def run(settings: Settings) -> dict[str, Any]:
     state, held = open_run(job)
     if is_finished(job, state):
         return reopen(job, held)
+    with full_disk_as_input_error(job.output_dir):
+        return run_steps(job, state, held)
+
+
+def run_steps(job: Job, state: RunState, held: FileLock | None) -> dict[str, Any]:
+    """Run the steps of a job that are not finished, and return the content of `metrics.json`."""
     if job.is_main_process:
         print_loaded_dataset(job.data)
     inputs = cache(job, state)

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_kgl import KGLConfig
-from ..data.storage import write_json, write_text
+from ..data.storage import full_disk_as_input_error, write_json, write_text
 from ..errors import InputError
 from ..training.arguments import LicenseArguments
 from ..training.run_dir import absolute_paths
@@ -137,8 +137,9 @@ def push(
             revision=revision,
             parent_commit=remote.sha,
         )
-    write_text(run / "final" / _CARD, card)
-    write_json(run / "metrics.json", report)
+    with full_disk_as_input_error(run):
+        write_text(run / "final" / _CARD, card)
+        write_json(run / "metrics.json", report)
     return commit.commit_url
 
 
