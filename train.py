@@ -29,7 +29,7 @@ from kgl.evaluation.calibration import calibrate
 from kgl.evaluation.predictions import predict
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.hub.model_card import write_card
-from kgl.hub.push import push
+from kgl.hub.push import check_login, push
 from kgl.knowledge.saliency_priors import with_priors
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.training.arguments import teaches_saliency
@@ -44,13 +44,13 @@ from kgl.training.model_init import (
 from kgl.training.run_dir import CACHE_FOLDER, RunState, claim, strip_paths
 from kgl.training.settings import (
     UNDECIDING,
-    Settings,
     check_settings,
     check_trainable,
     default_output_dir,
     repository_name,
     run_settings,
 )
+from kgl.training.training_args import Settings
 from kgl.training.two_phase import (
     Folds,
     Inputs,
@@ -149,6 +149,8 @@ def prepare(settings: Settings) -> Job:
         training.output_dir = default_output_dir(settings.data)
     settings = settings._replace(training=training)
     check_settings(settings)
+    if training.push_to_hub:
+        run_on_main_process(lambda: check_login(training.hub_token))
     if training.disable_tqdm:
         disable_progress_bars()
     data = read_defect_dataset(settings.data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..training.arguments import check_path_or_repo
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 
@@ -53,6 +54,10 @@ def main(argv: Sequence[str]) -> None:
 
     def job() -> None:
         (args,) = parse(argv)
+        for path in args.paths:
+            if not Path(path).exists():
+                raise InputError(f"{path}: there is no such file or folder.")
+        check_path_or_repo("--model", args.model)
         from ..evaluation.predict_folder import predict_folder
 
         output = Path(args.output)

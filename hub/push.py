@@ -36,6 +36,8 @@ _RUN_FILES = ("metrics.json", "report.html", "grid_*.png")
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "configuration_kgl.py", "modeling_kgl.py")
 _CARD = constants.REPOCARD_NAME
 _EMBEDDED_IMAGE = re.compile(r"base64,[A-Za-z0-9+/=]+")
+# Raised by huggingface_hub for the Hub, the network, the login, and files that cannot be read.
+_HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
 _TIMEOUT = 120.0  # seconds of silence on a connection; huggingface_hub's own default is to wait for ever
 
 
@@ -143,6 +145,25 @@ def push(
     return commit.commit_url
 
 
+def check_login(token: str | None = None) -> None:
+    """
+    Check that the Hub accepts the login, before a training that is to be pushed at its end.
+
+    Args:
+        token: by default that of `hf auth login` or `HF_TOKEN`.
+
+    Raises:
+        InputError: it does not, or it cannot be reached.
+    """
+    try:
+        with http_timeout():
+            HfApi(token=token).whoami()
+    except _HUB_ERRORS as error:
+        raise InputError(
+            f"--push_to_hub true: {_describe_error(error)} Or leave it out: kgl push pushes the finished run."
+        ) from error
+
+
 def _merged_card(run: Path, report: dict, repo_id: str, remote_text: str | None) -> str:
     """Return the card to push: the run's facts, and what the user wrote locally or on the Hub."""
     path = run / "final" / _CARD
@@ -176,19 +197,12 @@ def http_timeout() -> Iterator[None]:
 
 @contextmanager
 def translate_hub_errors(run: Path, repo: str) -> Iterator[None]:
-    """Turn errors of the Hub, the network and the login into an [`InputError`] of one sentence."""
+    """Turn errors of the Hub, the network, the login and files into an [`InputError`] of one sentence."""
     try:
         yield
     except InputError:
         raise
-    except (
-        HTTPError,
-        LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        RuntimeError,
-        ValueError,
-    ) as error:
+    except _HUB_ERRORS as error:
         again = f"The run in {run} is complete; push it later with: kgl push {run} {repo}"
         raise InputError(f"{repo} was not pushed: {_describe_error(error)} {again}") from error
 
@@ -226,4 +240,4 @@ def _describe_error(error: Exception) -> str:
     return words
 
 
-__all__ = ["files_to_push", "http_timeout", "push", "translate_hub_errors"]
+__all__ = ["check_login", "files_to_push", "http_timeout", "push", "translate_hub_errors"]

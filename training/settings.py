@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import DatasetDict
@@ -19,10 +19,9 @@ from transformers.integrations import get_reporting_integration_callbacks
 from ..data.arguments import DataArguments
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
-from ..knowledge.arguments import TrainPriorArguments
 from ..modeling_kgl import KGLForImageClassification
-from .arguments import GuidanceArguments, LicenseArguments, ModelArguments, OperatingArguments, check_repo_id
-from .training_args import KGLTrainingArguments
+from .arguments import GuidanceArguments, check_repo_id
+from .training_args import KGLTrainingArguments, Settings
 
 
 # Settings of TrainingArguments that change what a run computes. All of ours do, but for the ones about its folder.
@@ -64,17 +63,6 @@ UNSUPPORTED = {
     "hub_strategy": "checkpoints are not pushed; the finished run is, once",
     "remove_unused_columns": "the collator needs the columns that the model does not name",
 }  # fmt: skip
-
-
-class Settings(NamedTuple):
-    """All settings of a job."""
-
-    model: ModelArguments
-    data: DataArguments
-    prior: TrainPriorArguments
-    operating: OperatingArguments
-    licenses: LicenseArguments
-    training: KGLTrainingArguments
 
 
 def default_output_dir(data: DataArguments) -> str:
@@ -220,7 +208,6 @@ def run_settings(settings: Settings, splits: DatasetDict) -> dict[str, dict[str,
 __all__ = [
     "UNDECIDING",
     "UNSUPPORTED",
-    "Settings",
     "check_settings",
     "check_trainable",
     "default_output_dir",
