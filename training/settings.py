@@ -16,7 +16,7 @@ from torch.optim import SGD
 from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ..data.arguments import DataArguments
+from ..data.arguments import DataArguments, folder_name
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
@@ -68,7 +68,7 @@ UNSUPPORTED = {
 def default_output_dir(data: DataArguments) -> str:
     """Return `runs/NAME`, named after the dataset."""
     source = data.hub_dataset or data.data_file or data.data_dir or data.dataset or "run"
-    name = Path(source).stem if data.data_file == source else Path(source).expanduser().resolve().name
+    name = Path(source).stem if data.data_file == source else folder_name(Path(source).expanduser().resolve())
     return str(Path("runs") / (re.sub(r"[^\w.-]+", "_", name) or "run"))
 
 
