@@ -13,6 +13,9 @@ from ..training.arguments import check_path_or_repo
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 
+_MAX_NAMED = 10
+
+
 @dataclass
 class PredictArguments:
     """Settings of a prediction: the images, the classifier and the output folder."""
@@ -65,6 +68,10 @@ def main(argv: Sequence[str]) -> None:
             [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold
         )
         decided = f"{done.defective} defective, {done.good} good, " if done.defective + done.good else ""
+        if done.changed:
+            more = len(done.changed) - _MAX_NAMED
+            names = ", ".join(done.changed[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+            print(f"Predicted anew, because the file changed since its row was written: {names}")
         print(f"{done.images} images: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
         if done.unusable:
             for one in done.unusable:
