@@ -10,7 +10,11 @@ from typing import Any
 
 from ..data.arguments import MAX_MEGAPIXELS_HELP, check_megapixels
 from ..errors import InputError, expand_home, format_count
+from ..training.arguments import check_path_or_repo
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
+
+
+_MAX_NAMED = 10
 
 
 @dataclass
@@ -58,6 +62,10 @@ def main(argv: Sequence[str]) -> None:
 
     def job() -> None:
         (args,) = parse(argv)
+        for path in args.paths:
+            if not Path(path).exists():
+                raise InputError(f"{path}: there is no such file or folder.")
+        check_path_or_repo("--model", args.model)
         from ..data.images import set_max_megapixels
         from ..evaluation.predict_folder import predict_folder
 
@@ -67,6 +75,10 @@ def main(argv: Sequence[str]) -> None:
             [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold
         )
         decided = f"{done.defective} defective, {done.good} good, " if done.defective + done.good else ""
+        if done.changed:
+            more = len(done.changed) - _MAX_NAMED
+            names = ", ".join(done.changed[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+            print(f"Predicted anew, because the file changed since its row was written: {names}")
         images = format_count(done.images, "image")
         print(f"{images}: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
         if done.unusable:

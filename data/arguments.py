@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from ..errors import InputError, check_choices, expand_home
 from .readers.layouts import LAYOUTS
@@ -29,6 +30,7 @@ _DATASETS_THAT_READ = {
     "num_surfaces": ("surfaces",),
     "surface_size": ("surfaces",),
 }
+_SPLIT_FOLDERS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev")
 
 
 @dataclass
@@ -199,4 +201,10 @@ def check_megapixels(limit: int | None) -> None:
         raise InputError(f"--max_image_megapixels {limit}: it must be at least 1.")
 
 
-__all__ = ["MAX_MEGAPIXELS_HELP", "DataArguments", "check_megapixels"]
+def folder_name(folder: Path) -> str:
+    """Return the name of a folder of images: the parent's where the last folder is named after a split."""
+    is_split = folder.name.lower() in _SPLIT_FOLDERS and folder.parent.name
+    return folder.parent.name if is_split else folder.name
+
+
+__all__ = ["MAX_MEGAPIXELS_HELP", "DataArguments", "check_megapixels", "folder_name"]

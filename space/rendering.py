@@ -14,6 +14,8 @@ from labelled_set import LabelledSet, count_decisions
 
 IMAGE_SIDE = 800  # pixels of an image on the page
 HEAT_MAP_SIDE = 256  # pixels of a heat map on the page; it has far fewer cells
+WIDE = 2.5  # width / height from which on an image gets the whole width of the page
+MAX_RATIO = 10  # of its sides as shown: longer strips are stretched, they would be lines
 HEAT_COLOURS = np.array([(255, 225, 90), (255, 125, 0), (190, 0, 30)], dtype=float)  # at 0, 0.5 and 1
 
 NO_RESULTS = '<p class="hint empty">Results appear here.</p>'
@@ -60,7 +62,8 @@ def card_html(name: str, image: Image.Image, prediction: dict[str, Any], thresho
         f'<td><span class="bar" style="width:{100 * value:.1f}%"></span></td></tr>'
         for label, value in prediction["scores"].items()
     )
-    return f"""<article class="card"{data}>
+    shape = " wide" if image.width >= WIDE * image.height else ""
+    return f"""<article class="card{shape}"{data}>
 <h3>{html.escape(name)}</h3>
 {_overlay_html(name, image, prediction)}{decision}
 <p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>
@@ -77,7 +80,8 @@ def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any]) -> 
         f'height="{box["ymax"] - box["ymin"]}"/>'
         for box in prediction["boxes"]
     )
-    return f"""<div class="overlay" style="aspect-ratio:{width}/{height};max-width:calc(26rem*{width / height:.4f})">
+    ratio = min(max(width / height, 1 / MAX_RATIO), MAX_RATIO)
+    return f"""<div class="overlay" style="aspect-ratio:{ratio:.4f};max-width:calc(26rem*{ratio:.4f})">
 <img class="image" alt="{html.escape(name)}" src="{data_url(shrink(image, IMAGE_SIDE), "JPEG", quality=88)}">
 <img class="heat" alt="Heat map" src="{data_url(heat_map, "PNG")}">
 <svg class="boxes" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>

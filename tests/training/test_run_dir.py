@@ -121,3 +121,8 @@ def test_paths_are_stripped_to_names(tmp_path):
 def test_names_are_no_paths():
     settings = {"data": {"defect_free_label": "/ok", "label_column": "~/x", "grade_names": ["/ok", "/bad"]}}
     assert strip_paths(settings) == settings and absolute_paths(settings) == []
+
+
+def test_folder_of_a_split_is_named_with_the_one_above(tmp_path):
+    assert strip_paths(str(tmp_path / "parts" / "train")) == "parts"
+    assert strip_paths("~/parts/Train/good") == "good"
