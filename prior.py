@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,9 +14,12 @@ from datasets import Dataset
 
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
+from kgl.data.schema import dataset_fingerprint
+from kgl.data.storage import full_disk_as_input_error, run_on_main_process
 from kgl.knowledge.arguments import PriorArguments, PriorPassArguments
-from kgl.knowledge.saliency_priors import write_saliency_priors
+from kgl.knowledge.saliency_priors import model_digest, write_saliency_priors
 from kgl.training.model_init import load_classifier
+from kgl.training.run_dir import claim
 
 
 def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: DataArguments) -> Dataset:
@@ -30,15 +35,26 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
         InputError: an input that cannot be used, or an output folder that holds something else.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
-    folder = Path(pass_args.output_dir) / "priors"
+    output = Path(pass_args.output_dir)
     model, image_processor = load_classifier(pass_args.model)
     train = load_defect_dataset(data_args)["train"]
-    priors = write_saliency_priors(
-        train, model.to(state.device), image_processor, folder, pass_args.batch_size, prior_args
-    )
+    settings = {
+        "model": model_digest(model),
+        "image_processor": image_processor.to_dict(),
+        "images": dataset_fingerprint(train),
+        **asdict(prior_args),
+    }
+    # Through JSON, so that the settings compare equal to the stored ones.
+    stored = json.loads(json.dumps({"priors": settings}, default=str))
+    held = run_on_main_process(lambda: claim(output, stored))
+    with full_disk_as_input_error(output):
+        priors = write_saliency_priors(
+            train, model.to(state.device), image_processor, output / "priors", pass_args.batch_size, prior_args
+        )
     state.destroy_process_group()
     if state.is_main_process:
-        print(f"Priors of {len(priors)} images in {folder}")
+        print(f"Priors of {len(priors)} images in {output / 'priors'}")
+        held.release()
     return priors
 
 

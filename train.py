@@ -23,13 +23,13 @@ from filelock import FileLock
 from kgl.data.loading import LoadedDataset, read_defect_dataset
 from kgl.data.progress import disable_progress_bars
 from kgl.data.splits import group_folds
-from kgl.data.storage import run_on_main_process, write_json
+from kgl.data.storage import full_disk_as_input_error, run_on_main_process, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.evaluation.calibration import calibrate
 from kgl.evaluation.predictions import predict
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.hub.model_card import write_card
-from kgl.hub.push import push
+from kgl.hub.push import check_login, push
 from kgl.knowledge.prior_columns import with_priors
 from kgl.knowledge.priors import resolve_source
 from kgl.modeling_kgl import KGLForImageClassification
@@ -47,13 +47,13 @@ from kgl.training.model_init import (
 from kgl.training.run_dir import CACHE_FOLDER, RunState, claim, strip_paths
 from kgl.training.settings import (
     UNDECIDING,
-    Settings,
     check_settings,
     check_trainable,
     default_output_dir,
     repository_name,
     run_settings,
 )
+from kgl.training.training_args import Settings
 from kgl.training.two_phase import (
     Folds,
     Inputs,
@@ -120,6 +120,12 @@ def run(settings: Settings) -> dict[str, Any]:
     state, held = open_run(job)
     if is_finished(job, state):
         return reopen(job, held)
+    with full_disk_as_input_error(job.output_dir):
+        return run_steps(job, state, held)
+
+
+def run_steps(job: Job, state: RunState, held: FileLock | None) -> dict[str, Any]:
+    """Run the steps of a job that are not finished, and return the content of `metrics.json`."""
     if job.is_main_process:
         print_loaded_dataset(job.data)
     inputs, primaries, priors, final = (train_phases if job.settings.model.fine_tune else fit_phases)(job, state)
@@ -146,6 +152,8 @@ def prepare(settings: Settings) -> Job:
         training.output_dir = default_output_dir(settings.data)
     settings = settings._replace(training=training)
     check_settings(settings)
+    if training.push_to_hub:
+        run_on_main_process(lambda: check_login(training.hub_token))
     if training.disable_tqdm:
         disable_progress_bars()
     data = read_defect_dataset(settings.data)

@@ -48,14 +48,15 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
 
 def run(args: SummaryArguments, data_args: DataArguments) -> bool:
     """Print the summary, and return whether `kgl train` could start on the data."""
-    from ..data.storage import write_json
+    from ..data.storage import full_disk_as_input_error, write_json
     from ..data.summary import format_summary, summarize_dataset
     from ..data.validation import UNUSABLE
 
     summary = summarize_dataset(data_args)
     print(format_summary(summary, args.listed))
     if args.output is not None:
-        write_json(Path(args.output), summary)
+        with full_disk_as_input_error(Path(args.output).parent):
+            write_json(Path(args.output), summary)
     unusable = any(issue["kind"] == UNUSABLE for issue in summary["issues"])
     return "split_error" not in summary and not (unusable and data_args.on_bad_image == "error")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..exporters.arguments import ExportArguments
+from ..training.arguments import check_path_or_repo
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 
@@ -35,6 +36,7 @@ def _classifier_to_flags(arguments: list[str]) -> list[str]:
 def run(args: ExportArguments) -> None:
     """Write the graphs and print their differences."""
     args.check_paths()
+    check_path_or_repo("--model", args.model)
     from ..exporters.export import export_onnx
 
     result = export_onnx(args.model, args.path, None if args.int8 is None else Path(args.int8))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import signal
 import sys
 import textwrap
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -238,30 +241,69 @@ def images_to_flags(arguments: list[str]) -> list[str]:
     return ["--data_file" if table else "--data_dir", arguments[0]]
 
 
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
+
+
 def run_command(command: str, job: Callable[[], object]) -> None:
-    """Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2."""
-    _silence_weight_bars()
+    """
+    Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2.
+
+    Ctrl-C and SIGTERM end it with one line and exit codes 130 and 143.
+    """
+    _silence_libraries()
     for stream in (sys.stdout, sys.stderr):  # a terminal's code page may lack the letters of a class name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        job()
+        with _terminated_by_sigterm():
+            job()
     except InputError as error:
         rank = os.environ.get("RANK", "0")
         process = "" if rank == "0" else f" in process {rank}"
         sys.stderr.write(f"{command}: error{process}: {error}\n")  # in one piece, also from several processes
         _leave_process_group()
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(f"\n{command}: stopped. Run the same command again to resume.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(stopped, _Terminated) else 130) from None
 
 
-def _silence_weight_bars() -> None:
-    """Disable transformers' bars of reading and writing weights: they take moments and would hide ours."""
-    from transformers.utils import logging
+@contextmanager
+def _terminated_by_sigterm() -> Iterator[None]:
+    """
+    Raise [`_Terminated`] in this process on SIGTERM within.
 
-    logging.disable_progress_bar()
+    Not in one of several processes, which a launcher ends: waiting for another one, it would not get to it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield
+        return
+    process = os.getpid()
+
+    def terminate(number: int, frame: object) -> None:
+        if os.getpid() != process:  # a worker forked from it
+            os._exit(128 + number)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _silence_libraries() -> None:
+    """
+    Silence what libraries would print among our lines.
+
+    transformers' bars of reading and writing weights take moments and would hide ours; matplotlib, where there is no
+    home to write to, uses a temporary folder and says so at length.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def _leave_process_group() -> None:

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..training.arguments import check_path_or_repo
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
+
+
+_MAX_NAMED = 10
 
 
 @dataclass
@@ -53,6 +57,10 @@ def main(argv: Sequence[str]) -> None:
 
     def job() -> None:
         (args,) = parse(argv)
+        for path in args.paths:
+            if not Path(path).exists():
+                raise InputError(f"{path}: there is no such file or folder.")
+        check_path_or_repo("--model", args.model)
         from ..evaluation.predict_folder import predict_folder
 
         output = Path(args.output)
@@ -60,6 +68,10 @@ def main(argv: Sequence[str]) -> None:
             [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold
         )
         decided = f"{done.defective} defective, {done.good} good, " if done.defective + done.good else ""
+        if done.changed:
+            more = len(done.changed) - _MAX_NAMED
+            names = ", ".join(done.changed[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+            print(f"Predicted anew, because the file changed since its row was written: {names}")
         print(f"{done.images} images: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
         if done.unusable:
             for one in done.unusable:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.arguments import DataArguments
 from ..knowledge.arguments import PriorArguments, PriorPassArguments
+from ..training.arguments import check_path_or_repo
 from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
@@ -39,8 +40,10 @@ def main(argv: Sequence[str]) -> None:
         return
 
     def job() -> None:
+        settings = parse(argv)
+        check_path_or_repo("--model", settings[0].model)
         from ..prior import run
 
-        run(*parse(argv))
+        run(*settings)
 
     run_command(HELP.command, job)

@@ -10,6 +10,7 @@ from typing import Any
 from ..data.arguments import DataArguments
 from ..errors import InputError, check_choices
 from ..saliency.methods import METHODS
+from ..training.arguments import check_path_or_repo
 from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
 
 def run(args: SaliencyGridArguments, data_args: DataArguments) -> None:
     """Draw the grid."""
+    check_path_or_repo("--model", args.model)
     import torch
 
     from ..data.loading import load_defect_dataset

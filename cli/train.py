@@ -14,12 +14,13 @@ from ..training.arguments import (
     ModelArguments,
     OperatingArguments,
     RecipeArguments,
+    check_path_or_repo,
 )
 from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
 if TYPE_CHECKING:
-    from ..training.settings import Settings
+    from ..training.training_args import Settings
 
 
 HELP = CommandHelp(
@@ -91,7 +92,7 @@ def parse(argv: Sequence[str]) -> Settings:
     Raises:
         InputError: an unknown recipe or setting, or a value that a setting does not take.
     """
-    from ..training.settings import Settings
+    from ..training.training_args import Settings
 
     dataclasses = tuple(get_type_hints(Settings).values())
     return Settings(*parse_settings(HELP.command, dataclasses, argv, images_to_flags, DATA_SOURCES))
@@ -107,8 +108,11 @@ def main(argv: Sequence[str]) -> None:
         return
 
     def job() -> None:
+        settings = parse(argv)  # first, since a wrong setting need not wait for the imports of the job
+        if settings.model.backbone is not None:
+            check_path_or_repo("--backbone", settings.model.backbone)
         from ..train import run
 
-        run(parse(argv))
+        run(settings)
 
     run_command(HELP.command, job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from ..errors import InputError, check_choices
 from .readers.layouts import LAYOUTS
@@ -27,6 +28,7 @@ _DATASETS_THAT_READ = {
     "num_surfaces": ("surfaces",),
     "surface_size": ("surfaces",),
 }
+_SPLIT_FOLDERS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev")
 _PATHS = ("data_dir", "data_file", "hub_dataset")
 
 
@@ -187,4 +189,10 @@ class DataArguments:
             )
 
 
-__all__ = ["DataArguments"]
+def folder_name(folder: Path) -> str:
+    """Return the name of a folder of images: the parent's where the last folder is named after a split."""
+    is_split = folder.name.lower() in _SPLIT_FOLDERS and folder.parent.name
+    return folder.parent.name if is_split else folder.name
+
+
+__all__ = ["DataArguments", "folder_name"]

@@ -1,7 +1,8 @@
-"""Atomic writes, folder locks and the check of disk space."""
+"""Atomic writes, folder locks, the check of disk space, and errors of a full disk."""
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
@@ -19,6 +20,9 @@ from ..errors import InputError
 
 
 LOCK_FILE = "run.lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of torch.save, which have no number, and of safetensors and others, which have it in their text.
+_FULL_IN_TEXT = ("unexpected pos", "PytorchStreamWriter failed", *(f"os error {number}" for number in _FULL))
 Result = TypeVar("Result")
 
 
@@ -30,8 +34,11 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically: a process that dies leaves the old file or the new one."""
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
@@ -52,7 +59,7 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
             (Path(unfinished) / folder.name).rename(folder)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written: {error}. Finished parts are kept; make room and run the same again."
+            f"{folder} cannot be written: {error}. Finished parts are kept; make room and run the same command again."
         ) from error
 
 
@@ -103,9 +110,41 @@ def check_disk_space(folder: Path, needed_bytes: int, what: str, advice: str) ->
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise InputError(
-            f"{folder}: {what} take {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; make room, or "
+            f"{folder}: {what} take {_format_size(needed_bytes)} and {_format_size(free)} are free; make room, or "
             f"{advice}."
         )
+
+
+def _format_size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
+
+
+@contextmanager
+def full_disk_as_input_error(folder: Path) -> Iterator[None]:
+    """
+    Turn the error of a full disk into an [`InputError`], whichever library raises it.
+
+    Args:
+        folder: that is written to; the same command has to continue in it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        free = _format_size(shutil.disk_usage(folder).free)
+        raise InputError(
+            f"{folder}: a file cannot be written, the disk is full or a limit is reached ({free} are free; "
+            f"{' '.join(str(error).split())}). Finished parts are kept; make room and run the same command again."
+        ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return any(sign in str(error) for sign in _FULL_IN_TEXT)
 
 
 def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
@@ -129,6 +168,7 @@ def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
 __all__ = [
     "LOCK_FILE",
     "check_disk_space",
+    "full_disk_as_input_error",
     "lock",
     "no_library_progress_bars",
     "run_on_main_process",

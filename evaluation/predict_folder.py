@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from ..training.run_dir import claim
 from .visualization import overlay_heat_map
 
 
-_COLUMNS = ("file_name", "predicted_label", "score", "defect_score", "defective", "boxes")
+_STAMP = ("file_size", "file_modified")
+_COLUMNS = ("file_name", "predicted_label", "score", "defect_score", "defective", "boxes", *_STAMP)
 _MAX_JPEG_SIDE = 65_500  # the format's own limit
 _BOX_COLOUR = (0, 255, 127)
 
@@ -52,12 +55,14 @@ class FolderPredictions:
         defective: images called defective; 0 where the model has no defect-free class.
         good: images called good; 0 where the model has no defect-free class.
         unusable: images that could not be read.
+        changed: names of the images that had a row of an earlier attempt and whose files changed since.
     """
 
     images: int
     defective: int
     good: int
     unusable: list[UnusableImage]
+    changed: list[str] = field(default_factory=list)
 
 
 def predict_folder(
@@ -67,7 +72,8 @@ def predict_folder(
     Write `output/predictions.csv`, one row per image, and the images under their heat maps to `output/overlays`.
 
     Each batch of predictions of [`DefectDetectionPipeline`] is written as soon as it is made. Started again with the
-    same settings, images that have a row already are skipped.
+    same settings, images that have a row already are skipped, unless the size or the time of their file changed: they
+    are predicted again, and their old rows removed.
 
     Args:
         paths: images, and folders that are searched at any depth; images inside `output` are left out.
@@ -88,18 +94,20 @@ def predict_folder(
     folder_lock = _claim_output(output, paths, classifier, image_processor, box_threshold)
     pipeline = DefectDetectionPipeline(classifier, image_processor=image_processor)
     unusable: list[UnusableImage] = []
+    classes = list(classifier.config.label2id)
     try:
-        with _Table(output / "predictions.csv", list(classifier.config.label2id)) as table:
+        changed = _remove_changed_rows(output / "predictions.csv", images, classes)
+        with _Table(output / "predictions.csv", classes) as table:
             todo = [(name, path) for name, path in images.items() if name not in table.decisions]
             progress = progress_bar(todo, "Images", total=len(images), initial=len(images) - len(todo))
             usable = _load_images(progress, unusable)
             while batch := list(islice(usable, batch_size)):  # older pipelines would hold a whole stream in memory
                 predictions = pipeline(
-                    [image for _, image in batch], batch_size=batch_size, box_threshold=box_threshold
+                    [image for *_, image in batch], batch_size=batch_size, box_threshold=box_threshold
                 )
-                for (name, image), prediction in zip(batch, predictions, strict=True):
+                for (name, stamp, image), prediction in zip(batch, predictions, strict=True):
                     _draw_overlay(overlay_path(output / "overlays", name), image, prediction)
-                    table.append(name, prediction)
+                    table.append(name, stamp, prediction)
     except OSError as error:
         raise InputError(
             f"--output {output}: it cannot be written to. {error}. Finished rows are kept; run the same command again "
@@ -107,7 +115,7 @@ def predict_folder(
         ) from error
     folder_lock.release()
     decisions = list(table.decisions.values())
-    return FolderPredictions(len(decisions), decisions.count("True"), decisions.count("False"), unusable)
+    return FolderPredictions(len(decisions), decisions.count("True"), decisions.count("False"), unusable, changed)
 
 
 def _claim_output(
@@ -158,15 +166,65 @@ def _find_named_images(paths: list[Path], output: Path) -> dict[str, Path]:
 
 def _load_images(
     images: Iterable[tuple[str, Path]], unusable: list[UnusableImage]
-) -> Iterator[tuple[str, PILImage.Image]]:
-    """Yield the images that can be read, with their names; append the others to `unusable`."""
+) -> Iterator[tuple[str, tuple[str, str], PILImage.Image]]:
+    """Yield name, stamp and image of the files that can be read; append the others to `unusable`."""
     for name, path in images:
         try:
+            stamp = _stamp(path)
             image = load_image_file(path)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             unusable.append(UnusableImage(path, str(error)))
         else:
-            yield name, image
+            yield name, stamp, image
+
+
+def _stamp(path: Path) -> tuple[str, str]:
+    """Return size in bytes and time of the last change of a file, as the table has them."""
+    stat = path.stat()
+    return str(stat.st_size), datetime.fromtimestamp(stat.st_mtime, timezone.utc).isoformat(timespec="microseconds")
+
+
+def _remove_changed_rows(path: Path, images: dict[str, Path], classes: list[str]) -> list[str]:
+    """
+    Remove the rows of files that changed since from a table, if it is there, and return their names.
+
+    Raises:
+        InputError: the table has other columns, so that rows cannot be added to it.
+    """
+    text = _complete_rows(path).decode("utf-8", errors="surrogateescape")
+    if not text:
+        return []
+    header, *rows = csv.reader(io.StringIO(text, newline=""))
+    if header != _header(classes):
+        raise InputError(
+            f"{path} has other columns than this version of kgl predict writes; it was edited, or written by another "
+            "version. Choose another --output."
+        )
+    places = [header.index(column) for column in _STAMP]
+    changed = [
+        row[0]
+        for row in rows
+        if row[0] in images
+        and images[row[0]].exists()
+        and tuple(row[place] for place in places) != _stamp(images[row[0]])
+    ]
+    if changed:
+        kept = io.StringIO(newline="")
+        csv.writer(kept, lineterminator="\n").writerows([header, *(row for row in rows if row[0] not in set(changed))])
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        unfinished.write_bytes(kept.getvalue().encode("utf-8", errors="surrogateescape"))
+        unfinished.replace(path)
+    return changed
+
+
+def _complete_rows(path: Path) -> bytes:
+    """Return the content of a table without a row that was cut short by a kill; nothing where there is no table."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _header(classes: list[str]) -> list[str]:
+    return [*_COLUMNS, *(f"probability_{name}" for name in classes)]
 
 
 class _Table:
@@ -177,8 +235,7 @@ class _Table:
     """
 
     def __init__(self, path: Path, classes: list[str]) -> None:
-        content = path.read_bytes() if path.exists() else b""
-        complete = content[: content.rfind(b"\n") + 1]
+        complete = _complete_rows(path)
         # File names need not be valid UTF-8.
         self._file = path.open("a+", newline="", encoding="utf-8", errors="surrogateescape")
         self._file.truncate(len(complete))
@@ -189,7 +246,7 @@ class _Table:
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._classes = classes
         if not complete:
-            self._writer.writerow([*_COLUMNS, *(f"probability_{name}" for name in classes)])
+            self._writer.writerow(_header(classes))
 
     def __enter__(self) -> _Table:
         return self
@@ -197,7 +254,7 @@ class _Table:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def append(self, name: str, prediction: dict[str, Any]) -> None:
+    def append(self, name: str, stamp: tuple[str, str], prediction: dict[str, Any]) -> None:
         """Write the row of an image; it is on disk when this returns."""
         boxes = [box | {"score": round(box["score"], 4)} for box in prediction["boxes"]]
         cells = {
@@ -207,6 +264,7 @@ class _Table:
             "defect_score": "" if prediction["defect_score"] is None else f"{prediction['defect_score']:.6g}",
             "defective": "" if prediction["defective"] is None else str(prediction["defective"]),
             "boxes": json.dumps(boxes),
+            **dict(zip(_STAMP, stamp, strict=True)),
         }
         probabilities = (f"{prediction['scores'][label]:.6g}" for label in self._classes)
         self._writer.writerow([*(cells[column] for column in _COLUMNS), *probabilities])
@@ -215,12 +273,20 @@ class _Table:
 
 
 def overlay_path(folder: Path, name: str) -> Path:
-    """Return the overlay's path of an image; a file name of 252 bytes or more is shortened, since 255 are allowed."""
+    """
+    Return the overlay's path of an image: `a.jpg` of `a.jpg`, and `a.png.jpg` of `a.png`.
+
+    A name of more than 255 bytes, which is the limit, is shortened.
+    """
     parent, _, last = name.rpartition("/")
+    stem, suffix = os.path.splitext(last)
+    inner = os.path.splitext(stem)[1].lower()
+    if suffix.lower() not in (".jpg", ".jpeg") or inner in PILImage.registered_extensions():
+        last = f"{last}.jpg"  # `a.png.jpg` becomes `a.png.jpg.jpg`: the overlay of `a.png` has its name
     encoded = os.fsencode(last)
-    if len(encoded) + len(".jpg") > 255:
-        last = f"{encoded[:180].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}"
-    return folder / parent / f"{last}.jpg"
+    if len(encoded) > 255:
+        last = f"{encoded[:180].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}.jpg"
+    return folder / parent / last
 
 
 def _draw_overlay(path: Path, image: PILImage.Image, prediction: dict[str, Any]) -> None:
@@ -233,7 +299,7 @@ def _draw_overlay(path: Path, image: PILImage.Image, prediction: dict[str, Any])
         pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + max(overlay.size) // 500)
     overlay.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    overlay.save(path, quality=90)
+    overlay.save(path, format="JPEG", quality=90)
 
 
 __all__ = ["FolderPredictions", "UnusableImage", "overlay_path", "predict_folder"]

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_kgl import KGLConfig
-from ..data.storage import write_json, write_text
+from ..data.storage import full_disk_as_input_error, write_json, write_text
 from ..errors import InputError
 from ..training.arguments import LicenseArguments
 from ..training.run_dir import absolute_paths
@@ -36,6 +36,8 @@ _RUN_FILES = ("metrics.json", "report.html", "grid_*.png")
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "configuration_kgl.py", "modeling_kgl.py")
 _CARD = constants.REPOCARD_NAME
 _EMBEDDED_IMAGE = re.compile(r"base64,[A-Za-z0-9+/=]+")
+# Raised by huggingface_hub for the Hub, the network, the login, and files that cannot be read.
+_HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
 _TIMEOUT = 120.0  # seconds of silence on a connection; huggingface_hub's own default is to wait for ever
 
 
@@ -137,9 +139,29 @@ def push(
             revision=revision,
             parent_commit=remote.sha,
         )
-    write_text(run / "final" / _CARD, card)
-    write_json(run / "metrics.json", report)
+    with full_disk_as_input_error(run):
+        write_text(run / "final" / _CARD, card)
+        write_json(run / "metrics.json", report)
     return commit.commit_url
+
+
+def check_login(token: str | None = None) -> None:
+    """
+    Check that the Hub accepts the login, before a training that is to be pushed at its end.
+
+    Args:
+        token: by default that of `hf auth login` or `HF_TOKEN`.
+
+    Raises:
+        InputError: it does not, or it cannot be reached.
+    """
+    try:
+        with http_timeout():
+            HfApi(token=token).whoami()
+    except _HUB_ERRORS as error:
+        raise InputError(
+            f"--push_to_hub true: {_describe_error(error)} Or leave it out: kgl push pushes the finished run."
+        ) from error
 
 
 def _merged_card(run: Path, report: dict, repo_id: str, remote_text: str | None) -> str:
@@ -175,19 +197,12 @@ def http_timeout() -> Iterator[None]:
 
 @contextmanager
 def translate_hub_errors(run: Path, repo: str) -> Iterator[None]:
-    """Turn errors of the Hub, the network and the login into an [`InputError`] of one sentence."""
+    """Turn errors of the Hub, the network, the login and files into an [`InputError`] of one sentence."""
     try:
         yield
     except InputError:
         raise
-    except (
-        HTTPError,
-        LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        RuntimeError,
-        ValueError,
-    ) as error:
+    except _HUB_ERRORS as error:
         again = f"The run in {run} is complete; push it later with: kgl push {run} {repo}"
         raise InputError(f"{repo} was not pushed: {_describe_error(error)} {again}") from error
 
@@ -225,4 +240,4 @@ def _describe_error(error: Exception) -> str:
     return words
 
 
-__all__ = ["files_to_push", "http_timeout", "push", "translate_hub_errors"]
+__all__ = ["check_login", "files_to_push", "http_timeout", "push", "translate_hub_errors"]

@@ -39,7 +39,12 @@ def test_one_process_and_two_make_the_same_priors(tmp_path):
     one, two = run([sys.executable], "one"), run(launched(2), "two")
     assert one.column_names == ["file_name", "digest", *PRIOR_COLUMNS] and len(one) == 146
     assert two[:] == one[:]
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["priors", "priors.json"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "priors",
+        "priors.json",
+        "run.json",
+        "run.lock",
+    ]
     before = (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns
     main(command("one"))
     assert (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns == before
@@ -50,13 +55,13 @@ def test_bad_settings_are_refused(tmp_path, image_folder, capsys):
     tiny_model(id2label={0: "good", 1: "scratch"}).save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
     (tmp_path / "run" / "primary").mkdir(parents=True)
-    (tmp_path / "damaged" / "priors").mkdir(parents=True)
-    (tmp_path / "damaged" / "priors.json").write_text("[")
+    (tmp_path / "used" / "priors").mkdir(parents=True)
+    (tmp_path / "used" / "priors" / "mine.txt").touch()
     given = [str(image_folder), "--model", str(tmp_path / "model"), "--output_dir"]
     for arguments, message in (
         (["--model", str(image_folder)], "not a classifier saved by kgl train"),
         (["--model", str(tmp_path / "run")], f"the folder of a run; give {tmp_path / 'run' / 'primary'}."),
-        (["--output_dir", str(tmp_path / "damaged")], "priors.json is damaged"),
+        (["--output_dir", str(tmp_path / "used")], "the folder holds other files"),
         (["--prior_method", "lrp"], "invalid choice: 'lrp'"),
         (
             ["--prior_layers", "nowhere", "--prior_method", "gradcam"],
@@ -69,6 +74,28 @@ def test_bad_settings_are_refused(tmp_path, image_folder, capsys):
         assert stopped.value.code == 2 and message in capsys.readouterr().err
     with pytest.raises(InputError, match="--batch_size 0"):
         PriorPassArguments(model="m", output_dir="o", batch_size=0)
+
+
+def test_differences_of_other_settings_are_named(tmp_path, image_folder, capsys):
+    for seed, name in enumerate(("one", "two")):
+        tiny_model(id2label={0: "good", 1: "scratch"}, seed=seed).save_pretrained(tmp_path / name)
+        PROCESSOR.save_pretrained(tmp_path / name)
+    given = [str(image_folder), "--output_dir", str(tmp_path / "out"), "--model"]
+    main([*given, str(tmp_path / "one")])
+    table = (tmp_path / "out" / "priors" / "state.json").stat().st_mtime_ns
+    for arguments, message in (
+        ([*given, str(tmp_path / "two")], "holds a run with other settings: model is"),
+        (
+            [*given, str(tmp_path / "one"), "--prior_method", "gradcam", "--fold", "1"],
+            "prior_method is 'gradcam++' there and 'gradcam' here",
+        ),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "out" / "priors" / "state.json").stat().st_mtime_ns == table
+    main([*given, str(tmp_path / "one")])
+    assert "Priors of " in capsys.readouterr().out
 
 
 def test_model_of_another_kind_is_refused(tmp_path):

@@ -1,17 +1,19 @@
 """The training job stopped, killed, resumed, and run again in the same folder."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
 import time
 
 import pytest
-from jobs import run_train, train_command
+from jobs import run_train, train_command, write_recipe
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import make_images
 
-from kgl.cli.train import parse
+from kgl.cli.train import main, parse
 from kgl.errors import InputError
 from kgl.train import run
 from kgl.training.run_dir import RunState
@@ -51,6 +53,30 @@ def test_changed_image_is_another_run(finished_run):
     with pytest.raises(InputError, match="_images is"):
         run(parse([recipe, "--output_dir", str(out)]))
     image.write_bytes(kept)
+
+
+def test_full_disk_is_one_sentence_and_resumes(tmp_path, few_draws, capsys):
+    """A limit of file sizes fails like a full disk; as it rises, other kinds of files fail, in the same folder."""
+    command = [write_recipe(tmp_path, data_dir=str(make_images(tmp_path / "images"))), "--decode_once", "false"]
+    command += ["--output_dir", str(tmp_path / "out"), "--disable_tqdm", "true"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    stopped_by = []
+    for limit in (200, 4_000, 25_000, 40_000, 150_000, 250_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(SystemExit, match="2"):
+                main(command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        printed = capsys.readouterr().err.splitlines()[-1]
+        assert printed.startswith("kgl train: error: ") and str(tmp_path / "out") in printed, printed
+        stopped_by.append(printed)
+    for error, text in zip(
+        stopped_by, ("out", "modeling_kgl.py", "serializing", "unexpected pos", "too large", "too large"), strict=True
+    ):
+        assert text in error
+    main(command)
+    assert "Report: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("phase", ["primary", "final"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..errors import InputError, check_choices
 
@@ -40,6 +41,32 @@ def check_repo_id(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise InputError(f"{repo}: this is no valid repository name. {error}") from error
+
+
+def check_path_or_repo(flag: str, model: str) -> None:
+    """
+    Check that a model that can only be a path exists: the Hub would be asked for it, several times.
+
+    A path is what is no valid name of a repository, or what lies in a folder that exists here.
+
+    Args:
+        flag: that the model is given by, for the message.
+        model: a folder, a Hub id or `timm/NAME`.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    path = Path(model)
+    if path.exists() or model.startswith("timm/"):
+        return
+    is_path = path.parent != Path() and path.parent.is_dir()
+    if not is_path:
+        try:
+            check_repo_id(model)
+        except InputError:
+            is_path = True
+    if is_path:
+        raise InputError(f"{flag} {model}: there is no such folder.")
 
 
 @dataclass
@@ -255,7 +282,9 @@ class RecipeArguments:
     )
     seed: int = field(default=42, metadata={"help": "Seed of initialisation, sampling and augmentation."})
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 mixed precision."})
-    logging_steps: float = field(default=50, metadata={"help": "Log the loss terms every this many steps."})
+    logging_steps: float = field(
+        default=0.05, metadata={"help": "Log the loss terms every this many steps; below 1, a share of all steps."}
+    )
     save_steps: float = field(default=100, metadata={"help": "Write a checkpoint every this many steps."})
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept while a phase is trained."})
     keep_checkpoints: bool = field(
@@ -316,6 +345,7 @@ __all__ = [
     "ModelArguments",
     "OperatingArguments",
     "RecipeArguments",
+    "check_path_or_repo",
     "check_repo_id",
     "teaches_saliency",
 ]

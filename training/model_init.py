@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..knowledge.arguments import PriorArguments
 from ..knowledge.saliency_priors import check_saliency_method
 from ..modeling_kgl import KGLForImageClassification
-from .arguments import ModelArguments
+from .arguments import ModelArguments, check_path_or_repo
 from .feature_cache import check_freezable, max_freezable_stages
 
 
@@ -105,6 +105,7 @@ def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
     """
     if model_args.out_features is not None or model_args.backbone is None or model_args.backbone.startswith("timm/"):
         return model_args.out_features
+    check_path_or_repo("--backbone", model_args.backbone)
     try:
         config, _ = PreTrainedConfig.get_config_dict(model_args.backbone)
     except OSError as error:
@@ -169,6 +170,7 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
     phases = [str(Path(model) / phase) for phase in ("primary", "final") if (Path(model) / phase).is_dir()]
     if phases:
         raise InputError(f"--model {model}: this is the folder of a run; give {' or '.join(phases)}.")
+    check_path_or_repo("--model", model)
     try:
         if PreTrainedConfig.get_config_dict(model)[0].get("model_type") != KGLConfig.model_type:
             raise InputError(f"--model {model}: it is not a classifier saved by kgl train.")

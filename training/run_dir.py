@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ..data.arguments import folder_name
 from ..data.storage import LOCK_FILE, lock, write_json
 from ..errors import InputError
 
@@ -166,7 +167,7 @@ def strip_paths(content: Any) -> Any:
         return {name: strip_paths(value) for name, value in content.items()}
     if isinstance(content, list):
         return [strip_paths(value) for value in content]
-    return Path(content).name if isinstance(content, str) and _is_path(content) else content
+    return folder_name(Path(content).absolute()) if isinstance(content, str) and _is_path(content) else content
 
 
 def absolute_paths(content: Any) -> list[str]:

@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import DatasetDict
@@ -16,13 +16,12 @@ from torch.optim import SGD
 from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ..data.arguments import DataArguments
+from ..data.arguments import DataArguments, folder_name
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
-from ..knowledge.arguments import TrainPriorArguments
 from ..modeling_kgl import KGLForImageClassification
-from .arguments import GuidanceArguments, LicenseArguments, ModelArguments, OperatingArguments, check_repo_id
-from .training_args import KGLTrainingArguments
+from .arguments import GuidanceArguments, check_repo_id
+from .training_args import KGLTrainingArguments, Settings
 
 
 # Settings of TrainingArguments that change what a run computes. All of ours do, but for the ones about its folder.
@@ -66,21 +65,10 @@ UNSUPPORTED = {
 }  # fmt: skip
 
 
-class Settings(NamedTuple):
-    """All settings of a job."""
-
-    model: ModelArguments
-    data: DataArguments
-    prior: TrainPriorArguments
-    operating: OperatingArguments
-    licenses: LicenseArguments
-    training: KGLTrainingArguments
-
-
 def default_output_dir(data: DataArguments) -> str:
     """Return `runs/NAME`, named after the dataset."""
     source = data.hub_dataset or data.data_file or data.data_dir or data.dataset or "run"
-    name = Path(source).stem if data.data_file == source else Path(source).expanduser().resolve().name
+    name = Path(source).stem if data.data_file == source else folder_name(Path(source).expanduser().resolve())
     return str(Path("runs") / (re.sub(r"[^\w.-]+", "_", name) or "run"))
 
 
@@ -220,7 +208,6 @@ def run_settings(settings: Settings, splits: DatasetDict) -> dict[str, dict[str,
 __all__ = [
     "UNDECIDING",
     "UNSUPPORTED",
-    "Settings",
     "check_settings",
     "check_trainable",
     "default_output_dir",

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from transformers import TrainingArguments
 
+from ..data.arguments import DataArguments
 from ..errors import InputError
-from .arguments import DEFAULT_STEPS, GuidanceArguments, RecipeArguments
+from ..knowledge.arguments import TrainPriorArguments
+from .arguments import (
+    DEFAULT_STEPS,
+    GuidanceArguments,
+    LicenseArguments,
+    ModelArguments,
+    OperatingArguments,
+    RecipeArguments,
+)
 
 
 @dataclass
@@ -42,4 +52,15 @@ class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments
             raise InputError(f"{self.n_gpu} GPUs in one process: use accelerate launch, which starts one per GPU.")
 
 
-__all__ = ["KGLTrainingArguments"]
+class Settings(NamedTuple):
+    """All settings of a job."""
+
+    model: ModelArguments
+    data: DataArguments
+    prior: TrainPriorArguments
+    operating: OperatingArguments
+    licenses: LicenseArguments
+    training: KGLTrainingArguments
+
+
+__all__ = ["KGLTrainingArguments", "Settings"]

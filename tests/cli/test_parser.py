@@ -1,10 +1,17 @@
 """Settings from positional arguments, recipes and flags."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from kgl.cli.parser import run_command
 from kgl.cli.train import parse
 from kgl.errors import InputError
+from kgl.training.arguments import check_path_or_repo
 
 
 @pytest.fixture
@@ -122,3 +129,65 @@ def test_interrupt_is_a_sentence_and_exit_code_130(capsys):
     with pytest.raises(SystemExit) as stopped:
         run_command("kgl train", job)
     assert stopped.value.code == 130 and "Run the same command again to resume" in capsys.readouterr().err
+
+
+def test_sigterm_is_a_sentence_and_exit_code_143(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def job():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it goes on")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command("kgl train", job)
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 143 and printed == "\nkgl train: stopped. Run the same command again to resume.\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_of_one_of_several_processes_is_left_alone(monkeypatch):
+    """It may wait for another process, and would not get to a handler."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = signal.getsignal(signal.SIGTERM)
+    run_command("kgl train", lambda: before == signal.getsignal(signal.SIGTERM) or pytest.fail("it is handled"))
+
+
+@pytest.mark.parametrize(
+    ("model", "is_path"),
+    [
+        ("/nowhere/final", True), ("./final", True), ("~/final", True), ("runs/images/final", True),
+        ("here/final", True), ("here", False), ("owner/name", False), ("resnet-18", False), ("timm/resnet18", False),
+        ("here/there/final", True),
+    ],
+)  # fmt: skip
+def test_missing_path_of_a_model_is_known_without_the_hub(model, is_path, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if not is_path:
+        return check_path_or_repo("--model", model)
+    with pytest.raises(InputError, match=f"^--model {model}: there is no such folder.$"):
+        check_path_or_repo("--model", model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "images", "--poolng", "3"], "unknown setting --poolng 3; did you mean --pooling?"),
+        (["train", "images", "--backbone", "runs/all/backbone"], "--backbone runs/all/backbone: there is no such"),
+        (["predict", "nowhere", "--model", "owner/name", "--output", "out"], "nowhere: there is no such file"),
+        (["predict", ".", "--model", "/nowhere", "--output", "out"], "--model /nowhere: there is no such folder"),
+        (["prior", "images", "--model", "/nowhere", "--output_dir", "out"], "--model /nowhere: there is no such"),
+        (["saliency", "images", "--model", "/nowhere", "--output", "a.png"], "--model /nowhere: there is no such"),
+    ],
+)
+def test_refused_before_the_imports_of_the_job(arguments, message, tmp_path):
+    """They take several seconds."""
+    code = f"""
+import sys
+sys.modules["kgl.modeling_kgl"] = None  # importing it fails
+from kgl.cli.main import main
+main({arguments})
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -1,5 +1,7 @@
 """Metrics against scikit-learn and by hand."""
 
+import time
+
 import datasets
 import numpy as np
 import pytest
@@ -20,7 +22,13 @@ from kgl.evaluation.maps import (
     pointing_game,
     precision_and_recall,
 )
-from kgl.evaluation.metrics import METRIC_TITLES, DefectClassification, paired_bootstrap, wilson_interval
+from kgl.evaluation.metrics import (
+    METRIC_TITLES,
+    DefectClassification,
+    _binary_metrics,
+    paired_bootstrap,
+    wilson_interval,
+)
 from kgl.evaluation.predictions import Predictions
 from kgl.evaluation.results import evaluate_predictions
 
@@ -81,6 +89,24 @@ def test_threshold_metrics_of_more_classes_are_good_against_all_defects():
     assert results["false_alarm_rate_at_zero_missed"] == 0
     assert results["ap_per_class"] == pytest.approx([1, 1, 1])
     assert "f1_max" not in compute(scores, [0, 0, 1, 2])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranking_metrics_equal_those_of_scikit_learn(seed):
+    generator = np.random.default_rng(seed)
+    positive = np.r_[True, False, generator.random(int(generator.integers(0, 80))) < generator.random()]
+    scores = generator.random(len(positive)).astype((np.float32, np.float64)[seed % 2])
+    scores = scores.round(1) if seed % 3 == 0 else scores  # ties
+    results = _binary_metrics(positive, scores, 0.05)
+    assert abs(results["ap"] - average_precision_score(positive, scores)) < 1e-12
+    assert abs(results["auroc"] - roc_auc_score(positive, scores)) < 1e-12
+
+
+def test_bootstrap_takes_little_time():
+    scores, labels = np.random.default_rng(0).dirichlet([1, 1, 1, 1], 100), np.arange(100) % 4
+    started = time.process_time()
+    paired_bootstrap(scores, scores, labels, 0, 300)
+    assert time.process_time() - started < 4  # 0.3 s, and 12 s with a call of scikit-learn per metric
 
 
 def test_undefined_metrics_are_nan():

@@ -216,9 +216,53 @@ def test_model_without_a_defect_free_class(tmp_path, images):
     assert row["file_name"] == "0.png" and row["defect_score"] == row["defective"] == ""
 
 
-@pytest.mark.parametrize("name", ["a" * 251 + ".png", "\u5212" * 83 + ".png"], ids=["ascii", "chinese"])
-def test_overlay_of_the_longest_file_names(name, tmp_path):
-    path = overlay_path(tmp_path, name)
-    path.touch()
-    assert path.suffix == ".jpg" and path != overlay_path(tmp_path, name.replace(".png", ".bmp"))
-    assert overlay_path(tmp_path, "deep/part.png") == tmp_path / "deep" / "part.png.jpg"
+@pytest.mark.parametrize("name", ["a" * 251 + ".png", "\u5212" * 83 + ".png", "a" * 251 + ".jpg"])
+def test_longest_file_names(name, tmp_path, saved):
+    (tmp_path / "line").mkdir()
+    Image.new("L", (48, 40), 90).save(tmp_path / "line" / name)
+    for _ in range(2):
+        assert predict_folder([tmp_path / "line"], saved, tmp_path / "out").images == 1
+    (overlay,) = (tmp_path / "out" / "overlays").iterdir()
+    assert overlay == overlay_path(tmp_path / "out" / "overlays", name) and overlay.suffix == ".jpg"
+    assert overlay_path(tmp_path, name) != overlay_path(tmp_path, f"{name[:-4]}.bmp")
+
+
+def test_overlays_are_named_after_their_images():
+    names = ["a.jpg", "a.JPEG", "a.png", "a.bmp", "a.png.jpg", "b.2024.jpg", "deep/a.jpg"]
+    paths = [overlay_path(Path(), name).as_posix() for name in names]
+    assert paths == ["a.jpg", "a.JPEG", "a.png.jpg", "a.bmp.jpg", "a.png.jpg.jpg", "b.2024.jpg", "deep/a.jpg"]
+
+
+def test_changed_files_are_predicted_again(tmp_path, saved, images, capsys):
+    command("line", "--model", saved, "--output", "out")
+    before = rows_of(tmp_path / "out")
+    stat = (images / "good" / "3.png").stat()
+    assert before[5]["file_name"] == "good/3.png" and before[5]["file_size"] == str(stat.st_size)
+    Image.new("L", (48, 40), 250).save(images / "good" / "3.png")
+    (images / "scratch" / "2.png").write_text("no image")
+    (images / "scratch" / "4.png").unlink()  # its row stays
+    with (tmp_path / "out" / "predictions.csv").open("a") as file:
+        file.write("good/5.png,scr")  # a torn row
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1"):
+        command("line", "--model", saved, "--output", "out")
+    printed = capsys.readouterr().out
+    assert "since its row was written: good/3.png, scratch/2.png\n17 images: " in printed
+    after = rows_of(tmp_path / "out")
+    assert after[:-1] == [row for row in before if row["file_name"] not in ("good/3.png", "scratch/2.png")]
+    assert after[-1]["file_name"] == "good/3.png" and after[-1]["score"] != before[5]["score"]
+    assert not (tmp_path / "out" / "predictions.csv.unfinished").exists()
+    (images / "scratch" / "2.png").unlink()
+    capsys.readouterr()
+    command("line", "--model", saved, "--output", "out")
+    assert capsys.readouterr().out.startswith("17 images: ")
+
+
+def test_table_of_other_columns_is_refused_and_kept(tmp_path, saved, images):
+    predict_folder([images], saved, tmp_path / "out")
+    table = tmp_path / "out" / "predictions.csv"
+    table.write_text(table.read_text().replace(",", ";"))  # as a spreadsheet program may save it
+    kept = table.read_text()
+    with pytest.raises(InputError, match=r"predictions\.csv has other columns .*Choose another --output"):
+        predict_folder([images], saved, tmp_path / "out")
+    assert table.read_text() == kept

@@ -321,6 +321,21 @@ def test_push_settings_are_checked_before_training(arguments, message, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_login_is_checked_before_training(hub, monkeypatch, tmp_path, image_folder):
+    settings = parse(flags(image_folder, tmp_path / "run", "--push_to_hub", "true"))
+    hub.fail = {"GET /api/whoami-v2": 401}
+    with pytest.raises(InputError, match=r"--push_to_hub true: the Hub does not accept your token.*kgl push pushes"):
+        kgl.train.run(settings)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(InputError, match="--push_to_hub true: you are not logged in; run hf auth login"):
+        kgl.train.run(settings)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "file" / "token"))  # a home that is none
+    with pytest.raises(InputError, match=r"--push_to_hub true: .*file/token"):
+        kgl.train.run(settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_writes_a_card_beside_its_model(finished):
     text = (finished / "final" / "README.md").read_text()
     assert "The training images: cc-by-4.0" in text and "![" in text

@@ -169,7 +169,7 @@ def test_full_disk_keeps_finished_shards(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(InputError, match=r"cannot be written: .*make room and run the same again"):
+        with pytest.raises(InputError, match=r"cannot be written: .*make room and run the same command again"):
             write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

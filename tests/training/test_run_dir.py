@@ -116,3 +116,8 @@ def test_paths_are_stripped_to_names(tmp_path):
     settings = {"data": {"data_dir": str(tmp_path / "parts"), "fold": 0}, "lists": ["~/x/y", "owner/name"]}
     assert strip_paths(settings) == {"data": {"data_dir": "parts", "fold": 0}, "lists": ["y", "owner/name"]}
     assert absolute_paths(settings) == [str(tmp_path / "parts")]
+
+
+def test_folder_of_a_split_is_named_with_the_one_above(tmp_path):
+    assert strip_paths(str(tmp_path / "parts" / "train")) == "parts"
+    assert strip_paths("~/parts/Train/good") == "good"

@@ -45,6 +45,8 @@ def test_named_settings_exist_in_transformers():
     ("data", "expected"),
     [
         (DataArguments(data_dir="some/my parts"), "runs/my_parts"),
+        (DataArguments(data_dir="some/parts/train"), "runs/parts"),
+        (DataArguments(data_dir="/Test"), "runs/Test"),
         (DataArguments(data_file="some/labels.csv", dataset="table"), "runs/labels"),
         (DataArguments(hub_dataset="owner/name", dataset="hub"), "runs/name"),
         (DataArguments(dataset="surfaces"), "runs/surfaces"),
