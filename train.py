@@ -14,7 +14,6 @@ from typing import Any
 
 import accelerate
 import datasets
-import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -25,8 +24,7 @@ from kgl.data.progress import disable_progress_bars
 from kgl.data.splits import group_folds
 from kgl.data.storage import full_disk_as_input_error, run_on_main_process, write_json
 from kgl.data.summary import print_loaded_dataset
-from kgl.evaluation.calibration import calibrate
-from kgl.evaluation.predictions import predict
+from kgl.evaluation.calibration import calibrate_model
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.hub.model_card import write_card
 from kgl.hub.push import check_login, push
@@ -185,24 +183,14 @@ def prepare(settings: Settings) -> Job:
     check_trainable(training, model, model_args.size, counts)
     settings = settings._replace(data=data_args, model=model_args)
 
-    def calibrate_model(model: KGLForImageClassification) -> dict[str, Any] | None:
-        validation, operating = data.splits.get("validation"), settings.operating
+    def calibrate_on_validation(model: KGLForImageClassification) -> dict[str, Any] | None:
+        validation = data.splits.get("validation")
         if not validation:
             return None
-        predictions = predict(model, validation, image_processor, training.per_device_eval_batch_size)
-        labels = np.asarray(validation["label"])
-        calibration = calibrate(
-            predictions.probabilities,
-            labels,
-            model.config.defect_free_id,
-            operating.wanted_recall,
-            operating.miss_cost,
-        )
-        model.config.temperature = calibration["temperature"]
-        model.config.operating_point = calibration["operating_point"]
-        return calibration
+        batch_size = training.per_device_eval_batch_size
+        return calibrate_model(model, validation, image_processor, batch_size, settings.operating)
 
-    recipe = Recipe(new_model, image_processor, training, calibrate_model)
+    recipe = Recipe(new_model, image_processor, training, calibrate_on_validation)
     return Job(settings, data, recipe, folds, run_settings(settings, data.splits), new_cell_model)
 
 

@@ -18,15 +18,17 @@ from .predictions import Predictions
 _COLOURMAP = "inferno"
 
 
-def overlay_heat_map(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def overlay_heat_map(image: np.ndarray, heat: np.ndarray, threshold: float = 0.0) -> np.ndarray:
     """
     Return a grey image under a coloured heat map, `(H, W, 3)` uint8.
 
     Args:
         image: `(H, W)` uint8.
         heat: `(H, W)` in 0..1; from 0, which leaves the image as it is, to 1, which covers three quarters of it.
+        threshold: value of the heat below which the image is left as it is, too.
     """
     heat = np.clip(heat, 0, 1).astype(np.float32)
+    heat = np.where(heat >= threshold, heat, np.float32(0))
     colours = colormaps[_COLOURMAP](heat, bytes=True)[..., :3]
     opacity = np.float32(0.75) * heat[..., None]
     return ((1 - opacity) * image[..., None] + opacity * colours).astype(np.uint8)
@@ -43,12 +45,18 @@ def select_grid_rows(dataset: Dataset, count: int, defect_free: str | None) -> l
 
 
 def draw_comparison_grid(
-    path: Path, dataset: Dataset, predictions: dict[str, Predictions], size: tuple[int, int], title: str
+    path: Path,
+    dataset: Dataset,
+    predictions: dict[str, Predictions],
+    size: tuple[int, int],
+    title: str,
+    heat_threshold: float | None,
 ) -> None:
     """
     Write a PNG with one row per image: image, prior, class maps of both models, heat map, and true mask.
 
     A class map is that of the most probable defect class; the predicted class and its probability stand below it.
+    The heat map is shown from its threshold on.
 
     Args:
         path: the PNG to write.
@@ -56,8 +64,9 @@ def draw_comparison_grid(
         predictions: `primary` and `final` predictions of `dataset`.
         size: height and width of each tile in pixels.
         title: title of the figure.
+        heat_threshold: of the final classifier's heat map; None where it has none.
     """
-    maps = {}
+    maps, scale = {}, "share of the map's own peak"
     if "saliency_prior" in dataset.column_names:
         maps["prior"] = np.asarray(dataset["saliency_prior"]) / 255
     names = dataset.features["label"].names
@@ -67,9 +76,12 @@ def draw_comparison_grid(
         captions[f"{model}: class map"] = [
             f"predicted: {names[row.argmax()]} {row.max():.2f}" for row in predicted.probabilities
         ]
-    maps["final: heat map H"] = predictions["final"].saliency
-    scale = "prior and class maps: share of their own peak; H: 0 no defect, 1 defect"
-    draw_image_grid(path, dataset, maps, size, title, scale, captions)
+    thresholds = {}
+    if heat_threshold is not None:
+        heading = f"final: heat map H\nfrom {heat_threshold:.3g}"
+        maps[heading], thresholds[heading] = predictions["final"].saliency, heat_threshold
+        scale = "prior and class maps: share of their own peak; H: 0 no defect, 1 defect"
+    draw_image_grid(path, dataset, maps, size, title, scale, captions, thresholds)
 
 
 def draw_image_grid(
@@ -80,6 +92,7 @@ def draw_image_grid(
     title: str,
     scale: str,
     captions: dict[str, list[str]],
+    thresholds: dict[str, float],
 ) -> None:
     """
     Write a PNG with one row per image: the image, each of `maps` over it, and the true masks where there are any.
@@ -92,6 +105,7 @@ def draw_image_grid(
         title: title of the figure.
         scale: label of the colour bar.
         captions: column heading (`image` or one of `maps`) to the captions below its tiles.
+        thresholds: column heading to the value below which nothing of its maps is drawn; 0 for the others.
     """
     height, width = size
     names = dataset.features["label"].names
@@ -113,7 +127,7 @@ def draw_image_grid(
             if index == 0:
                 axis.set_title(heading, fontsize=9)
             if heading in maps:
-                axis.imshow(overlay_heat_map(image, upsampled[heading][index]))
+                axis.imshow(overlay_heat_map(image, upsampled[heading][index], thresholds.get(heading, 0.0)))
             elif heading == "image":
                 axis.imshow(image, cmap="gray", vmin=0, vmax=255)
             elif masks[index] is not None:

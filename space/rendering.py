@@ -26,9 +26,10 @@ def data_url(image: Image.Image, format: str, **options: Any) -> str:
     return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def colour_heat_map(heat_map: Image.Image) -> Image.Image:
-    """Colour a grey heat map, RGBA: yellow over orange to red, opacity in proportion to the value."""
+def colour_heat_map(heat_map: Image.Image, threshold: float) -> Image.Image:
+    """Colour a grey heat map, RGBA: yellow over orange to red, as opaque as its value; clear below the threshold."""
     heat = np.asarray(heat_map) / 255
+    heat = np.where(heat >= threshold, heat, 0)
     values = np.linspace(0, 1, len(HEAT_COLOURS))
     channels = [np.interp(heat, values, colours) for colours in HEAT_COLOURS.T]
     return Image.fromarray(np.stack([*channels, 255 * heat], axis=-1).round().astype(np.uint8))
@@ -39,7 +40,9 @@ def problem_html(name: str, message: str) -> str:
     return f'<p class="problem" role="alert"><b>{html.escape(name)}</b> {html.escape(message)}</p>'
 
 
-def card_html(name: str, image: Image.Image, prediction: dict[str, Any], threshold: float) -> str:
+def card_html(
+    name: str, image: Image.Image, prediction: dict[str, Any], threshold: float, heat_threshold: float
+) -> str:
     """
     Render an image under its heat map, and the prediction.
 
@@ -47,6 +50,7 @@ def card_html(name: str, image: Image.Image, prediction: dict[str, Any], thresho
         image: upright, of the heat map's size.
         prediction: the pipeline's output for it.
         threshold: on P(defect); unused where the model has no defect-free class.
+        heat_threshold: value of the heat map below which it is not shown.
     """
     data, decision = "", ""
     if (score := prediction["defect_score"]) is not None:
@@ -62,16 +66,16 @@ def card_html(name: str, image: Image.Image, prediction: dict[str, Any], thresho
     )
     return f"""<article class="card"{data}>
 <h3>{html.escape(name)}</h3>
-{_overlay_html(name, image, prediction)}{decision}
+{_overlay_html(name, image, prediction, heat_threshold)}{decision}
 <p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>
 <details><summary>All class probabilities</summary><table class="classes">{rows}</table></details>
 </article>"""
 
 
-def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any]) -> str:
+def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any], heat_threshold: float) -> str:
     """Render the image, the heat map over it, and the boxes over both."""
     width, height = image.size
-    heat_map = colour_heat_map(shrink(prediction["heat_map"], HEAT_MAP_SIDE))
+    heat_map = colour_heat_map(shrink(prediction["heat_map"], HEAT_MAP_SIDE), heat_threshold)
     boxes = "".join(
         f'<rect x="{box["xmin"]}" y="{box["ymin"]}" width="{box["xmax"] - box["xmin"]}" '
         f'height="{box["ymax"] - box["ymin"]}"/>'
@@ -118,6 +122,14 @@ def operating_point_html(point: dict[str, Any] | None) -> str:
             f"{100 * point['false_alarm_rate']:.1f} %."
         )
     return f'<p class="hint">{html.escape(text)}</p>'
+
+
+def heat_map_hint(config: Any) -> str:
+    """Return how the heat map of a model with this config is read."""
+    if not config.has_heat_map:
+        return "This model has no heat map."
+    shown = f"Shown from a value of {config.heat_threshold:.3g} on; red: most likely a defect."
+    return f"{shown} Boxes, in defective images, surround what is shown."
 
 
 def examples_html(examples: list[Example]) -> str:
