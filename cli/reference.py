@@ -12,8 +12,9 @@ _HEADER = """# Command line
 
 Made by `python -m kgl.cli.reference > docs/cli.md`; a test compares it with the parsers.
 
-`python train.py` and `python prior.py` take the arguments of `kgl train` and `kgl prior`, under `accelerate launch` or
-`torchrun` too. `kgl train --help-all` shows the other settings of `transformers.TrainingArguments` beside these.
+`python train.py` and `python prior.py` take the arguments of `kgl train` and `kgl prior`, also under
+`accelerate launch --quiet` or `torchrun`. `kgl train --help-all` shows the other settings of
+`transformers.TrainingArguments` beside these.
 Errors are one sentence on standard error with exit code 2.
 """
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
+
+from .fonts import font_families
 
 
 _COLOURS = {"primary": "#7a7a7a", "final": "#c2410c"}
@@ -71,18 +75,22 @@ def class_precision_recall_chart(probabilities: np.ndarray, labels: np.ndarray, 
     """
     Draw precision against recall of each class against the rest; classes without images are left out.
 
+    Names of classes stay text in the SVG, in any script: the reader's fonts draw them, like the text of the page.
+
     Args:
         probabilities: of the final classifier, `(N, K)`.
         labels: `(N,)`.
         names: of the K classes.
     """
-    figure, axes = _new_figure()
-    for index, name in enumerate(names):
-        if (labels == index).any():
-            PrecisionRecallDisplay.from_predictions(labels == index, probabilities[:, index], name=name, ax=axes)
-    axes.set(xlabel="recall", ylabel="precision", aspect="auto", xlim=(0, 1.02), ylim=(0, 1.02))
-    _add_legend(axes, "lower left")
-    return _chart(figure, "Precision and recall per class, final", "Precision-recall curves of each class")
+    with rc_context({"font.family": font_families(names), "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # they are only measured here
+        figure, axes = _new_figure()
+        for index, name in enumerate(names):
+            if (labels == index).any():
+                PrecisionRecallDisplay.from_predictions(labels == index, probabilities[:, index], name=name, ax=axes)
+        axes.set(xlabel="recall", ylabel="precision", aspect="auto", xlim=(0, 1.02), ylim=(0, 1.02))
+        _add_legend(axes, "lower left")
+        return _chart(figure, "Precision and recall per class, final", "Precision-recall curves of each class")
 
 
 def score_histogram(scores: np.ndarray, defective: np.ndarray, threshold: float) -> Chart:

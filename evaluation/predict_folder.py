@@ -28,7 +28,7 @@ from ..modeling_kgl import KGLForImageClassification
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
 from ..training.run_dir import claim
-from .visualization import overlay_heat_map
+from .overlay import overlay_heat_map
 
 
 _STAMP = ("file_size", "file_modified")

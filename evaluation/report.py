@@ -29,8 +29,8 @@ from .charts import (
 )
 from .maps import upsample_maps
 from .metrics import METRIC_TITLES, defect_scores
+from .overlay import overlay_heat_map
 from .predictions import Predictions
-from .visualization import overlay_heat_map
 
 
 _TABLE_METRICS = (  # of the table that a run prints
@@ -43,6 +43,8 @@ _REPORT_METRICS = (
     "saliency_false_alarm_rate", "saliency_found_rate", "seconds",
 )  # fmt: skip
 _TILE_SIDE = 224  # pixels of the longer side of a gallery image
+_STRIP = 2.5  # ratio of its sides from which on an image is a strip, which gets as many pixels as a square
+_STRIP_SIDES = (24, 900)  # pixels of its shorter side at least, and of its longer side at most
 _GALLERY_SIZE = 8
 
 
@@ -202,7 +204,7 @@ def _gallery_cases(
     priors_of: Callable[[Dataset], np.ndarray],
     config: KGLConfig,
 ) -> dict[int, dict[str, Any]]:
-    """Return what the page shows of each gallery image, by its row: `file`, `label`, `predicted` and `tiles`."""
+    """Return `file`, `label`, `predicted`, `shape` and `tiles` of each gallery image, by its row."""
     rows = np.unique(np.concatenate([gallery.rows for gallery in galleries]))
     images, names = test.select(rows), test.features["label"].names
     shown = {model: predicted.select(rows) for model, predicted in predictions.items()}
@@ -225,6 +227,7 @@ def _gallery_cases(
             "file": image["file_name"],
             "label": names[image["label"]],
             "predicted": predicted,
+            "shape": _shape(image["image"]),
             "tiles": _gallery_tiles(image, {title: of_images[index] for title, of_images in maps.items()}, thresholds),
         }
     return cases
@@ -239,17 +242,33 @@ def _gallery_tiles(
     Maps that have a threshold are drawn from it on.
     """
     grey = image["image"].convert("L")
-    scale = _TILE_SIDE / max(grey.size)
-    grey = grey.resize([max(1, round(side * scale)) for side in grey.size])
+    grey = grey.resize(_tile_size(grey))
     size, pixels = (grey.height, grey.width), np.asarray(grey)
     tiles = [{"title": "image", "src": _jpeg(pixels)}]
     for title, of_image in maps.items():
         heat = upsample_maps(of_image[None], size)[0]
-        tiles.append({"title": title, "src": _jpeg(overlay_heat_map(pixels, heat, thresholds.get(title, 0.0)))})
+        tiles.append({"title": title, "src": _jpeg(overlay_heat_map(pixels, heat, thresholds.get(title)))})
     mask = mask_to_array(image["mask"], size)
     if mask is not None:
         tiles.append({"title": "true mask", "src": _jpeg(mask.astype(np.uint8) * 255)})
     return tiles
+
+
+def _shape(image: PILImage.Image) -> str:
+    """Return whether an image is a `wide` or a `tall` strip, or neither."""
+    if image.width >= _STRIP * image.height:
+        return "wide"
+    return "tall" if image.height >= _STRIP * image.width else ""
+
+
+def _tile_size(image: PILImage.Image) -> tuple[int, int]:
+    """Return width and height of an image's tiles."""
+    if not _shape(image):
+        scale = _TILE_SIDE / max(image.size)
+        return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    least, most = _STRIP_SIDES
+    scale = min(_TILE_SIDE / (image.width * image.height) ** 0.5, most / max(image.size))
+    return max(least, round(image.width * scale)), max(least, round(image.height * scale))
 
 
 def _format_prediction(probabilities: np.ndarray, names: list[str], config: KGLConfig) -> str:

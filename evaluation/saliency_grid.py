@@ -14,7 +14,8 @@ from ..knowledge.saliency_priors import check_classes
 from ..modeling_kgl import KGLForImageClassification
 from ..saliency.compute import compute_saliency
 from ..saliency.maps import to_peak_one
-from .visualization import draw_image_grid, select_grid_rows
+from .image_grid import draw_image_grid
+from .visualization import select_grid_rows
 
 
 def draw_saliency_grid(

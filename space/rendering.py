@@ -14,7 +14,9 @@ from labelled_set import LabelledSet, count_decisions
 
 IMAGE_SIDE = 800  # pixels of an image on the page
 HEAT_MAP_SIDE = 256  # pixels of a heat map on the page; it has far fewer cells
-HEAT_COLOURS = np.array([(255, 225, 90), (255, 125, 0), (190, 0, 30)], dtype=float)  # at 0, 0.5 and 1
+WIDE = 2.5  # width / height from which on an image gets the whole width of the page
+MAX_RATIO = 10  # of its sides as shown: longer strips are stretched, they would be lines
+HEAT_COLOURS = np.array([(255, 225, 90), (255, 125, 0), (190, 0, 30)], dtype=float)  # from the threshold to 1
 
 NO_RESULTS = '<p class="hint empty">Results appear here.</p>'
 
@@ -27,10 +29,10 @@ def data_url(image: Image.Image, format: str, **options: Any) -> str:
 
 
 def colour_heat_map(heat_map: Image.Image, threshold: float) -> Image.Image:
-    """Colour a grey heat map, RGBA: yellow over orange to red, as opaque as its value; clear below the threshold."""
+    """Colour a grey heat map, RGBA: clear below the threshold, half opaque and yellow at it, opaque and red at 1."""
     heat = np.asarray(heat_map) / 255
-    heat = np.where(heat >= threshold, heat, 0)
-    values = np.linspace(0, 1, len(HEAT_COLOURS))
+    heat = np.where(heat >= threshold, (1 + (heat - threshold) / max(1 - threshold, 1e-6)) / 2, 0)
+    values = np.linspace(0.5, 1, len(HEAT_COLOURS))
     channels = [np.interp(heat, values, colours) for colours in HEAT_COLOURS.T]
     return Image.fromarray(np.stack([*channels, 255 * heat], axis=-1).round().astype(np.uint8))
 
@@ -64,7 +66,8 @@ def card_html(
         f'<td><span class="bar" style="width:{100 * value:.1f}%"></span></td></tr>'
         for label, value in prediction["scores"].items()
     )
-    return f"""<article class="card"{data}>
+    shape = " wide" if image.width >= WIDE * image.height else ""
+    return f"""<article class="card{shape}"{data}>
 <h3>{html.escape(name)}</h3>
 {_overlay_html(name, image, prediction, heat_threshold)}{decision}
 <p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>
@@ -81,7 +84,8 @@ def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any], hea
         f'height="{box["ymax"] - box["ymin"]}"/>'
         for box in prediction["boxes"]
     )
-    return f"""<div class="overlay" style="aspect-ratio:{width}/{height};max-width:calc(26rem*{width / height:.4f})">
+    ratio = min(max(width / height, 1 / MAX_RATIO), MAX_RATIO)
+    return f"""<div class="overlay" style="aspect-ratio:{ratio:.4f};max-width:calc(26rem*{ratio:.4f})">
 <img class="image" alt="{html.escape(name)}" src="{data_url(shrink(image, IMAGE_SIDE), "JPEG", quality=88)}">
 <img class="heat" alt="Heat map" src="{data_url(heat_map, "PNG")}">
 <svg class="boxes" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>
@@ -128,7 +132,7 @@ def heat_map_hint(config: Any) -> str:
     """Return how the heat map of a model with this config is read."""
     if not config.has_heat_map:
         return "This model has no heat map."
-    shown = f"Shown from a value of {config.heat_threshold:.3g} on; red: most likely a defect."
+    shown = f"Shown from its threshold of {config.heat_threshold:.3g} on, red where a defect is most likely."
     return f"{shown} Boxes, in defective images, surround what is shown."
 
 

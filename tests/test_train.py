@@ -4,10 +4,12 @@ import csv
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import load_from_disk
 from jobs import run_train, write_recipe
 from PIL import Image
@@ -57,6 +59,21 @@ def test_run_writes_models_priors_metrics_and_images(finished_run):
     logs = json.loads((out / "final" / "trainer_state.json").read_text())["log_history"]
     assert {"loss", "loss_cls", "loss_kg", "kg_lambda"} <= set(logs[0])
     assert "kg_lambda" not in (out / "primary" / "trainer_state.json").read_text()
+
+
+def test_every_file_of_a_run_is_documented(finished_run):
+    _, out, _ = finished_run
+    table = (TRAIN_SCRIPT.parent / "docs" / "training.md").read_text().partition("## Files of a run")[2]
+    assert [path.name for path in out.iterdir() if path.name not in table] == []
+
+
+def test_loss_is_logged_often_enough_for_a_curve(tmp_path, few_draws):
+    recipe = write_recipe(tmp_path, data_dir=str(make_images(tmp_path / "images")), num_train_epochs=None)
+    settings = yaml.safe_load(Path(recipe).read_text())
+    Path(recipe).write_text(yaml.safe_dump(settings | {"logging_steps": None, "max_steps": 40}))
+    run(parse([recipe, "--output_dir", str(tmp_path / "out")]))
+    logs = json.loads((tmp_path / "out" / "final" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in logs if "loss_kg" in entry] == list(range(2, 41, 2))
 
 
 def test_output_fits_a_screen_without_bars(finished_run):

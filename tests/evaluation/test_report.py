@@ -1,5 +1,6 @@
 """The HTML report of a run."""
 
+import base64
 import json
 import re
 
@@ -166,6 +167,45 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     text = (tmp_path / "report.html").read_text()
     assert "Missed defects" not in text and "No issues were found" in text and "No threshold was chosen" in text
     assert "predicted a$_$ &lt;b&gt;" in text
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
+    sizes = [(1600, 256), (400, 64), (256, 1600), (64, 400), (4000, 64), (300, 300)]
+    generator = np.random.default_rng(0)
+    names = ["good", "\u5212\u75d5"]  # a scratch
+    test = defect_dataset(
+        images=[encoded(generator.integers(0, 255, size[::-1], dtype=np.uint8)) for size in sizes],
+        labels=[names[index % 2] for index in range(6)], names=names, masks=[None] * 6,
+        file_names=[f"{across} x {down}.png" for across, down in sizes],
+    )  # fmt: skip
+    probabilities, maps = generator.dirichlet([1, 1], 6), generator.random((2, 6, 4, 4))
+    both = dict.fromkeys(("primary", "final"), Predictions(probabilities, *maps))
+    config = tiny_model(id2label=dict(enumerate(names)), defect_free_label=None).config
+    metrics = evaluate_predictions(both["final"], test, None, (32, 32)) | {"seconds": 1}
+    report = page[1] | {
+        "results": dict.fromkeys(both, metrics), "differences": {}, "validation": {"primary": None, "final": None},
+    }  # fmt: skip
+    path = tmp_path / "report.html"
+    write_report(
+        path, report, test, both, {"primary": [], "final": []}, lambda rows: np.zeros((len(rows), 4, 4)), config
+    )
+    (chart,) = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)"', path.read_text())
+    assert f"{names[1]} (AP" in base64.b64decode(chart).decode()  # text, which the reader's fonts show
+    with chromium(width, 900) as driver:
+        window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        driver.get(path.as_uri())
+        count, shown = loaded_images(driver)
+        assert count == shown == 1 + 6 * 5
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        tiles = "return [...document.querySelectorAll('.tiles img')].map(i => [i.alt, i.naturalWidth, i.clientHeight])"
+        for alt, across, down in driver.execute_script(tiles):
+            least = 12 if "4000 x" in alt else 45
+            assert across >= 64 or "x 1600" in alt or "64 x" in alt
+            assert down >= (least if width > 1000 else least / 2), alt
+        driver.set_window_size(width, 3000)
+        driver.save_screenshot(str(tmp_path / "page.png"))
 
 
 def test_comparison_table_has_one_row_per_metric():

@@ -46,6 +46,18 @@ def test_uploaded_images_are_classified(page, server, tmp_path):
     page.check(server[1])
 
 
+def test_strips_are_large_enough(page, server, tmp_path):
+    sizes = [(1600, 256), (400, 64), (4000, 64), (64, 400), (300, 200)]
+    names = [f"{width}_{height}.png" for width, height in sizes]
+    page.upload(*(write(tmp_path, name, encode(noise(*size, 0))) for name, size in zip(names, sizes, strict=True)))
+    page.until(lambda: len(page.all(".card")) == len(sizes))
+    script = "return [...document.querySelectorAll('.overlay')].map(one => [one.clientWidth, one.clientHeight])"
+    for name, (width, height) in zip(page.texts(".card h3"), page.driver.execute_script(script), strict=True):
+        assert min(width, height) >= 50 and max(width, height) >= 250, (name, width, height)
+    page.driver.save_screenshot(str(tmp_path / "page.png"))
+    page.check(server[1])
+
+
 def test_opacity_slider(page, server, tmp_path):
     upload_noise(page, tmp_path)
     assert page.opacity() == pytest.approx(0.6)
