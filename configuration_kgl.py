@@ -36,8 +36,10 @@ class KGLConfig(PreTrainedConfig):
     operating_point (`dict`, *optional*):
         Decision threshold on `P(defect)` under `threshold`, and how it was chosen.
     saliency_threshold (`dict`, *optional*):
-        Under `threshold`, the value of the heat map (0..1) from which a cell is marked, and how it was chosen;
-        without it 0.5.
+        Under `threshold`, the value of the heat map (0..1) from which a cell is marked: the boxes surround marked
+        cells, and overlays draw nothing below it. Beside it how it was chosen: `good_images`, the number of good
+        validation images; `false_alarm_rate`, the share of them with a marked cell; and `chosen`, the rule in words.
+        Without it 0.5.
     has_heat_map (`bool`, *optional*, defaults to `True`):
         Whether `H` was trained; `False` for a primary classifier, whose heat map means nothing.
     problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
@@ -133,10 +135,20 @@ class KGLConfig(PreTrainedConfig):
         if not 0 <= self.operating_point.get("threshold", -1.0) <= 1:
             raise ValueError(f"operating_point={self.operating_point}: it needs a `threshold` in 0..1.")
 
+    def validate_saliency_threshold(self) -> None:
+        """Check that the heat map's threshold lies in 0..1."""
+        if self.saliency_threshold is not None and not 0 <= self.saliency_threshold.get("threshold", -1.0) <= 1:
+            raise ValueError(f"saliency_threshold={self.saliency_threshold}: it needs a `threshold` in 0..1.")
+
     @property
     def threshold(self) -> float:
         """Decision threshold: an image is defective from this `P(defect)` on; 0.5 without an operating point."""
         return 0.5 if self.operating_point is None else self.operating_point["threshold"]
+
+    @property
+    def heat_threshold(self) -> float:
+        """Value of the heat map from which a cell is marked; 0.5 where none was chosen."""
+        return 0.5 if self.saliency_threshold is None else self.saliency_threshold["threshold"]
 
     @property
     def defect_free_id(self) -> int | None:

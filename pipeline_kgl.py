@@ -10,6 +10,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, ImageClassificationPipeline, Pipeline
@@ -30,12 +31,15 @@ class DefectDetectionPipeline(Pipeline):
       class; `None` where the model has no such class.
     - **defective** (`bool` or `None`) -- Whether `defect_score` reaches the model's decision threshold (0.5 where none
       was chosen).
-    - **heat_map** (`PIL.Image.Image`) -- The saliency head's output in the size of the upright image, grey, 255 for 1.
-    - **boxes** (`list[dict]`) -- Bounding boxes of the connected regions of the heat map, highest peak first: `xmin`,
-      `ymin`, `xmax`, `ymax` in pixels of the upright image (`xmax` and `ymax` exclusive) and `score`, the peak.
+    - **heat_map** (`PIL.Image.Image`) -- The saliency head's output in the size of the upright image, grey, 255 for 1;
+      blank where the head was not trained (`has_heat_map` of the config is `False`), as in a primary classifier.
+    - **boxes** (`list[dict]`) -- Bounding boxes of the connected regions of marked cells of the heat map, highest peak
+      first: `xmin`, `ymin`, `xmax`, `ymax` in pixels of the upright image (`xmax` and `ymax` exclusive) and `score`,
+      the peak. None is smaller than a cell, and none lies inside another. Without a heat map there are none.
 
-    Parameters of the pipeline or of a call: `box_threshold` (`float` in 0..1, defaults to 0.5), the value of the heat
-    map from which a pixel belongs to a region, and `timeout` (`float`, *optional*), the seconds to wait for a URL.
+    Parameters of the pipeline or of a call: `box_threshold` (`float` in 0..1, defaults to the `saliency_threshold` of
+    the config, 0.5 where none was chosen), the value of the heat map from which a cell is marked, and `timeout`
+    (`float`, *optional*), the seconds to wait for a URL.
 
     The image processor must show the model whole images, uncropped, as those saved by kgl train do.
 
@@ -78,7 +82,7 @@ class DefectDetectionPipeline(Pipeline):
         output = self.model(pixel_values=inputs["pixel_values"])
         return {"logits": output.logits, "saliency": output.saliency, "size": inputs["size"]}
 
-    def postprocess(self, outputs: dict[str, Any], box_threshold: float = 0.5) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], box_threshold: float | None = None) -> dict[str, Any]:
         """Return an image's dictionary from logits `(1, K)` and saliency logits `(1, 1, h, w)`."""
         config = self.model.config
         logits = outputs["logits"].float()
@@ -88,7 +92,9 @@ class DefectDetectionPipeline(Pipeline):
         defect_score, defective = None, None
         if config.defect_free_label is not None:
             defect_score, defective = (value.item() for value in self.model.decide(logits))
-        heat = F.interpolate(outputs["saliency"].float().sigmoid(), outputs["size"], mode="bilinear")[0, 0].numpy()
+        cells = outputs["saliency"].float().sigmoid() * config.has_heat_map
+        heat = F.interpolate(cells, outputs["size"], mode="bilinear")[0, 0].numpy()
+        threshold = config.heat_threshold if box_threshold is None else box_threshold
         return {
             "label": label,
             "score": scores[label],
@@ -96,7 +102,7 @@ class DefectDetectionPipeline(Pipeline):
             "defect_score": defect_score,
             "defective": defective,
             "heat_map": Image.fromarray((heat * 255).round().astype(np.uint8)),
-            "boxes": hot_boxes(heat, box_threshold),
+            "boxes": hot_boxes(cells[0, 0], threshold, outputs["size"]) if config.has_heat_map else [],
         }
 
 
@@ -156,47 +162,66 @@ def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.
     return load_image(image, timeout=timeout)
 
 
-def hot_boxes(heat: np.ndarray, threshold: float) -> list[dict[str, Any]]:
+def hot_boxes(cells: torch.Tensor, threshold: float, size: tuple[int, int]) -> list[dict[str, Any]]:
     """
-    Return bounding boxes of the 8-connected regions of `heat >= threshold`, highest peak first.
+    Return bounding boxes of the 8-connected regions of `cells >= threshold`, highest peak first.
+
+    Boxes hold whole cells, and a box that lies inside another is merged into it.
 
     Args:
-        heat: `(H, W)`.
-        threshold: the value from which a pixel belongs to a region.
+        cells: `(h, w)`.
+        threshold: the value from which a cell belongs to a region.
+        size: height and width in pixels of the image that the cells cover.
 
     Returns:
-        Dictionaries of `xmin`, `ymin`, `xmax`, `ymax` (pixels, the last two exclusive) and `score`, the region's peak.
+        Dictionaries of `xmin`, `ymin`, `xmax`, `ymax` (pixels, the last two exclusive) and `score`, the highest value.
     """
+    (height, width), (rows, columns) = size, cells.shape
+    y, x = (cells >= threshold).nonzero(as_tuple=True)
+    found, region = _regions(cells >= threshold)[y, x].unique(return_inverse=True)
+
+    def of_regions(values: torch.Tensor, reduce: str) -> list[float]:
+        return values.new_zeros(len(found)).scatter_reduce(0, region, values, reduce, include_self=False).tolist()
+
+    left, right, top, bottom = (of_regions(one, reduce) for one in (x, y) for reduce in ("amin", "amax"))
+    boxes = [
+        {
+            "xmin": left[index] * width // columns,
+            "ymin": top[index] * height // rows,
+            "xmax": -(-(right[index] + 1) * width // columns),
+            "ymax": -(-(bottom[index] + 1) * height // rows),
+            "score": peak,
+        }
+        for index, peak in enumerate(of_regions(cells[y, x], "amax"))
+    ]
+    boxes.sort(key=lambda box: (box["xmax"] - box["xmin"]) * (box["ymax"] - box["ymin"]), reverse=True)
+    outermost: list[dict[str, Any]] = []
+    for box in boxes:  # the largest first, so that what holds a box comes before it
+        around = next((other for other in outermost if _is_inside(box, other)), None)
+        if around is None:
+            outermost.append(box)
+        else:
+            around["score"] = max(around["score"], box["score"])
+    return sorted(outermost, key=lambda box: -box["score"])
+
+
+def _is_inside(box: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(box[low] >= other[low] for low in ("xmin", "ymin")) and all(
+        box[high] <= other[high] for high in ("xmax", "ymax")
+    )
+
+
+def _regions(marked: torch.Tensor) -> torch.Tensor:
+    """Return the number `(h, w)` of the 8-connected region of each cell of a mask, -1 outside."""
     # scipy.ndimage.label finds the same regions, but a model from the Hub must load without scipy.
-    # Runs of hot pixels in each row, in reading order; `ends` are exclusive.
-    changes = np.diff(np.pad(heat >= threshold, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = (where.tolist() for where in np.nonzero(changes == 1))
-    ends = np.nonzero(changes == -1)[1].tolist()
-
-    parent = list(range(len(rows)))  # union-find over the runs
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    first = 0  # first run of the row above that may touch this run or a later one
-    for run in range(len(rows)):
-        while rows[first] < rows[run] - 1 or (rows[first] == rows[run] - 1 and ends[first] < starts[run]):
-            first += 1
-        above = first
-        while rows[above] == rows[run] - 1 and starts[above] <= ends[run]:
-            parent[root(above)] = root(run)
-            above += 1
-
-    boxes: dict[int, dict[str, Any]] = {}
-    for run, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
-        peak = float(heat[row, start:end].max())
-        box = boxes.setdefault(root(run), {"xmin": start, "ymin": row, "xmax": end, "ymax": row + 1, "score": peak})
-        box["xmin"], box["xmax"] = min(box["xmin"], start), max(box["xmax"], end)
-        box["ymax"], box["score"] = row + 1, max(box["score"], peak)
-    return sorted(boxes.values(), key=lambda box: -box["score"])
+    cells = torch.arange(marked.numel(), dtype=torch.float64, device=marked.device).view(marked.shape)
+    labels = torch.where(marked, cells, -1)
+    while True:  # the last cell of a region gives its number to the neighbours, and to those that its number reached
+        highest = torch.where(marked, F.max_pool2d(labels[None, None], 3, stride=1, padding=1)[0, 0], -1)
+        spread = torch.where(marked, highest.flatten()[highest.long().clamp(min=0)], -1)
+        if torch.equal(spread, labels):
+            return labels
+        labels = spread
 
 
 # Each model's folder has a copy of this file; the first one loaded registers the task.

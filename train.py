@@ -14,13 +14,10 @@ from typing import Any
 
 import accelerate
 import datasets
-import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from datasets import Dataset
 from filelock import FileLock
-from transformers import BaseImageProcessor
 
 from kgl.data.loading import LoadedDataset, read_defect_dataset
 from kgl.data.progress import disable_progress_bars
@@ -28,8 +25,7 @@ from kgl.data.splits import group_folds
 from kgl.data.storage import full_disk_as_input_error, run_on_main_process, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.errors import format_count
-from kgl.evaluation.calibration import calibrate
-from kgl.evaluation.predictions import predict
+from kgl.evaluation.calibration import calibrate_model
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.hub.model_card import write_card
 from kgl.hub.push import check_login, push
@@ -188,29 +184,15 @@ def prepare(settings: Settings) -> Job:
         check_trainable(training, model, model_args.size, [len(train), *(len(rest) for rest, _ in folds)])
     settings = settings._replace(data=data_args, model=model_args)
 
-    def calibrate_model(model: KGLForImageClassification) -> dict[str, Any] | None:
+    def calibrate_on_validation(model: KGLForImageClassification) -> dict[str, Any] | None:
         validation = data.splits.get("validation")
-        return calibrate_on(validation, model, image_processor, settings) if validation else None
+        if not validation:
+            return None
+        batch_size = training.per_device_eval_batch_size
+        return calibrate_model(model, validation, image_processor, batch_size, settings.operating)
 
-    recipe = Recipe(new_model, image_processor, training, calibrate_model)
+    recipe = Recipe(new_model, image_processor, training, calibrate_on_validation)
     return Job(settings, data, recipe, folds, run_settings(settings, data.splits), new_cell_model)
-
-
-def calibrate_on(
-    validation: Dataset, model: KGLForImageClassification, image_processor: BaseImageProcessor, settings: Settings
-) -> dict[str, Any]:
-    """Set temperature and operating point of a trained model by validation images, and return what is recorded."""
-    predictions = predict(model, validation, image_processor, settings.training.per_device_eval_batch_size)
-    calibration = calibrate(
-        predictions.probabilities,
-        np.asarray(validation["label"]),
-        model.config.defect_free_id,
-        settings.operating.wanted_recall,
-        settings.operating.miss_cost,
-    )
-    model.config.temperature = calibration["temperature"]
-    model.config.operating_point = calibration["operating_point"]
-    return calibration
 
 
 def open_run(job: Job) -> tuple[RunState, FileLock | None]:

@@ -27,8 +27,9 @@ class PredictArguments:
         metadata={"help": "Folder for predictions.csv and overlays/; a stopped command resumes in it."}
     )
     batch_size: int = field(default=16, metadata={"help": "Batch size."})
-    box_threshold: float = field(
-        default=0.5, metadata={"help": "Heat-map value in 0..1 from which a pixel belongs to a box."}
+    box_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Heat-map value in 0..1 from which a cell is shown and boxed; the model's own by default."},
     )
     max_image_megapixels: int | None = field(default=None, metadata={"help": MAX_MEGAPIXELS_HELP})
 
@@ -37,7 +38,7 @@ class PredictArguments:
         if self.batch_size < 1:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
         check_megapixels(self.max_image_megapixels)
-        if not 0 <= self.box_threshold <= 1:
+        if self.box_threshold is not None and not 0 <= self.box_threshold <= 1:
             raise InputError(f"--box_threshold {self.box_threshold}: it must lie in 0..1.")
 
 

@@ -1,14 +1,60 @@
-"""Temperature scaling and the decision threshold, chosen on validation images."""
+"""Temperature scaling, the decision threshold and the heat map's threshold, chosen on validation images."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from transformers import BaseImageProcessor
 
+from ..modeling_kgl import KGLForImageClassification
+from ..training.arguments import OperatingArguments
 from .metrics import defect_scores, expected_calibration_error
+from .predictions import predict
+
+
+TEMPERATURE_DEVIATION = 0.5  # of log T in the prior of the temperature
+
+
+def calibrate_model(
+    model: KGLForImageClassification,
+    validation: Dataset,
+    image_processor: BaseImageProcessor,
+    batch_size: int,
+    operating: OperatingArguments,
+) -> dict[str, Any]:
+    """
+    Set temperature, operating point and heat-map threshold in a model's config, chosen on validation images.
+
+    Args:
+        model: at temperature 1.
+        validation: columns `image` and `label`.
+        image_processor: the model's.
+        batch_size: images per forward pass.
+        operating: how the thresholds are chosen.
+
+    Returns:
+        The result of [`calibrate`], and `saliency_threshold`, that of [`choose_saliency_threshold`]; None without a
+        class or an image free of defects, or without a heat map.
+    """
+    config, labels = model.config, np.asarray(validation["label"])
+    predictions = predict(model, validation, image_processor, batch_size)
+    calibration = calibrate(
+        predictions.probabilities, labels, config.defect_free_id, operating.wanted_recall, operating.miss_cost
+    )
+    saliency_threshold = None
+    if config.has_heat_map and config.defect_free_id is not None:
+        good_maps = predictions.saliency[labels == config.defect_free_id]
+        if len(good_maps) > 0:
+            saliency_threshold = choose_saliency_threshold(good_maps, operating.heat_false_alarms)
+    config.temperature = calibration["temperature"]
+    config.operating_point = calibration["operating_point"]
+    config.saliency_threshold = saliency_threshold
+    return calibration | {"saliency_threshold": saliency_threshold}
 
 
 def calibrate(
@@ -68,7 +114,8 @@ def choose_operating_point(
         miss_cost: take the threshold of lowest cost instead, a missed defect costing this many false alarms.
 
     Returns:
-        `threshold`; `recall` and `false_alarm_rate` on these images; the number of `defective` and `good` images; and
+        `threshold`; `recall` and `false_alarm_rate` on these images; the number of `defective` and `good` images;
+        `marks_all_good`, whether every good image counts as defective, so that the threshold sorts nothing; and
         `chosen`, the rule in words. This is what a model's config stores.
     """
     candidates = np.append(np.unique(scores), 2 - scores.max())[::-1]  # the first one calls nothing defective
@@ -88,16 +135,55 @@ def choose_operating_point(
         "false_alarm_rate": float(false_alarms[best]),
         "defective": int(defective.sum()),
         "good": int((~defective).sum()),
+        "marks_all_good": bool(false_alarms[best] == 1),
+        "chosen": chosen,
+    }
+
+
+def choose_saliency_threshold(good_maps: np.ndarray, false_alarms: float) -> dict[str, Any]:
+    """
+    Choose the value of the heat map from which a cell is marked, so that few good images have a marked cell.
+
+    It lies just above the `ceil((N + 1) (1 - false_alarms))`-th smallest of the N maps' maxima. Among further images
+    like these, the expected share with a marked cell is then at most `false_alarms` (conformal prediction). Fewer
+    than `1 / false_alarms - 1` images cannot bound that share: with them it lies just above all maxima, and is at
+    least 0.5.
+
+    Args:
+        good_maps: heat maps of good images, `(N, h, w)` float32 in 0..1, N > 0.
+        false_alarms: the wanted share, between 0 and 1.
+
+    Returns:
+        `threshold`; the number of `good_images`; `false_alarm_rate`, the share of these with a marked cell; and
+        `chosen`, the rule in words. This is what a model's config stores.
+    """
+    maxima = np.sort(good_maps.reshape(len(good_maps), -1).max(axis=1))
+    above = np.nextafter(maxima, np.float32(1))  # a cell is marked from the threshold on
+    rank = math.ceil((len(maxima) + 1) * (1 - false_alarms) - 1e-9)  # rounding must not raise a whole number
+    if rank <= len(maxima):
+        threshold = float(above[rank - 1])
+        chosen = f"value that at most {100 * false_alarms:.4g} % of good images exceed anywhere"
+    else:
+        threshold = max(0.5, float(above[-1]))
+        chosen = (
+            "value that no good validation image exceeds, at least 0.5; too few images for a rate of "
+            f"{100 * false_alarms:.4g} %"
+        )
+    return {
+        "threshold": threshold,
+        "good_images": len(maxima),
+        "false_alarm_rate": float((maxima >= threshold).mean()),
         "chosen": chosen,
     }
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
-    Return the temperature T in 1..20 of least cross-entropy of `softmax(log p / T)` (Guo et al. 2017).
+    Return the most probable temperature T in 1..20 of `softmax(log p / T)` (Guo et al. 2017).
 
-    Temperatures below 1 are left out: a few validation images that are all classified correctly would ask for
-    unlimited sharpening.
+    It minimises the summed cross-entropy plus `(log T)^2 / (2 * 0.5^2)`, a normal prior of log T around 0, so that
+    few images move it little. Temperatures below 1 are left out: images that are all classified correctly would ask
+    for sharpening.
 
     Args:
         probabilities: `(N, K)`.
@@ -105,10 +191,11 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     logs, rows = np.log(probabilities), np.arange(len(labels))
 
-    def cross_entropy(log_temperature: float) -> float:
-        return -log_softmax(logs / np.exp(log_temperature), axis=1)[rows, labels].mean()
+    def cost(log_temperature: float) -> float:
+        cross_entropy = -log_softmax(logs / np.exp(log_temperature), axis=1)[rows, labels].sum()
+        return cross_entropy + log_temperature**2 / (2 * TEMPERATURE_DEVIATION**2)
 
-    return float(np.exp(minimize_scalar(cross_entropy, bounds=(0.0, np.log(20)), method="bounded").x))
+    return float(np.exp(minimize_scalar(cost, bounds=(0.0, np.log(20)), method="bounded").x))
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -116,4 +203,11 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return softmax(np.log(probabilities) / temperature, axis=1)
 
 
-__all__ = ["apply_temperature", "calibrate", "choose_operating_point", "fit_temperature"]
+__all__ = [
+    "apply_temperature",
+    "calibrate",
+    "calibrate_model",
+    "choose_operating_point",
+    "choose_saliency_threshold",
+    "fit_temperature",
+]

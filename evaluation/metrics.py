@@ -41,6 +41,8 @@ METRIC_TITLES = {
     "saliency_pointing": "Heat map, peak on the defect",
     "saliency_entropy": "Heat map, entropy",
     "saliency_area90": "Heat map, area with 90 % of the sum",
+    "saliency_false_alarm_rate": "Heat map, good images with a marked cell",
+    "saliency_found_rate": "Heat map, defects touched by a marked cell",
     "seconds": "Training time in seconds",
 }
 

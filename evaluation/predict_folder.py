@@ -66,7 +66,7 @@ class FolderPredictions:
 
 
 def predict_folder(
-    paths: list[Path], model: str, output: Path, batch_size: int = 16, box_threshold: float = 0.5
+    paths: list[Path], model: str, output: Path, batch_size: int = 16, box_threshold: float | None = None
 ) -> FolderPredictions:
     """
     Write `output/predictions.csv`, one row per image, and the images under their heat maps to `output/overlays`.
@@ -80,18 +80,20 @@ def predict_folder(
         model: a classifier saved by kgl train, a folder or a Hub id.
         output: a new folder, or that of an unfinished run with the same model, paths and threshold.
         batch_size: images per forward pass.
-        box_threshold: value of the heat map, in 0..1, at and above which a pixel belongs to a box.
+        box_threshold: value of the heat map, in 0..1, from which a cell belongs to a box and the overlay shows it; the
+            model's own by default.
 
     Raises:
         InputError: an argument cannot be used, or `output` holds something else or cannot be written to.
     """
     if batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: it must be at least 1.")
-    if not 0 <= box_threshold <= 1:
+    if box_threshold is not None and not 0 <= box_threshold <= 1:
         raise InputError(f"--box_threshold {box_threshold}: it must lie in 0..1.")
     images = _find_named_images(paths, output)
     classifier, image_processor = load_classifier(model)
-    folder_lock = _claim_output(output, paths, classifier, image_processor, box_threshold)
+    threshold = classifier.config.heat_threshold if box_threshold is None else box_threshold
+    folder_lock = _claim_output(output, paths, classifier, image_processor, threshold)
     pipeline = DefectDetectionPipeline(classifier, image_processor=image_processor)
     unusable: list[UnusableImage] = []
     classes = list(classifier.config.label2id)
@@ -102,11 +104,9 @@ def predict_folder(
             progress = progress_bar(todo, "Images", total=len(images), initial=len(images) - len(todo))
             usable = _load_images(progress, unusable)
             while batch := list(islice(usable, batch_size)):  # older pipelines would hold a whole stream in memory
-                predictions = pipeline(
-                    [image for *_, image in batch], batch_size=batch_size, box_threshold=box_threshold
-                )
+                predictions = pipeline([image for *_, image in batch], batch_size=batch_size, box_threshold=threshold)
                 for (name, stamp, image), prediction in zip(batch, predictions, strict=True):
-                    _draw_overlay(overlay_path(output / "overlays", name), image, prediction)
+                    _draw_overlay(overlay_path(output / "overlays", name), image, prediction, threshold)
                     table.append(name, stamp, prediction)
     except OSError as error:
         raise InputError(
@@ -289,10 +289,10 @@ def overlay_path(folder: Path, name: str) -> Path:
     return folder / parent / last
 
 
-def _draw_overlay(path: Path, image: PILImage.Image, prediction: dict[str, Any]) -> None:
-    """Write the image under its heat map as a JPEG, with boxes unless it is called good."""
+def _draw_overlay(path: Path, image: PILImage.Image, prediction: dict[str, Any], threshold: float) -> None:
+    """Write the image under its heat map from the threshold on as a JPEG, with boxes unless it is called good."""
     heat = np.asarray(prediction["heat_map"]) / 255
-    overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("L")), heat))
+    overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("L")), heat, threshold))
     pen = ImageDraw.Draw(overlay)
     for box in prediction["boxes"] if prediction["defective"] is not False else []:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)

@@ -40,7 +40,7 @@ _REPORT_METRICS = (
     "ap", "auroc", "accuracy", "balanced_accuracy", "defect_ap", "defect_auroc", "f1_max",
     "recall_at_false_alarm_rate", "false_alarm_rate_at_zero_missed", "recall_at_operating_point",
     "false_alarm_rate_at_operating_point", "ece_uncalibrated", "ece", "map_ap", "saliency_ap", "saliency_pointing",
-    "seconds",
+    "saliency_false_alarm_rate", "saliency_found_rate", "seconds",
 )  # fmt: skip
 _TILE_SIDE = 224  # pixels of the longer side of a gallery image
 _STRIP = 2.5  # ratio of its sides from which on an image is a strip, which gets as many pixels as a square
@@ -212,8 +212,11 @@ def _gallery_cases(
         "prior, if it were a training image": priors_of(images),
         "primary: class map": shown["primary"].class_map,
         "final: class map": shown["final"].class_map,
-        "final: heat map H": shown["final"].saliency,
     }
+    thresholds = {}
+    if config.has_heat_map:
+        title = f"final: heat map H from {config.heat_threshold:.3g}"
+        maps[title], thresholds[title] = shown["final"].saliency, config.heat_threshold
     cases = {}
     for index, (row, image) in enumerate(zip(rows.tolist(), images, strict=True)):
         predicted = [
@@ -225,20 +228,26 @@ def _gallery_cases(
             "label": names[image["label"]],
             "predicted": predicted,
             "shape": _shape(image["image"]),
-            "tiles": _gallery_tiles(image, {title: of_images[index] for title, of_images in maps.items()}),
+            "tiles": _gallery_tiles(image, {title: of_images[index] for title, of_images in maps.items()}, thresholds),
         }
     return cases
 
 
-def _gallery_tiles(image: dict[str, Any], maps: dict[str, np.ndarray]) -> list[dict[str, str]]:
-    """Return `title` and `src` of the image, of each map `(h, w)` over it, and of its mask where it has one."""
+def _gallery_tiles(
+    image: dict[str, Any], maps: dict[str, np.ndarray], thresholds: dict[str, float]
+) -> list[dict[str, str]]:
+    """
+    Return `title` and `src` of the image, of each map `(h, w)` over it, and of its mask where it has one.
+
+    Maps that have a threshold are drawn from it on.
+    """
     grey = image["image"].convert("L")
     grey = grey.resize(_tile_size(grey))
     size, pixels = (grey.height, grey.width), np.asarray(grey)
     tiles = [{"title": "image", "src": _jpeg(pixels)}]
     for title, of_image in maps.items():
         heat = upsample_maps(of_image[None], size)[0]
-        tiles.append({"title": title, "src": _jpeg(overlay_heat_map(pixels, heat))})
+        tiles.append({"title": title, "src": _jpeg(overlay_heat_map(pixels, heat, thresholds.get(title)))})
     mask = mask_to_array(image["mask"], size)
     if mask is not None:
         tiles.append({"title": "true mask", "src": _jpeg(mask.astype(np.uint8) * 255)})

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..configuration_kgl import KGLConfig
+from ..data.masks import mask_to_array, mask_to_grid
 from .calibration import apply_temperature
 from .maps import evaluate_maps
 from .metrics import (
@@ -38,7 +39,7 @@ def evaluate_run(
 
     Returns:
         Metrics of each model with `<metric>_interval`, its 95 % interval (Wilson's for the accuracy and the rates at
-        the threshold, a stratified bootstrap for the others), and the `difference` (final minus primary) of each
+        a threshold, a stratified bootstrap for the others), and the `difference` (final minus primary) of each
         bootstrapped metric with its `interval`.
     """
     *intervals, differences = paired_bootstrap(
@@ -56,24 +57,30 @@ def evaluate_run(
 
 
 def evaluate_predictions(
-    predictions: Predictions, dataset: Dataset, defect_free_id: int | None, size: tuple[int, int]
+    predictions: Predictions,
+    dataset: Dataset,
+    defect_free_id: int | None,
+    size: tuple[int, int],
+    has_heat_map: bool = True,
 ) -> dict[str, Any]:
     """
     Return the metrics of [`DefectClassification`] and, where images have masks, those of [`evaluate_maps`].
 
-    `map_...` is the class map, `saliency_...` the heat map of the saliency head.
+    `map_...` is the class map, `saliency_...` the heat map of the saliency head, where it was trained.
     """
     results = DefectClassification(keep_in_memory=True).compute(
         predictions=predictions.probabilities, references=dataset["label"], defect_free_id=defect_free_id
     )
-    maps = {"map": predictions.class_map, "saliency": predictions.saliency}
+    maps = {"map": predictions.class_map}
+    if has_heat_map:
+        maps["saliency"] = predictions.saliency
     return results | evaluate_maps(maps, dataset, size)
 
 
 def _evaluate_model(
     predictions: Predictions, test: Dataset, config: KGLConfig, size: tuple[int, int]
 ) -> dict[str, Any]:
-    results = evaluate_predictions(predictions, test, config.defect_free_id, size)
+    results = evaluate_predictions(predictions, test, config.defect_free_id, size, config.has_heat_map)
     labels = np.asarray(test["label"][:])
     results["accuracy_interval"] = wilson_interval(predictions.probabilities.argmax(axis=1) == labels)
     results["ece"] = expected_calibration_error(predictions.probabilities, labels)
@@ -83,7 +90,40 @@ def _evaluate_model(
     if config.operating_point is not None:
         scores = defect_scores(predictions.probabilities, config.defect_free_id)
         results |= decision_rates(labels != config.defect_free_id, scores, config.threshold)
+    if config.has_heat_map:
+        results |= heat_map_rates(predictions.saliency >= config.heat_threshold, test, config.defect_free_id, size)
     return results
 
 
-__all__ = ["BOOTSTRAP_DRAWS", "evaluate_predictions", "evaluate_run"]
+def heat_map_rates(
+    marked: np.ndarray, dataset: Dataset, defect_free_id: int | None, size: tuple[int, int]
+) -> dict[str, Any]:
+    """
+    Return how often the marked cells of the heat map are right, per image, each rate with Wilson's interval.
+
+    `saliency_false_alarm_rate` is the share of good images with a marked cell, `saliency_found_rate` the share of
+    images with a true mask that a marked cell touches. A rate without such images is left out.
+
+    Args:
+        marked: cells that reach the heat map's threshold, `(N, h, w)` bool.
+        dataset: columns `label` and `mask`.
+        defect_free_id: index of the class without defects.
+        size: height and width at which masks are read.
+    """
+    outcomes: dict[str, np.ndarray] = {}
+    if defect_free_id is not None:
+        good = np.asarray(dataset["label"][:]) == defect_free_id
+        outcomes["saliency_false_alarm_rate"] = marked[good].any(axis=(1, 2))
+    masks = [mask_to_array(mask, size) for mask in dataset["mask"]]
+    rows = [index for index, mask in enumerate(masks) if mask is not None and mask.any()]
+    if rows:
+        truth = mask_to_grid(np.stack([masks[index] for index in rows]), marked.shape[1:])
+        outcomes["saliency_found_rate"] = (marked[rows] & truth).any(axis=(1, 2))
+    rates: dict[str, Any] = {}
+    for name, of_images in outcomes.items():
+        if len(of_images) > 0:
+            rates[name], rates[f"{name}_interval"] = float(of_images.mean()), wilson_interval(of_images)
+    return rates
+
+
+__all__ = ["BOOTSTRAP_DRAWS", "evaluate_predictions", "evaluate_run", "heat_map_rates"]

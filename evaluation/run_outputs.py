@@ -78,12 +78,15 @@ def write_outputs(
     models, predictions = evaluation.models, evaluation.predictions
     size = (image_processor.size["height"], image_processor.size["width"])
     config = models["final"].config
+    heat_threshold = config.heat_threshold if config.has_heat_map else None
     shown = train.select(select_grid_rows(train, 6, config.defect_free_label))
     of_shown = {name: predict(model, shown, image_processor, len(shown)) for name, model in models.items()}
-    draw_comparison_grid(folder / "grid_train.png", shown, of_shown, size, "Training images")
+    draw_comparison_grid(folder / "grid_train.png", shown, of_shown, size, "Training images", heat_threshold)
     rows = select_grid_rows(test, 8, config.defect_free_label)
     of_rows = {name: one.select(rows) for name, one in predictions.items()}
-    draw_comparison_grid(folder / "grid_test.png", test.select(rows), of_rows, size, "Held-out test images")
+    draw_comparison_grid(
+        folder / "grid_test.png", test.select(rows), of_rows, size, "Held-out test images", heat_threshold
+    )
     shutil.copy(folder / "grid_test.png", folder / "final")  # shown by the card
     write_predictions(
         folder / "predictions.csv", test, predictions, {name: model.config for name, model in models.items()}
@@ -121,7 +124,9 @@ def _logged_values(phase: Path) -> list[dict[str, float]]:
 def print_results(report: dict[str, Any], folder: Path) -> None:
     """Print the comparison of both models and where the files are."""
     print(f"\n{comparison_table(report['results'])}\n")
-    final, count = report["results"]["final"], report["images"]["test"]
+    final, count, validation = report["results"]["final"], report["images"]["test"], report["validation"]["final"]
+    if validation is not None and validation["operating_point"] is not None:
+        print_unsorted(validation["operating_point"])
     if "recall_at_operating_point" in final:
         print(
             f"At its threshold the final classifier finds {final['recall_at_operating_point']:.0%} of the defects in "
@@ -132,6 +137,16 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
         f"Report: {folder / 'report.html'}, with metrics.json and predictions.csv beside it. "
         f"Classifier: {folder / 'final'}"
     )
+
+
+def print_unsorted(operating_point: dict[str, Any]) -> None:
+    """Print that a threshold calls every good validation image defective, where it does."""
+    if operating_point["marks_all_good"]:
+        print(
+            f"The chosen threshold calls all {operating_point['good']} good validation images defective, so it does "
+            "not sort. Give more validation images (--validation_share) or ask for fewer of the defects "
+            "(--wanted_recall)."
+        )
 
 
 __all__ = ["Evaluation", "evaluate_models", "print_results", "write_outputs"]

@@ -65,7 +65,7 @@ def draw_saliency_grid(
     captions = {"image": [f"P(true class) {value:.2f}" for value in probabilities]}
     size = tuple(pixel_values.shape[-2:])
     try:
-        draw_image_grid(path, rows, maps, size, title, "share of the map's own peak", captions)
+        draw_image_grid(path, rows, maps, size, title, "share of the map's own peak", captions, {})
     except OSError as error:
         raise InputError(f"--output {path}: it cannot be written. {error}") from error
     return rows

@@ -23,12 +23,18 @@ def select_grid_rows(dataset: Dataset, count: int, defect_free: str | None) -> l
 
 
 def draw_comparison_grid(
-    path: Path, dataset: Dataset, predictions: dict[str, Predictions], size: tuple[int, int], title: str
+    path: Path,
+    dataset: Dataset,
+    predictions: dict[str, Predictions],
+    size: tuple[int, int],
+    title: str,
+    heat_threshold: float | None,
 ) -> None:
     """
     Write a PNG with tiles of each image: image, prior, class maps of both models, heat map, and true mask.
 
     A class map is that of the most probable defect class; the predicted class and its probability stand beside it.
+    The heat map is drawn from its threshold on.
 
     Args:
         path: the PNG to write.
@@ -36,8 +42,9 @@ def draw_comparison_grid(
         predictions: `primary` and `final` predictions of `dataset`.
         size: height and width of each tile in pixels.
         title: title of the figure.
+        heat_threshold: of the final classifier's heat map; None where it has none.
     """
-    maps = {}
+    maps, scale, thresholds = {}, "share of the map's own peak", {}
     if "saliency_prior" in dataset.column_names:
         maps["prior"] = np.asarray(dataset["saliency_prior"]) / 255
     names = legible_names(dataset.features["label"].names)
@@ -47,9 +54,11 @@ def draw_comparison_grid(
         captions[f"{model}: class map"] = [
             f"predicted: {names[row.argmax()]} {row.max():.2f}" for row in predicted.probabilities
         ]
-    maps["final: heat map H"] = predictions["final"].saliency
-    scale = "prior and class maps: share of their own peak; H: 0 no defect, 1 defect"
-    draw_image_grid(path, dataset, maps, size, title, scale, captions)
+    if heat_threshold is not None:
+        heading = f"final: heat map H from {heat_threshold:.3g}"
+        maps[heading], thresholds[heading] = predictions["final"].saliency, heat_threshold
+        scale = "prior and class maps: share of their own peak; H: 0.5 at its threshold, 1 at 1"
+    draw_image_grid(path, dataset, maps, size, title, scale, captions, thresholds)
 
 
 __all__ = ["draw_comparison_grid", "select_grid_rows"]

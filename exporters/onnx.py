@@ -45,8 +45,9 @@ def write_onnx(model: KGLForImageClassification, image_processor: BaseImageProce
     Write the graph from `image (B, H, W, 3)` uint8 to the outputs of [`ExportWrapper`], with B, H and W dynamic.
 
     The graph's metadata, all strings: `labels` (a JSON list), `size` (JSON, the model's input height and width),
-    `temperature`, `kgl_version`, `resized_as_pillow` (the Pillow version) and, where the model has a defect-free
-    class, `defect_free_label`, `threshold` and `operating_point` (JSON; null where the threshold is 0.5 by default).
+    `temperature`, `kgl_version`, `resized_as_pillow` (the Pillow version); where the model has a heat map,
+    `saliency_threshold`, the value from which a cell is marked; and where it has a defect-free class,
+    `defect_free_label`, `threshold` and `operating_point` (JSON; null where the threshold is 0.5 by default).
 
     Raises:
         InputError: the model cannot be exported.
@@ -88,6 +89,8 @@ def metadata(model: KGLForImageClassification, image_processor: BaseImageProcess
         "kgl_version": version("kgl-defects"),
         "resized_as_pillow": version("pillow"),
     }
+    if config.has_heat_map:
+        entries["saliency_threshold"] = repr(config.heat_threshold)
     if config.defect_free_label is not None:
         entries["defect_free_label"] = config.defect_free_label
         entries["threshold"] = repr(config.threshold)

@@ -21,6 +21,7 @@ from rendering import (
     card_html,
     confusion_html,
     examples_html,
+    heat_map_hint,
     operating_point_html,
     problem_html,
 )
@@ -119,7 +120,8 @@ class EventHandlers:
                 log.warning("%r: %s", path.name, error)
                 problems.append(problem_html(path.name, f"was left out: {error}"))
             else:
-                cards.append(card_html(path.name, image, self._pipeline(image), self._exact(threshold)))
+                exact, heat_threshold = self._exact(threshold), self._config.heat_threshold
+                cards.append(card_html(path.name, image, self._pipeline(image), exact, heat_threshold))
         return f'{"".join(problems)}<div class="cards">{"".join(cards)}</div>'
 
     def _exact(self, threshold: float) -> float:
@@ -149,7 +151,7 @@ def build_page(pipeline: Callable, labelled_set: LabelledSet | None, examples: l
             with gr.Column(elem_classes="results"):
                 opacity = gr.Slider(
                     0, 1, 0.6, step=0.05, label="Heat map opacity", elem_id="heat",
-                    info="Red: likely a defect. Boxes, in defective images, surround regions above 0.5.",
+                    info=heat_map_hint(config),
                 )  # fmt: skip
                 results = gr.HTML(NO_RESULTS, js_on_load=RESULTS_JS, apply_default_css=False, elem_id="results")
             with gr.Column(elem_classes="threshold", visible=config.defect_free_label is not None):

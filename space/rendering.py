@@ -16,7 +16,7 @@ IMAGE_SIDE = 800  # pixels of an image on the page
 HEAT_MAP_SIDE = 256  # pixels of a heat map on the page; it has far fewer cells
 WIDE = 2.5  # width / height from which on an image gets the whole width of the page
 MAX_RATIO = 10  # of its sides as shown: longer strips are stretched, they would be lines
-HEAT_COLOURS = np.array([(255, 225, 90), (255, 125, 0), (190, 0, 30)], dtype=float)  # at 0, 0.5 and 1
+HEAT_COLOURS = np.array([(255, 225, 90), (255, 125, 0), (190, 0, 30)], dtype=float)  # from the threshold to 1
 
 NO_RESULTS = '<p class="hint empty">Results appear here.</p>'
 
@@ -28,10 +28,11 @@ def data_url(image: Image.Image, format: str, **options: Any) -> str:
     return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def colour_heat_map(heat_map: Image.Image) -> Image.Image:
-    """Colour a grey heat map, RGBA: yellow over orange to red, opacity in proportion to the value."""
+def colour_heat_map(heat_map: Image.Image, threshold: float) -> Image.Image:
+    """Colour a grey heat map, RGBA: clear below the threshold, half opaque and yellow at it, opaque and red at 1."""
     heat = np.asarray(heat_map) / 255
-    values = np.linspace(0, 1, len(HEAT_COLOURS))
+    heat = np.where(heat >= threshold, (1 + (heat - threshold) / max(1 - threshold, 1e-6)) / 2, 0)
+    values = np.linspace(0.5, 1, len(HEAT_COLOURS))
     channels = [np.interp(heat, values, colours) for colours in HEAT_COLOURS.T]
     return Image.fromarray(np.stack([*channels, 255 * heat], axis=-1).round().astype(np.uint8))
 
@@ -41,7 +42,9 @@ def problem_html(name: str, message: str) -> str:
     return f'<p class="problem" role="alert"><b>{html.escape(name)}</b> {html.escape(message)}</p>'
 
 
-def card_html(name: str, image: Image.Image, prediction: dict[str, Any], threshold: float) -> str:
+def card_html(
+    name: str, image: Image.Image, prediction: dict[str, Any], threshold: float, heat_threshold: float
+) -> str:
     """
     Render an image under its heat map, and the prediction.
 
@@ -49,6 +52,7 @@ def card_html(name: str, image: Image.Image, prediction: dict[str, Any], thresho
         image: upright, of the heat map's size.
         prediction: the pipeline's output for it.
         threshold: on P(defect); unused where the model has no defect-free class.
+        heat_threshold: value of the heat map below which it is not shown.
     """
     data, decision = "", ""
     if (score := prediction["defect_score"]) is not None:
@@ -65,16 +69,16 @@ def card_html(name: str, image: Image.Image, prediction: dict[str, Any], thresho
     shape = " wide" if image.width >= WIDE * image.height else ""
     return f"""<article class="card{shape}"{data}>
 <h3>{html.escape(name)}</h3>
-{_overlay_html(name, image, prediction)}{decision}
+{_overlay_html(name, image, prediction, heat_threshold)}{decision}
 <p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>
 <details><summary>All class probabilities</summary><table class="classes">{rows}</table></details>
 </article>"""
 
 
-def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any]) -> str:
+def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any], heat_threshold: float) -> str:
     """Render the image, the heat map over it, and the boxes over both."""
     width, height = image.size
-    heat_map = colour_heat_map(shrink(prediction["heat_map"], HEAT_MAP_SIDE))
+    heat_map = colour_heat_map(shrink(prediction["heat_map"], HEAT_MAP_SIDE), heat_threshold)
     boxes = "".join(
         f'<rect x="{box["xmin"]}" y="{box["ymin"]}" width="{box["xmax"] - box["xmin"]}" '
         f'height="{box["ymax"] - box["ymin"]}"/>'
@@ -122,6 +126,14 @@ def operating_point_html(point: dict[str, Any] | None) -> str:
             f"{100 * point['false_alarm_rate']:.1f} %."
         )
     return f'<p class="hint">{html.escape(text)}</p>'
+
+
+def heat_map_hint(config: Any) -> str:
+    """Return how the heat map of a model with this config is read."""
+    if not config.has_heat_map:
+        return "This model has no heat map."
+    shown = f"Shown from its threshold of {config.heat_threshold:.3g} on, red where a defect is most likely."
+    return f"{shown} Boxes, in defective images, surround what is shown."
 
 
 def examples_html(examples: list[Example]) -> str:

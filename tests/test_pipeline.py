@@ -38,40 +38,64 @@ def comparable(output: dict) -> dict:
 
 
 def test_hot_boxes_by_hand():
-    heat = np.zeros((7, 12), dtype=np.float32)
-    heat[0:2, 0:3] = 0.6
-    heat[2, 3] = 0.7  # touches it at a corner
-    heat[1:5, 6] = 0.8  # a U: one region whose arms meet in its last row
-    heat[1:5, 9] = 0.9
-    heat[5, 6:10] = 0.5
-    heat[6, 11] = 0.4
+    cells = torch.zeros(7, 12)
+    cells[0:2, 0:3] = 0.6
+    cells[2, 3] = 0.7  # touches it at a corner
+    cells[1:5, 6] = 0.8  # a U: one region whose arms meet in its last row
+    cells[1:5, 9] = 0.9
+    cells[5, 6:10] = 0.5
+    cells[6, 11] = 0.4
     first, second = (
         {"xmin": 6, "ymin": 1, "xmax": 10, "ymax": 6, "score": pytest.approx(0.9)},
         {"xmin": 0, "ymin": 0, "xmax": 4, "ymax": 3, "score": pytest.approx(0.7)},
     )
-    assert hot_boxes(heat, 0.5) == [first, second]
-    assert hot_boxes(heat, 0.65) == [
+    assert hot_boxes(cells, 0.5, (7, 12)) == [first, second]
+    assert hot_boxes(cells, 0.65, (7, 12)) == [
         {"xmin": 9, "ymin": 1, "xmax": 10, "ymax": 5, "score": pytest.approx(0.9)},
         {"xmin": 6, "ymin": 1, "xmax": 7, "ymax": 5, "score": pytest.approx(0.8)},
         {"xmin": 3, "ymin": 2, "xmax": 4, "ymax": 3, "score": pytest.approx(0.7)},
     ]
-    assert hot_boxes(heat, 0.95) == []
-    assert [(box["xmax"], box["ymax"]) for box in hot_boxes(heat, 0)] == [(12, 7)]
+    assert hot_boxes(cells, 0.95, (7, 12)) == []
+    assert [(box["xmax"], box["ymax"]) for box in hot_boxes(cells, 0, (7, 12))] == [(12, 7)]
 
 
-def test_hot_boxes_agree_with_scipy():
+def test_hot_boxes_hold_whole_cells():
+    cells = torch.zeros(4, 3)
+    cells[1, 2] = 0.75
+    box = {"xmin": 66, "ymin": 12, "xmax": 100, "ymax": 25, "score": 0.75}  # 33.3 x 12.5 pixels a cell
+    assert hot_boxes(cells, 0.75, (50, 100)) == [box]
+    assert hot_boxes(cells, 0.75, (1, 1)) == [{"xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1, "score": 0.75}]
+    assert hot_boxes(cells, 0.76, (50, 100)) == []
+
+
+def test_boxes_inside_another_are_merged_into_it():
+    cells = torch.zeros(7, 9)
+    cells[0, 0:7] = cells[6, 0:7] = 0.6
+    cells[0:7, 0] = cells[0:7, 6] = 0.6  # a ring
+    cells[3, 3] = 0.9  # inside, not touching
+    cells[2:5, 8] = 0.7  # beside it
+    assert [tuple(box.values()) for box in hot_boxes(cells, 0.5, (70, 90))] == [
+        (0, 0, 70, 70, pytest.approx(0.9)), (80, 20, 90, 50, pytest.approx(0.7)),
+    ]  # fmt: skip
+
+
+def test_hot_boxes_are_the_outermost_that_scipy_finds():
     from scipy.ndimage import find_objects, label
 
-    for seed in range(20):
+    for seed in range(30):
         generator = np.random.default_rng(seed)
-        heat = generator.random(generator.integers(1, 30, 2))
-        regions, _ = label(heat >= 0.6, structure=np.ones((3, 3)))
-        expected = {
-            (columns.start, rows.start, columns.stop, rows.stop, heat[regions == index].max())
-            for index, (rows, columns) in enumerate(find_objects(regions), 1)
-        }
-        boxes = hot_boxes(heat, 0.6)
-        assert {tuple(box.values()) for box in boxes} == expected and len(boxes) == len(expected)
+        cells = generator.random(generator.integers(1, 40, 2), dtype=np.float32)
+        regions, _ = label(cells >= 0.6, structure=np.ones((3, 3)))
+        found = [
+            (*(slice_.start for slice_ in one), *(-slice_.stop for slice_ in one)) for one in find_objects(regions)
+        ]
+        inside = [[all(np.greater_equal(one, other)) and one != other for other in found] for one in found]
+        outermost = {one for one, is_inside in zip(found, inside, strict=True) if not any(is_inside)}
+        boxes = hot_boxes(torch.from_numpy(cells), 0.6, cells.shape)
+        assert {(box["ymin"], box["xmin"], -box["ymax"], -box["xmax"]) for box in boxes} == outermost
+        assert len(boxes) == len(outermost)
+        assert [box["score"] for box in boxes] == sorted((box["score"] for box in boxes), reverse=True)
+        assert not boxes or boxes[0]["score"] == cells.max()
 
 
 def test_outputs_of_an_image():
@@ -88,12 +112,22 @@ def test_outputs_of_an_image():
     assert output["heat_map"].mode == "L" and output["heat_map"].size == image.size
     heat = torch.nn.functional.interpolate(expected.saliency.sigmoid(), (70, 50), mode="bilinear")[0, 0].numpy()
     assert np.abs(np.asarray(output["heat_map"]) / 255 - heat).max() <= 0.5 / 255 + 1e-6
-    threshold = float(np.median(heat))
-    assert pipe(image, box_threshold=threshold)["boxes"] == hot_boxes(heat, threshold)
+    cells = expected.saliency.sigmoid()[0, 0]
+    threshold = cells.flatten().sort().values[-3].item()
+    boxes = hot_boxes(cells, threshold, (70, 50))
+    assert boxes and boxes != hot_boxes(cells, 0.5, (70, 50)) == pipe(image)["boxes"]
+    assert pipe(image, box_threshold=threshold)["boxes"] == boxes
     threshold_of_the_pipeline = DefectDetectionPipeline(model, image_processor=PROCESSOR, box_threshold=threshold)
-    assert threshold_of_the_pipeline(image)["boxes"] == hot_boxes(heat, threshold)
+    assert threshold_of_the_pipeline(image)["boxes"] == boxes
+    assert detector(saliency_threshold={"threshold": threshold})(image)["boxes"] == boxes
     with pytest.raises(ValueError, match="box_threshold=2"):
         pipe(image, box_threshold=2)
+
+
+def test_untrained_saliency_head_gives_a_blank_map_and_no_boxes():
+    output = detector(has_heat_map=False)(noise(), box_threshold=0)
+    assert output["boxes"] == [] and output["heat_map"].getextrema() == (0, 0)
+    assert output["scores"] == detector()(noise())["scores"]
 
 
 def test_operating_point_decides():

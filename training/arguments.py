@@ -302,7 +302,7 @@ class RecipeArguments:
 
 @dataclass
 class OperatingArguments:
-    """Choice of the good/defective threshold on validation images."""
+    """Choice of the good/defective threshold and of the heat map's on validation images."""
 
     wanted_recall: float = field(
         default=1.0, metadata={"help": "Take the highest threshold that finds this share of the validation defects."}
@@ -311,8 +311,14 @@ class OperatingArguments:
         default=None,
         metadata={"help": "Take the threshold of least cost instead; a missed defect costs this many false alarms."},
     )
+    heat_false_alarms: float = field(
+        default=0.05,
+        metadata={"help": "Mark cells of the heat map from the value that this share of good images exceeds."},
+    )
 
     def __post_init__(self) -> None:
+        if not 0 < self.heat_false_alarms < 1:
+            raise InputError(f"--heat_false_alarms {self.heat_false_alarms}: it must lie between 0 and 1.")
         if not 0 < self.wanted_recall <= 1:
             raise InputError(f"--wanted_recall {self.wanted_recall}: it must lie above 0 and up to 1.")
         if self.miss_cost is not None and self.miss_cost <= 0:

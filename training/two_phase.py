@@ -21,6 +21,7 @@ from ..knowledge.arguments import TrainPriorArguments
 from ..knowledge.prior_columns import with_priors
 from ..knowledge.priors import write_priors
 from ..modeling_kgl import KGLForImageClassification
+from .arguments import teaches_saliency
 from .augmentation import PairedAugmentation
 from .callbacks import CompleteCheckpointCallback, ProgressBarCallback
 from .collator import DefectCollator
@@ -110,7 +111,7 @@ class Recipe:
         new_model: builds the classifier with new heads; called after seeding.
         image_processor: the classifier's.
         args: of the Trainer; `output_dir` is the run's folder.
-        calibrate: sets temperature and operating point of a trained model, and returns what the run records of it.
+        calibrate: sets temperature and thresholds of a trained model, and returns what the run records of it.
     """
 
     new_model: Callable[[], KGLForImageClassification]
@@ -230,6 +231,7 @@ def train_phase(
     validation = None
     if trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        model.config.has_heat_map = phase == "final" and teaches_saliency(recipe.args.kg_objective)
         validation = recipe.calibrate(model)
         model.save_pretrained(folder)
         recipe.image_processor.save_pretrained(folder)

@@ -13,7 +13,13 @@ from kgl.cli.train import parse
 from kgl.data.images import to_pixel_values
 from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
-from kgl.evaluation.calibration import apply_temperature, calibrate, choose_operating_point, fit_temperature
+from kgl.evaluation.calibration import (
+    apply_temperature,
+    calibrate,
+    choose_operating_point,
+    choose_saliency_threshold,
+    fit_temperature,
+)
 from kgl.evaluation.metrics import decision_rates, expected_calibration_error
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.train import run
@@ -82,6 +88,50 @@ def test_temperature_is_recovered(true_temperature):
     assert better <= log_loss(labels, distorted) + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "temperature"), [(3, 2, 1.434), (2, 3, 1.619), (0, 5, 2.085), (300, 200, 4.973)]
+)
+def test_few_images_move_the_temperature_little(right, wrong, temperature):
+    probabilities = np.tile([0.9, 0.1], (right + wrong, 1))
+    labels = np.repeat([0, 1], (right, wrong))
+    logs = np.linspace(0, 3, 30001)
+    odds = np.log(9) / np.exp(logs)
+    costs = right * np.log1p(np.exp(-odds)) + wrong * np.log1p(np.exp(odds)) + 2 * logs**2
+    assert np.exp(logs[costs.argmin()]) == pytest.approx(temperature, abs=1e-3)
+    assert fit_temperature(probabilities, labels) == pytest.approx(temperature, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("images", "false_alarms", "threshold", "rate"),
+    [
+        (19, 0.05, 0.19, 0),  # the fewest that bound a share of 5 %
+        (39, 0.05, 0.38, 1 / 39),
+        (100, 0.05, 0.96, 4 / 100),
+        (3, 0.5, 0.02, 1 / 3),
+        (18, 0.05, 0.5, 0),  # too few, and none above 0.5
+        (70, 0.01, 0.7, 0),  # too few, and the highest above 0.5
+    ],
+)
+def test_heat_map_threshold_is_rarely_exceeded_by_good_images(images, false_alarms, threshold, rate):
+    maxima = np.random.default_rng(0).permutation(np.arange(1, images + 1, dtype=np.float32) / 100)
+    maps = np.zeros((images, 3, 2), dtype=np.float32)
+    maps[np.arange(images), np.arange(images) % 3, np.arange(images) % 2] = maxima
+    chosen = choose_saliency_threshold(maps, false_alarms)
+    assert chosen["threshold"] == pytest.approx(threshold, abs=1e-6)
+    assert (chosen["good_images"], chosen["false_alarm_rate"]) == (images, rate)
+    assert f"{100 * false_alarms:g} %" in chosen["chosen"]
+
+
+def test_heat_map_threshold_stays_in_range():
+    assert choose_saliency_threshold(np.ones((30, 2, 2), dtype=np.float32), 0.05)["threshold"] == 1
+
+
+def test_threshold_that_sorts_nothing_is_named():
+    scores, defective = np.array([0.1, 0.2, 0.3, 0.9]), np.array([True, False, False, True])
+    assert choose_operating_point(scores, defective)["marks_all_good"] is True
+    assert choose_operating_point(scores, defective, wanted_recall=0.5)["marks_all_good"] is False
+
+
 def test_temperature_never_sharpens():
     labels = np.arange(20) % 2
     probabilities = np.where(labels[:, None] == [0, 1], 0.8, 0.2)
@@ -113,7 +163,9 @@ def test_one_kind_of_image_gives_no_threshold_and_no_temperature():
     assert calibration["operating_point"] is None and calibration["temperature"] == 1
 
 
-@pytest.mark.parametrize("wrong", [{"wanted_recall": 0}, {"wanted_recall": 1.1}, {"miss_cost": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"wanted_recall": 0}, {"wanted_recall": 1.1}, {"miss_cost": 0}, {"heat_false_alarms": 1}]
+)
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
         OperatingArguments(**wrong)
@@ -144,7 +196,10 @@ def test_model_decides_at_its_threshold(tmp_path):
     with pytest.raises(ValueError, match="no defect_free_label"):
         tiny_model(defect_free_label=None).decide(logits)
     config = AutoConfig.for_model("resnet").to_dict()
-    for wrong in ({"temperature": 0.0}, {"operating_point": {"threshold": 2}}, {"operating_point": {}}):
+    for wrong in (
+        {"temperature": 0.0}, {"operating_point": {"threshold": 2}}, {"operating_point": {}},
+        {"saliency_threshold": {"threshold": 2}}, {"saliency_threshold": {}},
+    ):  # fmt: skip
         with pytest.raises(Exception, match=next(iter(wrong))):
             type(model.config)(backbone_config=config, id2label={0: "a", 1: "b"}, defect_free_label="a", **wrong)
 
@@ -166,11 +221,19 @@ def test_run_calibrates_its_classifiers_on_validation_images(tmp_path):
         calibration = report["validation"][name]
         assert model.config.operating_point == calibration["operating_point"]
         assert model.config.temperature == calibration["temperature"] >= 1
+        assert model.config.saliency_threshold == calibration["saliency_threshold"]
+        assert model.config.has_heat_map == (name == "final")
         assert calibration["images"] == len(validation) == report["images"]["validation"]
         with torch.no_grad():
             logits = model.eval()(to_pixel_values(validation["image"], processor)).logits
         _, defective = model.decide(logits)
         assert defective[torch.tensor(validation["label"]) == 1].all()  # --wanted_recall is 1
         assert "recall_at_operating_point" in report["results"][name]
+    assert report["validation"]["primary"]["saliency_threshold"] is None
+    chosen = report["validation"]["final"]["saliency_threshold"]
+    good = torch.tensor(validation["label"]) == 0  # `model` is the final one here
+    with torch.no_grad():
+        maxima = model(to_pixel_values(validation["image"], processor)).saliency[good].sigmoid().flatten(1).amax(dim=1)
+    assert chosen["good_images"] == len(maxima) and chosen["threshold"] == pytest.approx(max(0.5, maxima.max().item()))
     again = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert again["validation"] == report["validation"]

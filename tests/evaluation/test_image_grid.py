@@ -34,7 +34,7 @@ def figures(monkeypatch):
     return saved
 
 
-def draw(path, size, names, count=6):
+def draw(path, size, names, count=6, heat_threshold=0.125):
     """Draw a comparison grid of black images, each of another class in turn, under maps without heat."""
     images = [Image.new("L", size[::-1])] * count
     features = Features(image=ImageFeature(), mask=ImageFeature(), label=ClassLabel(names=names))
@@ -43,7 +43,7 @@ def draw(path, size, names, count=6):
     dataset = dataset.add_column("saliency_prior", np.zeros((count, 4, 4), dtype=np.uint8).tolist())
     probabilities = np.tile([0.1, 0.8, 0.1], (count, 1))
     one = Predictions(probabilities, np.zeros((count, 4, 4)), np.zeros((count, 4, 4)))
-    draw_comparison_grid(path, dataset, {"primary": one, "final": one}, size, "title")
+    draw_comparison_grid(path, dataset, {"primary": one, "final": one}, size, "title", heat_threshold)
 
 
 def texts(figure):
@@ -75,6 +75,13 @@ def test_names_are_shown_as_they_are(tmp_path, figures):
     """Between two dollars, matplotlib would typeset a formula, and fail at this one."""
     draw(tmp_path / "grid.png", (40, 48), ["good", r"$\bad$", "pit"])
     assert {r"$\bad$", r"predicted: $\bad$ 0.80"} <= {text for text, _ in texts(figures[0])}
+
+
+def test_threshold_of_the_heat_map_is_named(tmp_path, figures):
+    draw(tmp_path / "grid.png", (160, 160), LONG, count=2)
+    draw(tmp_path / "without.png", (160, 160), LONG, count=2, heat_threshold=None)
+    shown, without = (" ".join(" ".join(text for text, _ in texts(figure)).split()) for figure in figures)
+    assert "final: heat map H from 0.125" in shown and "heat map" not in without
 
 
 @pytest.mark.filterwarnings("error:Glyph")

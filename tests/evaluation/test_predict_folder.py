@@ -65,8 +65,9 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
     heat[10:30, 20:50] = 255
     box = {"xmin": 20, "ymin": 10, "xmax": 50, "ymax": 30, "score": 1.0}
     grey = Image.new("RGB", (60, 40), (100, 100, 100))
+    heat[0:8, 0:16] = 100  # below the threshold
     prediction = {"heat_map": Image.fromarray(heat), "boxes": [box], "defective": True}
-    module._draw_overlay(tmp_path / "deep" / "overlay.jpg", grey, prediction)
+    module._draw_overlay(tmp_path / "deep" / "overlay.jpg", grey, prediction, 0.4)
     drawn = np.asarray(Image.open(tmp_path / "deep" / "overlay.jpg")).astype(int)
     assert np.abs(drawn[2:6, 2:10] - 100).max() <= 3  # the image where nothing is hot
     assert np.abs(drawn[18:22, 30:40] - (0.25 * 100 + 0.75 * np.array([252, 255, 164]))).max() <= 8
@@ -74,9 +75,24 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
     assert green[10, 25:45].min() > 60 and green[29, 25:45].min() > 60
     assert green[15:25, 20].min() > 60 and green[15:25, 49].min() > 60
     for defective, boxed in ((None, True), (False, False)):  # an image called good has no box
-        module._draw_overlay(tmp_path / "overlay.jpg", grey, prediction | {"defective": defective})
+        module._draw_overlay(tmp_path / "overlay.jpg", grey, prediction | {"defective": defective}, 0.4)
         again = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
         assert ((again[:, :, 1] - again[:, :, 0])[10, 25:45].min() > 60) == boxed
+
+
+def test_threshold_is_the_models_by_default(tmp_path, images):
+    for name, config in (
+        ("low", {"saliency_threshold": {"threshold": 0.0}}),
+        ("high", {"saliency_threshold": {"threshold": 1.0}}),
+        ("primary", {"saliency_threshold": {"threshold": 0.0}, "has_heat_map": False}),
+    ):
+        tiny_model(**config).save_pretrained(tmp_path / name)
+        PROCESSOR.save_pretrained(tmp_path / name)
+        predict_folder([images / "scratch" / "0.png"], str(tmp_path / name), tmp_path / f"out_{name}")
+        (row,) = rows_of(tmp_path / f"out_{name}")
+        assert len(json.loads(row["boxes"])) == (1 if name == "low" else 0)
+    with pytest.raises(InputError, match=r"box_threshold is 0\.0 there and 0\.5 here"):
+        predict_folder([images / "scratch" / "0.png"], str(tmp_path / "low"), tmp_path / "out_low", box_threshold=0.5)
 
 
 def test_files_of_the_same_name_have_separate_overlays(tmp_path, saved, images):

@@ -21,6 +21,7 @@ from kgl.evaluation.metrics import paired_bootstrap
 from kgl.evaluation.predictions import Predictions
 from kgl.evaluation.report import comparison_table, results_rows, write_report
 from kgl.evaluation.results import evaluate_predictions
+from kgl.evaluation.run_outputs import print_results
 
 
 NAMES = ["good", "scratch", "pit"]
@@ -59,6 +60,7 @@ def page(tmp_path_factory):
         id2label=dict(enumerate(NAMES)),
         operating_point=calibration["operating_point"],
         temperature=calibration["temperature"],
+        saliency_threshold={"threshold": 0.6543, "good_images": 20, "false_alarm_rate": 0.1, "chosen": "<b>by hand"},
     ).config
     rates = {"recall_at_operating_point": 0.8, "false_alarm_rate_at_operating_point": 0.25, "seconds": 12.0}
     *intervals, differences = paired_bootstrap(
@@ -103,6 +105,9 @@ def test_results_have_intervals_and_differences(page):
 def test_page_is_self_contained_and_escapes_names(page):
     text = page[0].read_text()
     assert "<h1>Defect classifier for tiles</h1>" in text
+    assert "final: heat map H from 0.654" in text and "marks cells from 0.654 on" in text
+    assert "Chosen on 20 good validation images: &lt;b&gt;by hand.\n10.0 % of them" in text
+    assert "does not sort" not in text
     assert "http" not in text.replace("http-equiv", "")
     assert EVIL not in text and "&lt;img src=x onerror" in text
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
@@ -152,7 +157,7 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     probabilities = generator.dirichlet([1, 1], len(test))
     maps = generator.random((2, len(test), 4, 4))
     test_predictions = dict.fromkeys(("primary", "final"), Predictions(probabilities, *maps))
-    config = tiny_model(id2label={0: "good", 1: "a$_$ <b>"}, defect_free_label=None).config
+    config = tiny_model(id2label={0: "good", 1: "a$_$ <b>"}, defect_free_label=None, has_heat_map=False).config
     report = page[1] | {
         "results": {
             model: evaluate_predictions(of_model, test, None, (32, 32)) | {"seconds": 1}
@@ -166,7 +171,17 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     )  # fmt: skip
     text = (tmp_path / "report.html").read_text()
     assert "Missed defects" not in text and "No issues were found" in text and "No threshold was chosen" in text
-    assert "predicted a$_$ &lt;b&gt;" in text
+    assert "predicted a$_$ &lt;b&gt;" in text and "heat map" not in text
+
+
+def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path, capsys):
+    _, report, test_predictions, _ = page
+    point = report["validation"]["final"]["operating_point"] | {"marks_all_good": True}
+    print_results(report, tmp_path)
+    assert "does not sort" not in capsys.readouterr().out
+    validation = {"final": report["validation"]["final"] | {"operating_point": point}}
+    print_results(report | {"validation": validation}, tmp_path)
+    assert f"calls all {point['good']} good validation images defective" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [360, 1200])

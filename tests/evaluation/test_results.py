@@ -12,7 +12,7 @@ from tiny import tiny_model
 from kgl.evaluation.calibration import apply_temperature
 from kgl.evaluation.metrics import decision_rates, expected_calibration_error, wilson_interval
 from kgl.evaluation.predictions import Predictions, most_probable_defects, predict_batches, write_predictions
-from kgl.evaluation.results import evaluate_run
+from kgl.evaluation.results import evaluate_run, heat_map_rates
 
 
 NAMES = ["good", "scratch", "pit"]
@@ -66,9 +66,35 @@ def test_run_is_evaluated_with_intervals_and_differences(test_split, predictions
     for metric, paired in differences.items():
         assert paired["difference"] == results["final"][metric] - results["primary"][metric]
         low, high = results["final"][f"{metric}_interval"]
-        assert low <= results["final"][metric] <= high
+        assert low - 1e-12 <= results["final"][metric] <= high + 1e-12
     assert differences["ap"]["interval"][0] > 0
-    assert {"map_ap", "saliency_cell_ap"} <= results["final"].keys()
+    assert {"map_ap", "saliency_cell_ap", "saliency_found_rate"} <= results["final"].keys()
+
+
+def test_marked_cells_are_counted_per_image(test_split):
+    marked = np.zeros((30, 4, 4), dtype=bool)
+    marked[0, 0, 0] = marked[0, 3, 3] = True  # one of ten good images, twice
+    marked[1, 0, 3] = True  # a defect's map, beside its mask
+    marked[[2, 4, 5], 2, 2] = True  # on the diagonal of the mask
+    rates = heat_map_rates(marked, test_split, 0, (8, 8))
+    assert rates == {
+        "saliency_false_alarm_rate": 0.1, "saliency_false_alarm_rate_interval": wilson_interval(np.arange(10) < 1),
+        "saliency_found_rate": 0.15, "saliency_found_rate_interval": wilson_interval(np.arange(20) < 3),
+    }  # fmt: skip
+    assert list(heat_map_rates(marked, test_split, None, (8, 8)))[0] == "saliency_found_rate"
+    without = test_split.remove_columns("mask").add_column("mask", [None] * 30)
+    assert set(heat_map_rates(marked, without, 0, (8, 8))) == {
+        "saliency_false_alarm_rate", "saliency_false_alarm_rate_interval",
+    }  # fmt: skip
+
+
+def test_heat_map_is_evaluated_at_its_threshold_where_it_was_trained(test_split, predictions):
+    threshold = float(predictions["final"].saliency[::3].max())  # the hottest cell of a good image
+    both = configs(saliency_threshold={"threshold": threshold})
+    both["primary"].has_heat_map = False
+    results, _ = evaluate_run(predictions, test_split, both, (8, 8))
+    assert results["final"]["saliency_false_alarm_rate"] == 0.1
+    assert not [name for name in results["primary"] if name.startswith("saliency")]
 
 
 def test_predictions_are_selected_by_row(predictions):

@@ -25,3 +25,12 @@ def test_overlay_covers_the_image_with_the_heat():
     assert (overlay[0, 0] == 100).all() and (overlay[1, :2] == 100).all()
     assert (overlay[0, 2] == overlay[1, 2]).all()
     assert np.abs(overlay[0, 2] - (0.25 * 100 + 0.75 * np.array([252, 255, 164]))).max() < 2
+
+
+def test_nothing_is_drawn_below_the_threshold():
+    image = np.full((1, 4), 100, dtype=np.uint8)
+    heat = np.array([[0.0, 0.19, 0.2, 1.0]])
+    overlay = overlay_heat_map(image, heat, 0.2)
+    assert (overlay[0, :2] == 100).all()
+    assert (overlay[0, 2:] == overlay_heat_map(image[:, :2], np.array([[0.5, 1.0]]))[0]).all()
+    assert (overlay_heat_map(image, heat, 1.0)[0, :3] == 100).all()

@@ -25,6 +25,7 @@ pytest.importorskip("onnxscript", reason="needs the extra [export]")
 
 
 POINT = {"threshold": 0.68, "chosen": "by hand"}  # the tiny model's scores lie on both sides of it
+CONFIG = {"operating_point": POINT, "temperature": 0.1, "saliency_threshold": {"threshold": 0.37}}
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -35,7 +36,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     """The result of exporting a model to its own folder."""
     folder = tmp_path_factory.mktemp("model")
-    tiny_model(operating_point=POINT, temperature=0.1).save_pretrained(folder)
+    tiny_model(**CONFIG).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 48, "width": 40}).save_pretrained(folder)
     return export_onnx(str(folder), folder / "model.onnx")
 
@@ -45,7 +46,7 @@ def session_of(path: Path) -> "onnxruntime.InferenceSession":
 
 
 def pytorch_outputs(folder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
-    model = tiny_model(operating_point=POINT, temperature=0.1)
+    model = tiny_model(**CONFIG)
     image_processor = ViTImageProcessorPil.from_pretrained(folder)
     with torch.no_grad():
         output = model(to_pixel_values([Image.fromarray(image) for image in images], image_processor))
@@ -92,6 +93,7 @@ def test_metadata(exported):
     assert json.loads(entries["operating_point"]) == POINT
     assert json.loads(entries["size"]) == {"height": 48, "width": 40}
     assert (float(entries["threshold"]), float(entries["temperature"])) == (0.68, 0.1)
+    assert float(entries["saliency_threshold"]) == 0.37
     assert (entries["defect_free_label"], entries["kgl_version"]) == ("good", version("kgl-defects"))
     dimensions = [one.dim_param or one.dim_value for one in graph.graph.input[0].type.tensor_type.shape.dim]
     assert dimensions == ["batch", "height", "width", 3]
@@ -100,11 +102,13 @@ def test_metadata(exported):
 
 
 def test_no_decision_without_defect_free_class(tmp_path):
-    model = tiny_model("convnextv2", defect_free_label=None)
+    model = tiny_model("convnextv2", defect_free_label=None, has_heat_map=False)
     write_onnx(model, ViTImageProcessorPil(size={"height": 32, "width": 32}), tmp_path / "model.onnx")
     session = session_of(tmp_path / "model.onnx")
     assert [output.name for output in session.get_outputs()] == ["probabilities", "heat_map"]
-    assert not {"threshold", "operating_point"} & set(session.get_modelmeta().custom_metadata_map)
+    assert not {"threshold", "operating_point", "saliency_threshold"} & set(
+        session.get_modelmeta().custom_metadata_map
+    )
     probabilities = session.run(["probabilities"], {"image": noise(50, 60)[None]})[0]
     pixel_values = to_pixel_values(
         [Image.fromarray(noise(50, 60))], ViTImageProcessorPil(size={"height": 32, "width": 32})

@@ -3,11 +3,19 @@
 import base64
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
-from rendering import card_html, confusion_html, operating_point_html, problem_html
+from rendering import (
+    card_html,
+    colour_heat_map,
+    confusion_html,
+    heat_map_hint,
+    operating_point_html,
+    problem_html,
+)
 
 
 NAME = "<img src=x onerror=alert(1)>.png"
@@ -22,9 +30,9 @@ def make_prediction(defect_score: float | None = 0.5, label: str = "<b>pit") -> 
 
 def test_card_holds_images_and_escaped_text():
     image = Image.new("RGB", (1000, 500), (90, 90, 90))
-    card = card_html(NAME, image, make_prediction(), 0.5)
+    card = card_html(NAME, image, make_prediction(), 0.5, 0.5)
     assert 'data-decision="defective"' in card
-    assert 'data-decision="good"' in card_html(NAME, image, make_prediction(), np.nextafter(0.5, 1))
+    assert 'data-decision="good"' in card_html(NAME, image, make_prediction(), np.nextafter(0.5, 1), 0.5)
     assert "<img src=x" not in card and "&lt;img src=x" in card and "<b>pit" not in card and "&lt;b&gt;pit" in card
     assert '<rect x="1" y="2" width="10" height="20"/>' in card
     sources = re.findall(r'src="data:image/\w+;base64,([^"]+)"', card)
@@ -34,8 +42,19 @@ def test_card_holds_images_and_escaped_text():
 
 
 def test_card_without_defect_free_class_has_no_decision():
-    card = card_html("a.png", Image.new("RGB", (1000, 500)), make_prediction(None), 0.5)
+    card = card_html("a.png", Image.new("RGB", (1000, 500)), make_prediction(None), 0.5, 0.5)
     assert "decision" not in card and "data-score" not in card and "Most probable class" in card
+
+
+def test_heat_map_is_clear_below_its_threshold():
+    colours = np.asarray(colour_heat_map(Image.fromarray(np.array([[0, 50, 51, 255]], dtype=np.uint8)), 0.2))
+    assert colours[0, :, 3].tolist() == [0, 0, 128, 255]
+    assert colours[0, 2, :3].tolist() == [255, 225, 90] and colours[0, 3, :3].tolist() == [190, 0, 30]
+
+
+def test_hint_names_the_threshold():
+    assert "0.152 on" in heat_map_hint(SimpleNamespace(has_heat_map=True, heat_threshold=0.1518))
+    assert heat_map_hint(SimpleNamespace(has_heat_map=False)) == "This model has no heat map."
 
 
 def test_problem_is_escaped():

@@ -15,7 +15,8 @@ CANCELLED = (PART % ("c.png", "c" * 1_000_000)).encode()
 # The app with a model that answers nothing, whose uploads soon grow old.
 QUICK = """
 import argparse, app, quotas
-config = {"threshold": 0.5, "label2id": {"good": 0, "bad": 1}, "defect_free_label": "good", "operating_point": None}
+config = {"threshold": 0.5, "label2id": {"good": 0, "bad": 1}, "defect_free_label": "good", "operating_point": None,
+          "heat_threshold": 0.5, "has_heat_map": True}
 model = argparse.Namespace(config=argparse.Namespace(**config))
 app.load_pipeline = lambda *_: argparse.Namespace(model=model)
 quotas.UPLOAD_SECONDS, quotas.LEFTOVER_SECONDS, quotas.SWEEP_SECONDS = 1, 2, 0.1
