@@ -17,7 +17,7 @@ def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int
 
     `NAME_ap` is the pixel AP at `size = (H, W)`, maps upsampled bilinearly and all images pooled, so that large
     defects count most; `NAME_image_ap` is the mean of the pixel AP per image, so that all images count alike.
-    `NAME_cell_ap` (pooled) and `NAME_pointing` (share of map peaks that lie on the defect) are computed on the maps'
+    `NAME_cell_ap` (pooled), `NAME_cell_image_ap` (mean over images) and `NAME_pointing` (share of map peaks that lie on the defect) are computed on the maps'
     own grid, where a cell is defect if any of its pixels is; `NAME_entropy` and `NAME_area90` are those of
     [`concentration`].
 
@@ -39,6 +39,9 @@ def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int
         per_image = [pixel_average_precision([one], [mask]) for one, mask in zip(upsampled, truth, strict=True)]
         results[f"{name}_ap"] = pixel_average_precision(upsampled, truth)
         results[f"{name}_image_ap"] = float(np.mean(per_image))
+        of_cells = zip(marked_maps, cells, strict=True)
+        of_images = [pixel_average_precision([one], [mask]) for one, mask in of_cells]
+        results[f"{name}_cell_image_ap"] = float(np.mean(of_images))
         results[f"{name}_cell_ap"] = pixel_average_precision(list(marked_maps), cells)
         results[f"{name}_pointing"] = pointing_game(list(marked_maps), cells)
         results |= {f"{name}_{measure}": value for measure, value in concentration(marked_maps).items()}

@@ -21,6 +21,7 @@ from .frozen_features import FrozenFeatures
 REGULARIZATION = 0.1  # inverse strength C of the regression; .01 to 1 rank alike
 NOISE = 2.0  # standard deviation of the feature noise, in those of the good cells
 STEPS = 300
+_SCALED_CELLS = 100_000
 BATCH = 512  # cells of each kind
 _USUAL_SCALE = 0.4  # of the regression's logits, which are overconfident by about this factor
 MAX_CELLS = 300_000  # that the saliency head draws from; bounds memory
@@ -122,7 +123,17 @@ def fit_cell_layers(
         factor = norm.weight / (norm.running_var + norm.eps).sqrt()
         first.weight.mul_(factor[:, None])
         first.bias.copy_((first.bias - norm.running_mean) * factor + norm.bias)
+        _standardize(first, second, good[:_SCALED_CELLS])
     return first, second
+
+
+def _standardize(first: nn.Linear, second: nn.Linear, good: torch.Tensor) -> None:
+    """Scale the output so that good cells have median 0 and 1 % of them exceed 1: networks become comparable."""
+    values = second(F.leaky_relu(first(good), 0.2))[:, 0]
+    middle, high = values.median(), torch.quantile(values, 0.99)
+    spread = (high - middle).clamp(min=1e-6)
+    second.weight.div_(spread)
+    second.bias.sub_(middle).div_(spread)
 
 
 @torch.no_grad()
@@ -201,7 +212,8 @@ class HeatScale:
     """
     Scale of the saliency logits: `H = (h - offset) / spread`.
 
-    A heat map of 0.5 is what 5 % of the good images exceed anywhere, out of sample; the median good cell has .02.
+    A heat map of 0.5 is what one in ten good training images exceeds anywhere, out of sample, and the median good cell
+    has .02. New good images exceed it more rarely: the heads of the folds know fewer good images than the final one.
     """
 
     offset: float
@@ -210,7 +222,7 @@ class HeatScale:
     @classmethod
     def of(cls, good_maps: torch.Tensor) -> HeatScale:
         """Compute the scale from maps of good images, `(N, h, w)`."""
-        offset = float(torch.quantile(good_maps.flatten(1).amax(dim=1), 0.95))
+        offset = float(torch.quantile(good_maps.flatten(1).amax(dim=1), 0.9))
         middle = float(good_maps.median())
         return cls(offset, max((offset - middle) / 4, 1e-6))
 
