@@ -213,11 +213,12 @@ def _binary_metrics(positive: np.ndarray, scores: np.ndarray, false_alarm_rate: 
     last_of_ties = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     found = np.append(0, np.cumsum(positive[order])[last_of_ties])  # at each threshold, from above all scores down
     called = np.append(0, last_of_ties + 1)
-    recall, false_alarms = found / positive.sum(), (called - found) / (~positive).sum()
+    wrong, defects, good = called - found, positive.sum(), (~positive).sum()
+    recall, false_alarms = found / defects, wrong / good
     values = (
-        np.diff(recall) @ (found[1:] / called[1:]),
-        np.diff(false_alarms) @ (recall[1:] + recall[:-1]) / 2,
-        (2 * found / (called + positive.sum())).max(),
+        np.diff(found) @ (found[1:] / called[1:]) / defects,
+        np.diff(wrong) @ (found[1:] + found[:-1]) / (2 * defects * good),
+        (2 * found / (called + defects)).max(),
         recall[false_alarms <= false_alarm_rate].max(),
         false_alarms[recall == 1].min(),
     )
