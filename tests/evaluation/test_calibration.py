@@ -89,7 +89,7 @@ def test_temperature_is_recovered(true_temperature):
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "temperature"), [(3, 2, 1.434), (2, 3, 1.619), (0, 5, 2.085), (300, 200, 4.973)]
+    ("right", "wrong", "temperature"), [(3, 2, 1.4862), (2, 3, 1.7812), (0, 5, 2.3329), (300, 200, 4.3606)]
 )
 def test_few_images_move_the_temperature_little(right, wrong, temperature):
     probabilities = np.tile([0.9, 0.1], (right + wrong, 1))

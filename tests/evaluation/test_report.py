@@ -175,7 +175,7 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
 
 
 def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path, capsys):
-    _, report, _test_predictions, _ = page
+    _, report, _, _ = page
     point = report["validation"]["final"]["operating_point"] | {"marks_all_good": True}
     print_results(report, tmp_path)
     assert "does not sort" not in capsys.readouterr().out

@@ -115,7 +115,7 @@ groups and duplicates kept together). They were used neither for training nor fo
 | Training time in seconds | 10 | 21 |  |
 
 In brackets: 95 % intervals (stratified bootstrap of the test images; Wilson's for the accuracy and the rates \
-at the threshold).
+at a threshold).
 They cover the choice of the test images, not the random seed of the training. The training time of the final \
 classifier
 includes that of the primary one.
