@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -339,7 +339,11 @@ class FrozenHeads:
             return Fusion(1.0, 0.0, 0.0)
         if self.defect_free_id is None:
             return Fusion(fit_temperature_scale(logits, self.labels[rows]), 0.0, 0.0)
-        return fit_fusion(defect_margin(logits, self.defect_free_id), scores, self.defective[rows])
+        margins = defect_margin(logits, self.defect_free_id)
+        fusion = fit_fusion(margins, scores, self.defective[rows])
+        # The sum over several defect classes does not scale with the logits.
+        shift = (defect_margin(fusion.scale * logits, self.defect_free_id) - fusion.scale * margins).mean()
+        return replace(fusion, bias=fusion.bias - float(shift))
 
     @torch.no_grad()
     def _set_classifier(self, fusion: Fusion, saliency_weight: float) -> None:
