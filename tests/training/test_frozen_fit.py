@@ -61,7 +61,6 @@ def test_logits_are_the_fused_scores():
     np.testing.assert_allclose(logits[:, :1], by_regression[:, :1], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(logits[:, 1:], by_regression[:, 1:] + extra, rtol=1e-3, atol=1e-3)
     assert fit["saliency_weight"] > 0
-    assert maps[16:, 0, 1, 2].min() > maps[:16].quantile(0.9)  # the cell of each defect
 
 
 def test_probability_of_a_defect_is_calibrated_with_several_defect_classes():
