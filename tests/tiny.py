@@ -9,7 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import ConvNextV2Config, Dinov2Config, PreTrainedConfig, ResNetConfig, SwinConfig
+from transformers import ConvNextV2Config, Dinov2Config, PreTrainedConfig, ResNetConfig, ResNetModel, SwinConfig
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.configuration_kgl import KGLConfig
 from kgl.modeling_kgl import KGLForImageClassification
@@ -49,6 +50,35 @@ def tiny_model(backbone: str = "resnet", *, seed: int = 0, **config_kwargs: obje
     torch.manual_seed(seed)
     backbone_config = TINY_BACKBONES[backbone].to_dict()
     return KGLForImageClassification(KGLConfig(backbone_config=backbone_config, **config_kwargs)).eval()
+
+
+def stages_model(*, seed: int = 0, **config_kwargs: object) -> KGLForImageClassification:
+    """A tiny classifier with the head `stages` on three stages, strides 8 to 32, and random heads, in eval mode."""
+    config_kwargs = {"id2label": {0: "good", 1: "scratch", 2: "pit"}, "defect_free_label": "good"} | config_kwargs
+    backbone = four_stages(out_features=["stage2", "stage3", "stage4"]).to_dict()
+    sizes = {"head": "stages", "cell_size": 6, "saliency_hidden_size": 5}
+    torch.manual_seed(seed)
+    model = KGLForImageClassification(KGLConfig(backbone_config=backbone, **(sizes | config_kwargs))).eval()
+    with torch.no_grad():
+        for head in (model.saliency_head, model.classifier):
+            for parameter in head.parameters():
+                parameter.normal_()
+    return model
+
+
+def four_stages(**config_kwargs: object) -> ResNetConfig:
+    """The config of a tiny ResNet of four stages, as pretrained ones have."""
+    return ResNetConfig(
+        layer_type="basic", embedding_size=8, depths=[1] * 4, hidden_sizes=[8, 12, 16, 20], **config_kwargs
+    )
+
+
+def save_backbone(folder: Path) -> Path:
+    """Save a tiny random ResNet as a pretrained backbone."""
+    torch.manual_seed(0)
+    ResNetModel(four_stages()).save_pretrained(folder)
+    ViTImageProcessorPil().save_pretrained(folder)
+    return folder
 
 
 def make_images(folder: Path) -> Path:

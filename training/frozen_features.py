@@ -23,6 +23,15 @@ from ..saliency.activations import eval_mode
 
 CELL_IMAGES = 1000  # of each kind, good and defective, whose cells are kept; of more, the pooled features alone
 _TITLE = "Frozen features"
+_COLUMNS = Features(
+    {
+        "digest": Value("string"),
+        "pooled": List(Value("float32")),
+        "flipped": List(Value("float32")),
+        "cells": Value("binary"),
+        "grid": List(Value("int32")),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -109,17 +118,8 @@ def write_frozen_features(
             "grid": [list(cells.shape[1:])] * len(images),
         }
 
-    features = Features(
-        {
-            "digest": Value("string"),
-            "pooled": List(Value("float32")),
-            "flipped": List(Value("float32")),
-            "cells": Value("binary"),
-            "grid": List(Value("int32")),
-        }
-    )
     table = sharded_map(
-        without_decoding(rows), compute, identify, folder, features=features, batch_size=batch_size, title=_TITLE
+        without_decoding(rows), compute, identify, folder, features=_COLUMNS, batch_size=batch_size, title=_TITLE
     )
     return _read(table, kept)
 

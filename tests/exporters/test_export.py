@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_model
+from tiny import stages_model, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.data.images import to_pixel_values
@@ -196,3 +196,18 @@ def test_missing_extra_is_refused(exported, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)  # importing it fails
     with pytest.raises(InputError, match=f"{name} is not installed; run: pip install"):
         export_onnx(str(exported.path.parent), tmp_path / "model.onnx")
+
+
+def test_graph_of_the_head_of_stages(tmp_path):
+    model, processor = stages_model(), ViTImageProcessorPil(size={"height": 64, "width": 96})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    result = export_onnx(str(tmp_path), tmp_path / "model.onnx")
+    assert result.max_difference <= TOLERANCE
+    images = np.stack([noise(50, 120, seed) for seed in range(2)])
+    probabilities, heat_map = session_of(result.path).run(["probabilities", "heat_map"], {"image": images})
+    with torch.no_grad():
+        output = model(to_pixel_values([Image.fromarray(image) for image in images], processor))
+    assert heat_map.shape == (2, 8, 12)
+    np.testing.assert_allclose(probabilities, output.logits.softmax(dim=1).numpy(), atol=1e-4)
+    np.testing.assert_allclose(heat_map, output.saliency[:, 0].sigmoid().numpy(), atol=1e-4)

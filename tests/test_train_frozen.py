@@ -1,0 +1,205 @@
+"""The job on a frozen backbone: what a run writes, resuming after each step, two processes, refused settings."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+from datasets import load_from_disk
+from jobs import run_train
+from safetensors.torch import load_file
+from tiny import TRAIN_SCRIPT, launched, make_images, save_backbone
+
+import kgl.training.frozen_heads
+from kgl.cli.train import parse
+from kgl.errors import InputError
+from kgl.modeling_kgl import KGLForImageClassification
+from kgl.train import run
+from kgl.training.run_dir import RunState
+
+
+@pytest.fixture(scope="module")
+def frozen_run(tmp_path_factory):
+    """One finished run: its settings without the output folder, the folder, and its standard output."""
+    folder = tmp_path_factory.mktemp("frozen")
+    settings = [
+        make_images(folder / "images"), "--backbone", save_backbone(folder / "backbone"), "--image_height", 64,
+        "--image_width", 64, "--num_folds", 2, "--validation_share", 0, "--use_cpu", "true",
+    ]  # fmt: skip
+    done = run_train(*settings, "--output_dir", folder / "out")
+    assert done.returncode == 0, done.stderr
+    return [*map(str, settings)], folder / "out", done.stdout
+
+
+def weights_of(out, phase="final"):
+    return load_file(out / phase / "model.safetensors")
+
+
+def assert_same_weights(out, other):
+    for phase in ("primary", "final"):
+        expected, found = weights_of(out, phase), weights_of(other, phase)
+        assert all((found[name] == weights).all() for name, weights in expected.items()), phase
+
+
+def test_run_writes_models_priors_and_metrics(frozen_run):
+    _, out, printed = frozen_run
+    assert len(printed.splitlines()) <= 24
+    for line in ("Phase 1, primary classifier: heads fitted to frozen features", "Priors: distances from good parts",
+                 "Phase 2, final classifier: heads fitted to frozen features"):  # fmt: skip
+        assert printed.count(line) == 1
+    metrics, state = (json.loads((out / name).read_text()) for name in ("metrics.json", "state.json"))
+    assert set(metrics["results"]) == {"primary", "final"} and metrics["images"] == {"train": 9, "test": 9}
+    assert metrics["results"]["final"]["ap"] == 1  # a bright line on grey
+    model = metrics["settings"]["model"]
+    assert (model["fine_tune"], model["head"], model["freeze_stages"]) == (False, "stages", None)
+    assert model["out_features"] == ["stage2", "stage3", "stage4"]
+    assert list(state["steps"]) == ["cache", "primary", "priors", "final", "report"]
+    assert state["steps"]["final"]["steps"] == 0 and state["steps"]["final"]["fit"]["saliency_weight"] > 0
+    assert state["steps"]["primary"]["fit"]["saliency_weight"] == 0
+    assert not (out / "cache").exists() and (out / "report.html").exists() and (out / "final" / "README.md").exists()
+    priors = load_from_disk(out / "priors")
+    assert np.asarray(priors["saliency_prior"]).shape == (9, 8, 8)
+
+
+def test_backbone_is_left_as_it_was(frozen_run):
+    settings, out, _ = frozen_run
+    pretrained = load_file(f"{settings[2]}/model.safetensors")
+    final, primary = weights_of(out), weights_of(out, "primary")
+    for name, weights in final.items():
+        if name.startswith("backbone."):
+            assert (weights == primary[name]).all()
+    stem = "embedder.embedder.convolution.weight"
+    assert (final[f"backbone.{stem}"] == pretrained[stem]).all()
+    assert (final["classifier.weight"] != primary["classifier.weight"]).any()
+    models = {name: KGLForImageClassification.from_pretrained(out / name).config for name in ("primary", "final")}
+    assert models["final"].has_heat_map and not models["primary"].has_heat_map
+
+
+@pytest.mark.parametrize("step", ["cache", "primary", "priors", "final"])
+def test_stopped_run_resumes_after_each_step(frozen_run, step, tmp_path, monkeypatch, few_draws):
+    settings, out, _ = frozen_run
+    command = parse([*settings, "--output_dir", str(tmp_path / "out")])
+    finish = RunState.finish
+
+    def stopped(self, name, **record):
+        record = finish(self, name, **record)
+        if name == step:
+            raise KeyboardInterrupt
+        return record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunState, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(command)
+    before = json.loads((tmp_path / "out" / "state.json").read_text())["steps"]
+    assert list(before) == ["cache", "primary", "priors", "final"][: len(before)] and list(before)[-1] == step
+    run(command)
+    after = json.loads((tmp_path / "out" / "state.json").read_text())["steps"]
+    assert {name: after[name] for name in before} == before  # not done again
+    assert_same_weights(out, tmp_path / "out")
+
+
+def test_run_that_is_stopped_within_a_step_resumes(frozen_run, tmp_path, monkeypatch, few_draws):
+    """While the final heads are fitted, so with nothing of them on disk."""
+    settings, out, _ = frozen_run
+    command = parse([*settings, "--output_dir", str(tmp_path / "out")])
+    with monkeypatch.context() as patched:
+        patched.setattr(kgl.training.frozen_heads.FrozenHeads, "_set_saliency", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(command)
+    assert not (tmp_path / "out" / "final" / "model.safetensors").exists()
+    run(command)
+    assert_same_weights(out, tmp_path / "out")
+
+
+def test_finished_run_is_not_repeated(frozen_run, monkeypatch):
+    settings, out, _ = frozen_run
+    monkeypatch.setattr("kgl.train.cache_features", lambda *_: pytest.fail("computed again"))
+    before = {path: path.stat().st_mtime for path in out.rglob("*") if path.suffix in (".json", ".safetensors")}
+    run(parse([*settings, "--output_dir", str(out)]))
+    assert {path: path.stat().st_mtime for path in before} == before
+
+
+def test_two_processes_fit_the_same_heads(frozen_run, tmp_path):
+    settings, out, _ = frozen_run
+    job = [*launched(2), str(TRAIN_SCRIPT), *settings, "--output_dir", str(tmp_path / "out")]
+    for line in ("Phase 2, final classifier: heads fitted", "holds this run, finished before"):
+        done = subprocess.run(job, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(line) == 1
+    assert_same_weights(out, tmp_path / "out")
+
+
+def test_masks_are_learned_as_defective_cells(frozen_run, tmp_path, monkeypatch, few_draws):
+    settings, _, _ = frozen_run
+    masks = []
+    heads = kgl.training.frozen_phases.FrozenHeads
+    monkeypatch.setattr(
+        "kgl.training.frozen_phases.FrozenHeads",
+        lambda *arguments: masks.append((arguments[2], arguments[5])) or heads(*arguments),
+    )
+    surfaces = ["--dataset", "surfaces", "--num_surfaces", "48", "--surface_size", "64", *settings[1:]]
+    for learned in ("true", "false"):
+        masks.clear()
+        report = run(parse([*surfaces, "--train_on_masks", learned, "--output_dir", str(tmp_path / learned)]))
+        (_, of_primary), (labels, of_final) = masks
+        assert of_primary is None and (of_final is not None) == (learned == "true")
+        if learned == "true":
+            assert (of_final.any(axis=(1, 2)) == (labels > 0)).all() and of_final.mean() < 0.2
+        assert {"map_ap", "saliency_ap"} <= set(report["results"]["final"])
+
+
+def test_run_without_a_good_class(frozen_run, tmp_path, few_draws):
+    settings, _, _ = frozen_run
+    (tmp_path / "images").mkdir()
+    (make_images(tmp_path / "made") / "good").rename(tmp_path / "images" / "dent")
+    (tmp_path / "made" / "scratch").rename(tmp_path / "images" / "scratch")
+    report = run(parse([str(tmp_path / "images"), *settings[1:], "--output_dir", str(tmp_path / "out")]))
+    assert report["settings"]["prior"]["prior_source"] == "saliency"
+    config = KGLForImageClassification.from_pretrained(tmp_path / "out" / "final").config
+    assert config.defect_free_label is None and config.has_heat_map
+    primary, final = (weights_of(tmp_path / "out", phase) for phase in ("primary", "final"))
+    assert (primary["classifier.weight"] == final["classifier.weight"]).all()
+    assert (primary["saliency_head.output.weight"] != final["saliency_head.output.weight"]).any()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--max_steps", "300"],
+        ["--num_train_epochs", "3"],
+        ["--learning_rate", "0.01"],
+        ["--kg_lambda", "1"],
+        ["--kg_objective", "cosine"],
+        ["--cls_loss", "focal"],
+        ["--class_weights", "balanced"],
+        ["--balanced_sampling", "true"],
+        ["--freeze_stages", "0"],
+        ["--frozen_views", "2"],
+        ["--augment", "false"],
+        ["--bf16", "true"],
+        ["--prior_folds", "3"],
+        ["--prior_weighting", "confidence"],
+        ["--per_device_train_batch_size", "8"],
+        ["--gradient_accumulation_steps", "2"],
+        ["--warmup_steps", "5"],
+        ["--save_strategy", "epoch"],
+        ["--keep_checkpoints", "true"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_settings_of_training_are_refused(arguments, tmp_path):
+    command = ["images", "--use_cpu", "true", "--output_dir", str(tmp_path / "out"), *arguments]
+    message = f"{arguments[0]} goes with --fine_tune true: by default the heads are fitted to frozen features"
+    with pytest.raises(InputError, match=message):
+        run(parse(command))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="there is no such folder"):  # of images, which are read later
+        run(parse([*command, "--fine_tune", "true", "--head", "avg_max"]))
+
+
+def test_heads_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="--head avg_max goes with --fine_tune true"):
+        parse(["images", "--head", "avg_max"])
+    with pytest.raises(InputError, match="--fine_tune false goes with --backbone"):
+        parse(["images", "--backbone_config", "{}", "--fine_tune", "false", "--head", "stages"])

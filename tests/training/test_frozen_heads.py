@@ -1,0 +1,194 @@
+"""The parts of the heads on frozen features: regression, cell layers, folds, fusion, heat scale."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from kgl.training import frozen_heads
+from kgl.training.frozen_heads import (
+    REGULARIZATION,
+    HeatScale,
+    defect_margin,
+    fit_cell_layers,
+    fit_classifier,
+    fit_fusion,
+    fit_temperature_scale,
+    group_folds,
+    score_cells,
+    within_class_deviation,
+)
+
+
+def features(count=60, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(count, 5)) * [1, 10, 0.1, 3, 1] + [0, 50, -1, 2, 0]
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+def test_classifier_decides_as_scikit_learn(num_labels):
+    pooled = features()
+    labels = (pooled[:, 1] + 3 * pooled[:, 3] > 55).astype(int) + (num_labels > 2) * (pooled[:, 0] > 0.5)
+    assert set(labels) == set(range(num_labels))
+    linear = fit_classifier(pooled, labels, num_labels)
+    scaler = StandardScaler().fit(pooled)
+    expected = LogisticRegression(C=REGULARIZATION, max_iter=1000).fit(scaler.transform(pooled), labels)
+    others = features(40, seed=1)
+    logits = linear(others)
+    assert logits.shape == (40, num_labels)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities, expected.predict_proba(scaler.transform(others)), atol=1e-9)
+
+
+def test_class_without_images_is_the_least_likely_at_the_average():
+    pooled, labels = features(), np.repeat([0, 2, 3], 20)
+    linear = fit_classifier(pooled, labels, 4)
+    assert (linear.weight[1] == 0).all()
+    at_average = linear(pooled.mean(axis=0, keepdims=True))[0]
+    assert at_average[1] == pytest.approx(at_average[[0, 2, 3]].min())
+    known = fit_classifier(pooled, np.repeat([0, 1, 2], 20), 3)
+    np.testing.assert_allclose(linear(pooled)[:, [0, 2, 3]], known(pooled))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Record the network after every step of its training."""
+    networks, states = [], []
+
+    class Recorded(torch.nn.Sequential):
+        def __init__(self, *layers):
+            super().__init__(*layers)
+            networks.append(self)
+
+    class Optimizer(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            super().step(*args, **kwargs)
+            states.append(copy.deepcopy(networks[-1]))
+
+    monkeypatch.setattr(frozen_heads.nn, "Sequential", Recorded)
+    monkeypatch.setattr(torch.optim, "AdamW", Optimizer)
+    monkeypatch.setattr(frozen_heads, "STEPS", 20)
+    return states
+
+
+def test_folded_layers_equal_the_trained_network(trained):
+    cells = torch.randn(300, 6) * 3 + 1
+    layers = fit_cell_layers(cells, None, 8, seed=0)
+    assert len(trained) == 20
+    network = trained[-1].eval()
+    assert network[1].running_mean.abs().max() > 0.1  # the batch norm has something to fold
+    maps = torch.randn(2, 6, 4, 5) * 3 + 1
+    expected = network(maps.permute(0, 2, 3, 1).reshape(-1, 6)).reshape(2, 1, 4, 5)
+    torch.testing.assert_close(score_cells(layers, maps), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_tell_good_cells_from_noise_and_from_defects():
+    generator = torch.Generator().manual_seed(0)
+    good = torch.randn(2000, 6, generator=generator)
+    defects = torch.randn(50, 6, generator=generator) * 0.05 + torch.tensor([2.0, 0, 0, 0, 0, 0])
+
+    def scores(layers, cells):
+        return score_cells(layers, cells.T[None, :, :, None]).flatten()
+
+    noise_alone, both = fit_cell_layers(good, None, 16, 0), fit_cell_layers(good, defects, 16, 0)
+    for layers in (noise_alone, both):
+        assert scores(layers, good * 4).median() > scores(layers, good).quantile(0.95)
+    assert scores(both, defects).median() > scores(noise_alone, defects).median() + 1
+    again = fit_cell_layers(good, defects, 16, 0)
+    assert torch.equal(again[0].weight, both[0].weight)
+    assert not torch.equal(fit_cell_layers(good, defects, 16, 1)[0].weight, both[0].weight)
+
+
+def test_without_noise_the_defective_cells_alone_are_learned():
+    generator = torch.Generator().manual_seed(0)
+    good = torch.randn(500, 4, generator=generator)
+    defects = torch.randn(500, 4, generator=generator) + torch.tensor([6.0, 0, 0, 0])
+    layers = fit_cell_layers(good, defects, 8, 0, noise=0.0)
+    cells = torch.cat([good, defects, good - torch.tensor([6.0, 0, 0, 0])])
+    called = score_cells(layers, cells.T[None, :, :, None]).flatten() > 0
+    assert called[:500].double().mean() < 0.02 and called[500:1000].double().mean() > 0.98
+    assert called[1000:].double().mean() < 0.02  # as far on the other side
+
+
+def test_folds_keep_groups_whole_and_classes_apart():
+    labels = np.array([0] * 12 + [1] * 6 + [2] * 2)
+    groups = [f"g{index // 2}" for index in range(12)] + [f"d{index}" for index in range(6)] + ["one", "one"]
+    folds = group_folds(labels, groups, seed=0)
+    assert len(folds) == 4
+    held_out = np.sort(np.concatenate(folds))
+    assert held_out.tolist() == list(range(18))  # the class of one group is in no fold
+    for fold in folds:
+        inside = {groups[index] for index in fold}
+        assert all(index in fold for index in range(18) if groups[index] in inside)
+        assert {0, 1} == set(labels[fold])
+    assert all(np.array_equal(one, other) for one, other in zip(folds, group_folds(labels, groups, 0), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("groups", "count"),
+    [(["a", "b", "c", "d", "e"], 2), (["a", "a", "a", "d", "d"], 0), (["a", "b", "c", "d", "d"], 3)],
+)
+def test_number_of_folds_is_that_of_the_scarcest_class(groups, count):
+    """Three good and two defective images; a class of one group does not count."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folds = group_folds(np.array([0, 0, 0, 1, 1]), list(groups), seed=0)
+    assert len(folds) == count
+
+
+def test_fusion_gives_both_scores_equal_spreads():
+    generator = np.random.default_rng(0)
+    defective = np.arange(40) % 4 == 0
+    margins, scores = generator.normal(size=40) * 5 + defective * 4, generator.normal(size=40) * 0.1 + defective * 0.2
+    fusion = fit_fusion(margins, scores, defective)
+    spreads = [within_class_deviation(one, defective) for one in (margins, scores)]
+    assert spreads[0] == pytest.approx(
+        np.sqrt((defective.sum() * margins[defective].var() + (~defective).sum() * margins[~defective].var()) / 40),
+        rel=1e-5,
+    )
+    assert fusion.saliency_weight / fusion.scale == pytest.approx(spreads[0] / spreads[1])
+    scaled = fit_fusion(margins * 7, scores * 100, defective)  # units do not matter
+    first = fusion.scale * margins + fusion.saliency_weight * scores + fusion.bias
+    second = scaled.scale * margins * 7 + scaled.saliency_weight * scores * 100 + scaled.bias
+    np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-3)
+    probability = 1 / (1 + np.exp(-first))
+    assert probability.mean() == pytest.approx(defective.mean(), abs=0.01)  # calibrated in sum
+
+
+def test_fusion_never_turns_the_ranking_round():
+    defective = np.arange(20) % 2 == 0
+    fusion = fit_fusion(np.where(defective, -3.0, 3.0) + np.arange(20) / 10, None, defective)
+    assert fusion.scale > 0 and fusion.saliency_weight == 0
+
+
+def test_fusion_of_one_kind_of_images_is_no_calibration():
+    fusion = fit_fusion(np.array([1.0, 2.0]), np.array([0.1, 0.3]), np.array([False, False]))
+    assert (fusion.scale, fusion.bias) == (1.0, 0.0) and fusion.saliency_weight == pytest.approx(5, rel=1e-3)
+
+
+def test_temperature_is_that_of_the_least_cross_entropy():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(4000, 3))
+    drawn = np.array([generator.choice(3, p=np.exp(row) / np.exp(row).sum()) for row in logits])
+    assert fit_temperature_scale(logits * 4, drawn) == pytest.approx(0.25, rel=0.1)
+    assert fit_temperature_scale(logits, drawn) == pytest.approx(1, rel=0.1)
+
+
+def test_margin_is_the_log_odds_of_a_defect():
+    logits = np.array([[1.0, 2.0, 0.5], [900.0, 0.0, 0.0]])
+    probability = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    margin = defect_margin(logits, 1)
+    assert margin[0] == pytest.approx(np.log((1 - probability[1]) / probability[1])) and margin[1] == 900
+
+
+def test_heat_scale_is_that_of_good_images():
+    maps = torch.randn(200, 6, 7, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    heat = HeatScale.of(maps)
+    scaled = ((maps - heat.offset) / heat.spread).sigmoid()
+    assert (scaled.flatten(1).amax(dim=1) > 0.5).sum() == 10  # 5 % of the images
+    assert scaled.median().item() == pytest.approx(1 / (1 + np.exp(4)), rel=1e-3)
+    assert HeatScale.of(torch.ones(3, 2, 2)).spread > 0
