@@ -17,9 +17,9 @@ def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int
 
     `NAME_ap` is the pixel AP at `size = (H, W)`, maps upsampled bilinearly and all images pooled, so that large
     defects count most; `NAME_image_ap` is the mean of the pixel AP per image, so that all images count alike.
-    `NAME_cell_ap` (pooled), `NAME_cell_image_ap` (mean over images) and `NAME_pointing` (share of map peaks that lie on
-    the defect) are computed on the maps' own grid, where a cell is defect if any of its pixels is; `NAME_entropy` and `NAME_area90` are those of
-    [`concentration`].
+    `NAME_cell_ap` (pooled), `NAME_cell_image_ap` (mean over images) and `NAME_pointing` (share of map peaks on the
+    defect) are computed on the maps' own grid, where a cell is defect if any of its pixels is; `NAME_entropy` and
+    `NAME_area90` are those of [`concentration`].
 
     Args:
         maps: name to maps `(N, h, w)`, one for every image.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from tiny import stages_model
@@ -39,5 +40,7 @@ def rows(
 def fitted_model() -> KGLForImageClassification:
     """Return a tiny model with the head `stages` whose cells are projected on components of the images."""
     model, dataset = stages_model(), rows()
-    fit_projection(model, [to_pixel_values(dataset["image"], PROCESSOR)], len(dataset), seed=0)
+    with torch.no_grad():
+        maps, _ = model.features(to_pixel_values(dataset["image"], PROCESSOR))
+    fit_projection(model, [maps], len(dataset), seed=0)
     return model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -219,11 +219,7 @@ def train_phase(
         print(f"{title}: resumed from {checkpoint}.")
     trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before))
     started = time.perf_counter()
-    with ExitStack() as stack:
-        if inputs.freeze_stages > 0:
-            stack.enter_context(bypass_frozen_stages(model, inputs.freeze_stages))
-        if start is not None:
-            stack.enter_context(frozen_statistics(model))
+    with _frozen_parts(model, inputs.freeze_stages, start is not None):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = before + time.perf_counter() - started
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
@@ -241,6 +237,16 @@ def train_phase(
     if say:
         print(f"{title}: {record['steps']} steps in {seconds:.0f} s, mean loss {result.training_loss:.3f}.")
     return TrainedPhase(folder, **record)
+
+
+@contextmanager
+def _frozen_parts(model: KGLForImageClassification, freeze_stages: int, keep_statistics: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if freeze_stages > 0:
+            stack.enter_context(bypass_frozen_stages(model, freeze_stages))
+        if keep_statistics:
+            stack.enter_context(frozen_statistics(model))
+        yield
 
 
 def _trainer(

@@ -13,6 +13,12 @@ def batches():
     return [torch.randn(count, 3, 64, 96, generator=generator) for count in (2, 1)]
 
 
+def maps_of(model):
+    """Return the backbone's maps of the batches."""
+    with torch.no_grad():
+        return [model.features(batch)[0] for batch in batches()]
+
+
 def raw_cells_of(model):
     """Return all raw cells `(N, C)` of the batches, computed from the backbone's maps."""
     maps = [model.backbone(batch).feature_maps[:2] for batch in batches()]
@@ -30,7 +36,7 @@ def test_raw_cells_are_averages_of_neighbours():
 
 def test_projection_is_that_of_principal_components():
     model = stages_model()
-    fit_projection(model, batches(), 3, seed=0)
+    fit_projection(model, maps_of(model), 3, seed=0)
     raw = raw_cells_of(model).numpy()
     mean, scale = raw.mean(axis=0), raw.std(axis=0, ddof=1) + 1e-3
     standardised = (raw - mean) / scale
@@ -49,7 +55,7 @@ def test_projection_is_that_of_principal_components():
 
 def test_components_beyond_the_channels_are_zero():
     model = stages_model(cell_size=40)  # of 28 channels
-    fit_projection(model, batches(), 3, seed=0)
+    fit_projection(model, maps_of(model), 3, seed=0)
     cells = model.saliency_head.cells(model.backbone(batches()[0]).feature_maps[:2])
     assert (cells[:, 28:] == 0).all() and (cells[:, :28].flatten(2).std(dim=(0, 2)) > 0).all()
 
@@ -59,6 +65,6 @@ def test_seed_decides_the_cells_of_a_subsample(monkeypatch):
     weights = []
     for seed in (0, 0, 1):
         model = stages_model()
-        fit_projection(model, batches(), 3, seed)
+        fit_projection(model, maps_of(model), 3, seed)
         weights.append(model.saliency_head.fusion.projections[0].weight.detach())
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
