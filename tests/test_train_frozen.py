@@ -203,3 +203,20 @@ def test_heads_that_do_not_fit_are_refused():
         parse(["images", "--head", "avg_max"])
     with pytest.raises(InputError, match="--fine_tune false goes with --backbone"):
         parse(["images", "--backbone_config", "{}", "--fine_tune", "false", "--head", "stages"])
+
+
+@pytest.mark.parametrize(("head", "source"), [("stages", "auto"), ("avg_max", "both"), ("avg_max", "saliency")])
+def test_fine_tuning_is_guided_by_each_source(frozen_run, head, source, tmp_path, few_draws):
+    settings, _, _ = frozen_run
+    steps = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--prior_source", source]
+    command = [*settings, "--fine_tune", "true", "--head", head, *steps, "--output_dir", str(tmp_path / "out")]
+    report = run(parse(command))
+    assert report["settings"]["prior"]["prior_source"] == {"auto": "good_parts"}.get(source, source)
+    model = KGLForImageClassification.from_pretrained(tmp_path / "out" / "final")
+    assert model.config.head == head and model.config.has_heat_map
+    priors = load_from_disk(tmp_path / "out" / "priors")
+    assert np.asarray(priors["saliency_prior"]).shape[1:] == model.saliency_grid((64, 64))
+    logs = json.loads((tmp_path / "out" / "final" / "trainer_state.json").read_text())
+    assert logs["global_step"] == 2
+    final, primary = (weights_of(tmp_path / "out", phase)["classifier.weight"] for phase in ("final", "primary"))
+    assert (final != primary).any()

@@ -123,7 +123,8 @@ def fit_cell_layers(
         factor = norm.weight / (norm.running_var + norm.eps).sqrt()
         first.weight.mul_(factor[:, None])
         first.bias.copy_((first.bias - norm.running_mean) * factor + norm.bias)
-        _standardize(first, second, good[:_SCALED_CELLS])
+        if noise > 0:  # else a logit of 0 lies between the two kinds of cells
+            _standardize(first, second, good[:_SCALED_CELLS])
     return first, second
 
 

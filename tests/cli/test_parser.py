@@ -107,6 +107,19 @@ def test_images_may_follow_a_switch():
     assert (settings.training.balanced_sampling, settings.data.data_dir) == (False, "parts")
 
 
+@pytest.mark.parametrize("arguments", [["parts", "RECIPE"], ["RECIPE", "parts"], ["parts", "--config", "RECIPE"]])
+def test_images_and_a_recipe_go_together(arguments):
+    """The paper's setting is one recipe, on the reader's own images."""
+    recipe = str(Path(__file__).resolve().parents[2] / "recipes" / "paper.yaml")
+    settings = parse([recipe if one == "RECIPE" else one for one in arguments])
+    assert settings.data.data_dir == "parts"
+    assert (settings.model.fine_tune, settings.model.head) == (True, "avg_max")
+    assert (settings.prior.prior_source, settings.prior.prior_method) == ("saliency", "layercam")
+    training = settings.training
+    assert (training.kg_form, training.kg_lambda, training.kg_positive_weight) == ("convex", 1, 1)
+    assert (training.kg_schedule, training.kg_objective) == ("linear", ["otsu_bce"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
