@@ -254,7 +254,7 @@ def test_missing_path_of_a_model_is_known_without_the_hub(model, is_path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "images", "--poolng", "3"], "unknown setting --poolng 3; did you mean --pooling?"),
+        (["train", "images", "--pror_method", "3"], "unknown setting --pror_method 3; did you mean --prior_method?"),
         (["train", "images", "--backbone", "runs/all/backbone"], "--backbone runs/all/backbone: there is no such"),
         (["predict", "nowhere", "--model", "owner/name", "--output", "out"], "nowhere: there is no such file"),
         (["predict", ".", "--model", "/nowhere", "--output", "out"], "--model /nowhere: there is no such folder"),

@@ -133,12 +133,15 @@ def test_cells_are_fitted_to_good_images_where_there_are_any(monkeypatch):
     used = []
     monkeypatch.setattr(
         "kgl.training.frozen_features.fit_projection",
-        lambda model, batches, count, seed: used.append((count, torch.cat(list(batches)))),
+        lambda model, batches, count, seed: used.append((count, torch.cat([maps[0] for maps in batches]))),
     )
-    for model in (stages_model(), stages_model(defect_free_label=None)):
-        fit_cells(model, rows(), PROCESSOR, 2, seed=0)
     pixel_values = to_pixel_values(rows()["image"], PROCESSOR)
-    assert [count for count, _ in used] == [5, 7]
-    sums = [sorted(batch.sum(dim=(1, 2, 3)).tolist()) for _, batch in used]
-    assert sums[0] == sorted(pixel_values[[0, 2, 3, 5, 6]].sum(dim=(1, 2, 3)).tolist())
-    assert sums[1] == sorted(pixel_values.sum(dim=(1, 2, 3)).tolist())
+    for model, fitted in ((stages_model(), [0, 2, 3, 5, 6]), (stages_model(defect_free_label=None), [*range(7)])):
+        fit_cells(model, rows(), PROCESSOR, 2, seed=0)
+        count, maps = used.pop()
+        with torch.no_grad():
+            expected = model.eval().features(pixel_values[fitted])[0][0]
+        assert count == len(fitted)
+        assert sorted(maps.sum(dim=(1, 2, 3)).tolist()) == pytest.approx(
+            sorted(expected.sum(dim=(1, 2, 3)).tolist()), rel=1e-4
+        )

@@ -99,7 +99,7 @@ def test_layers_tell_good_cells_from_noise_and_from_defects():
     noise_alone, both = fit_cell_layers(good, None, 16, 0), fit_cell_layers(good, defects, 16, 0)
     for layers in (noise_alone, both):
         assert scores(layers, good * 4).median() > scores(layers, good).quantile(0.95)
-    assert scores(both, defects).median() > scores(noise_alone, defects).median() + 1
+    assert scores(both, defects).median() > scores(noise_alone, defects).median() + 0.5
     again = fit_cell_layers(good, defects, 16, 0)
     assert torch.equal(again[0].weight, both[0].weight)
     assert not torch.equal(fit_cell_layers(good, defects, 16, 1)[0].weight, both[0].weight)
