@@ -128,6 +128,7 @@ def test_finished_table_is_not_computed_again_nor_taken_for_another(tmp_path, mo
         {"dataset": rows([1, 0, 2, 3, 4, 5, 6])},
         {"grid": (2, 2)},
         {"model": stages_model(seed=1)},
+        {"seed": 1},
     ):
         arguments = {"dataset": rows(), "model": model, "grid": None} | other
         with pytest.raises(InputError, match="another model, other settings or other images"):
