@@ -34,7 +34,7 @@ from kgl.knowledge.priors import resolve_source
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.training.arguments import teaches_saliency
 from kgl.training.callbacks import delete_checkpoints
-from kgl.training.frozen_features import fit_cells
+from kgl.training.frozen_features import CELLS_FILE, fit_cells
 from kgl.training.frozen_phases import FrozenInputs, cache_features, fit_heads, fit_phase
 from kgl.training.model_init import (
     build_model,
@@ -249,8 +249,10 @@ def train_phases(job: Job, state: RunState) -> Phases:
     cell_model = frozen and frozen.model
     if settings.prior.prior_source != "saliency" and cell_model is None:
         cell_model = job.new_cell_model().to(job.recipe.args.device)
-        batch_size = job.recipe.args.per_device_eval_batch_size
-        fit_cells(cell_model, train, job.recipe.image_processor, batch_size, job.recipe.args.seed)
+        args, folder = job.recipe.args, job.output_dir / CACHE_FOLDER
+        run_on_main_process(lambda: folder.mkdir(exist_ok=True))
+        batch_size = args.per_device_eval_batch_size
+        fit_cells(cell_model, train, job.recipe.image_processor, batch_size, args.seed, folder / CELLS_FILE)
     priors = make_priors(train, primaries, job.recipe, state, settings.prior, cell_model)
     if job.is_main_process:
         print_priors(job, priors)

@@ -133,11 +133,7 @@ def learn_good_parts(
     Raises:
         InputError: fewer than two independent images are defect-free.
     """
-    names = dataset.features["label"].names
-    labels = np.asarray(dataset["label"][:])
-    good = [index for index, label in enumerate(labels) if names[label] == model.config.defect_free_label]
-    good = np.sort(np.random.default_rng(seed).permutation(good)[:BANK_IMAGES]).astype(int)
-    rows = dataset.select(good)
+    rows = _good_rows(dataset, model, seed)
     groups = _groups(without_decoding(rows)[:])
     if len(set(groups)) < 2:
         raise InputError(
@@ -185,7 +181,9 @@ def write_good_parts_priors(
     with torch.no_grad(), eval_mode(model):
         first = to_pixel_values([dataset[0]["image"]], image_processor).to(model.device)
         grid = grid or tuple(cells_of(model, first).shape[-2:])
-    bank = hashlib.sha1(good_parts.cells.cpu().numpy().tobytes()).hexdigest()
+    # Of the images, since the last digits of their cells depend on the number of threads.
+    bank = without_decoding(_good_rows(dataset, model, seed))[:]
+    bank = hashlib.sha1(repr([seed, image_digests(bank), _groups(bank)]).encode()).hexdigest()
     settings = json.dumps([image_processor.to_dict(), model_digest(model), bank, grid], sort_keys=True, default=str)
 
     def identify(rows: Columns) -> str:
@@ -216,6 +214,14 @@ def cells_of(model: KGLForImageClassification, pixel_values: torch.Tensor) -> to
     """Return the projected cells `(B, D, h, w)` of images, float32."""
     maps, _ = model.features(pixel_values)
     return model.saliency_head.cells(maps[: model.config.saliency_stages]).float()
+
+
+def _good_rows(dataset: Dataset, model: KGLForImageClassification, seed: int) -> Dataset:
+    """Return the defect-free images, `BANK_IMAGES` of them at most."""
+    names = dataset.features["label"].names
+    labels = np.asarray(dataset["label"][:])
+    good = [index for index, label in enumerate(labels) if names[label] == model.config.defect_free_label]
+    return dataset.select(np.sort(np.random.default_rng(seed).permutation(good)[:BANK_IMAGES]).astype(int))
 
 
 def _groups(rows: Columns) -> list[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
+from safetensors.torch import load_file, save_file
 from transformers import BaseImageProcessor
 
 from ..data.images import decode_image, to_pixel_values, without_decoding
 from ..data.schema import digest_rows, image_digests
+from ..data.storage import run_on_main_process
 from ..knowledge.cells import FITTED_IMAGES, fit_projection
 from ..knowledge.saliency_priors import model_digest
 from ..knowledge.sharded_map import Columns, sharded_map
@@ -22,6 +24,7 @@ from ..saliency.activations import eval_mode
 
 
 CELL_IMAGES = 1000  # of each kind, good and defective, whose cells are kept; of more, the pooled features alone
+CELLS_FILE = "cells.safetensors"  # the cell projection, in the cache
 _TITLE = "Frozen features"
 _COLUMNS = Features(
     {
@@ -58,8 +61,40 @@ def fit_cells(
     image_processor: BaseImageProcessor,
     batch_size: int,
     seed: int,
+    path: Path,
 ) -> None:
-    """Fit the cell projection to defect-free images, or to all where there are none; the same in every process."""
+    """
+    Fit the cell projection to defect-free images, or to all where there are none.
+
+    It is kept in a file, since its last digits depend on the number of threads, and tables of another are refused:
+    every process, and a resumed run, uses the same.
+
+    Args:
+        model: with the head `stages`.
+        train: columns `image` and `label`.
+        image_processor: the model's.
+        batch_size: images per forward pass.
+        seed: of the choice of images and cells.
+        path: of the file.
+    """
+
+    def fit() -> None:
+        _fit_cells(model, train, image_processor, batch_size, seed)
+        unfinished = path.with_suffix(".unfinished")
+        save_file(model.saliency_head.fusion.state_dict(), unfinished)
+        unfinished.replace(path)
+
+    run_on_main_process(lambda: path.exists() or fit())
+    model.saliency_head.fusion.load_state_dict(load_file(path))
+
+
+def _fit_cells(
+    model: KGLForImageClassification,
+    train: Dataset,
+    image_processor: BaseImageProcessor,
+    batch_size: int,
+    seed: int,
+) -> None:
     labels = np.asarray(train["label"][:])
     good = np.flatnonzero(labels == model.config.defect_free_id) if model.config.defect_free_id is not None else []
     rows = good if len(good) else np.arange(len(labels))
@@ -142,4 +177,4 @@ def _images_with_cells(labels: np.ndarray, defect_free_id: int | None, seed: int
     return kept
 
 
-__all__ = ["CELL_IMAGES", "FrozenFeatures", "fit_cells", "write_frozen_features"]
+__all__ = ["CELLS_FILE", "CELL_IMAGES", "FrozenFeatures", "fit_cells", "write_frozen_features"]

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from ..data.storage import run_on_main_process
 from ..modeling_kgl import KGLForImageClassification
-from .frozen_features import FrozenFeatures, fit_cells, write_frozen_features
+from .frozen_features import CELLS_FILE, FrozenFeatures, fit_cells, write_frozen_features
 from .frozen_heads import FrozenHeads
 from .run_dir import CACHE_FOLDER, RunState
 from .two_phase import Priors, Recipe, TrainedPhase
@@ -53,9 +53,10 @@ def cache_features(train: Dataset, recipe: Recipe, state: RunState) -> FrozenInp
     model = recipe.initial_model().to(args.device)
     folder = recipe.output_dir / CACHE_FOLDER
     run_on_main_process(lambda: folder.mkdir(exist_ok=True))
-    fit_cells(model, train, recipe.image_processor, args.per_device_eval_batch_size, args.seed)
+    batch_size = args.per_device_eval_batch_size
+    fit_cells(model, train, recipe.image_processor, batch_size, args.seed, folder / CELLS_FILE)
     features = write_frozen_features(
-        train, model, recipe.image_processor, folder / "frozen_features", args.per_device_eval_batch_size, args.seed
+        train, model, recipe.image_processor, folder / "frozen_features", batch_size, args.seed
     )
     record = state.record("frozen_features") or state.finish("frozen_features", seconds=time.perf_counter() - started)
     return FrozenInputs(train, features, model, record["seconds"])

@@ -13,6 +13,7 @@ from tiny import launched, save_noise, stages_model
 
 from kgl.data.images import to_pixel_values
 from kgl.errors import InputError
+from kgl.knowledge.saliency_priors import model_digest
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.training.frozen_features import _images_with_cells, fit_cells, write_frozen_features
 
@@ -107,7 +108,7 @@ from kgl.training.frozen_features import fit_cells, write_frozen_features
 images, folder = sys.argv[2:]
 train = load_defect_dataset(DataArguments(data_dir=images, validation_share=0, num_folds=2))["train"]
 model = stages_model(id2label={0: "good", 1: "scratch"})
-fit_cells(model, train, PROCESSOR, 16, 0)
+fit_cells(model, train, PROCESSOR, 16, 0, Path(folder) / "cells.safetensors")
 features = write_frozen_features(train, model, PROCESSOR, Path(folder) / "features", 16, 0)
 assert features.pooled.shape == (140, 96) and len(features.cells) == 140
 state.destroy_process_group()
@@ -128,7 +129,7 @@ def test_two_processes_write_the_same_table(tmp_path):
     assert len(one) == 140 and one[:] == two[:]
 
 
-def test_cells_are_fitted_to_good_images_where_there_are_any(monkeypatch):
+def test_cells_are_fitted_to_good_images_where_there_are_any(tmp_path, monkeypatch):
     """Without them, to all."""
     used = []
     monkeypatch.setattr(
@@ -137,7 +138,7 @@ def test_cells_are_fitted_to_good_images_where_there_are_any(monkeypatch):
     )
     pixel_values = to_pixel_values(rows()["image"], PROCESSOR)
     for model, fitted in ((stages_model(), [0, 2, 3, 5, 6]), (stages_model(defect_free_label=None), [*range(7)])):
-        fit_cells(model, rows(), PROCESSOR, 2, seed=0)
+        fit_cells(model, rows(), PROCESSOR, 2, 0, tmp_path / f"{len(fitted)}.safetensors")
         count, maps = used.pop()
         with torch.no_grad():
             expected = model.eval().features(pixel_values[fitted])[0][0]
@@ -145,3 +146,13 @@ def test_cells_are_fitted_to_good_images_where_there_are_any(monkeypatch):
         assert sorted(maps.sum(dim=(1, 2, 3)).tolist()) == pytest.approx(
             sorted(expected.sum(dim=(1, 2, 3)).tolist()), rel=1e-4
         )
+
+
+def test_cells_are_fitted_once(tmp_path, monkeypatch):
+    """With other numbers of threads, another fit would differ in its last digits, and its tables be refused."""
+    fitted, again = stages_model(), stages_model()
+    fit_cells(fitted, rows(), PROCESSOR, 3, 0, tmp_path / "cells.safetensors")
+    monkeypatch.setattr("kgl.training.frozen_features.fit_projection", lambda *_: pytest.fail("fitted again"))
+    fit_cells(again, rows(), PROCESSOR, 3, 0, tmp_path / "cells.safetensors")
+    assert model_digest(again) == model_digest(fitted) != model_digest(stages_model())
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.safetensors"]
