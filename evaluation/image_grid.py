@@ -71,7 +71,7 @@ def draw_image_grid(
     title: str,
     scale: str,
     captions: dict[str, list[str]],
-    thresholds: dict[str, float],
+    thresholds: dict[str, list[float]],
 ) -> None:
     """
     Write a PNG with a block of tiles per image: the image, each of `maps` over it, and the true mask if there are any.
@@ -84,7 +84,7 @@ def draw_image_grid(
         title: title of the figure.
         scale: label of the colour bar.
         captions: heading (`image` or one of `maps`) to the captions of its tiles.
-        thresholds: heading to the threshold of its maps, below which nothing is drawn; other maps have none.
+        thresholds: heading to a value of each of its maps, below which nothing is drawn; other maps have none.
     """
     height, width = size
     names = dataset.features["label"].names
@@ -100,7 +100,8 @@ def draw_image_grid(
             for axis, heading in zip(layout.axes_of(axes, index), headings, strict=True):
                 axis.set_axis_on()
                 if heading in maps:
-                    axis.imshow(overlay_heat_map(image, upsampled[heading][index], thresholds.get(heading)))
+                    lowest = thresholds[heading][index] if heading in thresholds else None
+                    axis.imshow(overlay_heat_map(image, upsampled[heading][index], lowest))
                 elif heading == "image":
                     axis.imshow(image, cmap="gray", vmin=0, vmax=255)
                 elif masks[index] is not None:

@@ -28,7 +28,7 @@ from ..modeling_kgl import KGLForImageClassification
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
 from ..training.run_dir import claim
-from .overlay import overlay_heat_map
+from .overlay import overlay_heat_map, shown_from
 
 
 _STAMP = ("file_size", "file_modified")
@@ -106,7 +106,8 @@ def predict_folder(
             while batch := list(islice(usable, batch_size)):  # older pipelines would hold a whole stream in memory
                 predictions = pipeline([image for *_, image in batch], batch_size=batch_size, box_threshold=threshold)
                 for (name, stamp, image), prediction in zip(batch, predictions, strict=True):
-                    _draw_overlay(overlay_path(output / "overlays", name), image, prediction, threshold)
+                    overlay = overlay_path(output / "overlays", name)
+                    _draw_overlay(overlay, image, prediction, threshold, classifier.config.top_cells)
                     table.append(name, stamp, prediction)
     except OSError as error:
         raise InputError(
@@ -289,10 +290,13 @@ def overlay_path(folder: Path, name: str) -> Path:
     return folder / parent / last
 
 
-def _draw_overlay(path: Path, image: PILImage.Image, prediction: dict[str, Any], threshold: float) -> None:
-    """Write the image under its heat map from the threshold on as a JPEG, with boxes unless it is called good."""
+def _draw_overlay(
+    path: Path, image: PILImage.Image, prediction: dict[str, Any], threshold: float, share: float
+) -> None:
+    """Write the image under its heat map as a JPEG, with boxes and its highest cells unless it is called good."""
     heat = np.asarray(prediction["heat_map"]) / 255
-    overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("L")), heat, threshold))
+    lowest = shown_from(heat, threshold, prediction["defective"], share)
+    overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("L")), heat, lowest))
     pen = ImageDraw.Draw(overlay)
     for box in prediction["boxes"] if prediction["defective"] is not False else []:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)

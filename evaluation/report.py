@@ -31,6 +31,7 @@ from .maps import upsample_maps
 from .metrics import METRIC_TITLES, defect_scores
 from .overlay import overlay_heat_map
 from .predictions import Predictions
+from .visualization import heat_thresholds
 
 
 _TABLE_METRICS = (  # of the table that a run prints
@@ -213,10 +214,10 @@ def _gallery_cases(
         "primary: class map": shown["primary"].class_map,
         "final: class map": shown["final"].class_map,
     }
-    thresholds = {}
+    thresholds: dict[str, list[float]] = {}
     if config.has_heat_map:
-        title = f"final: heat map H from {config.heat_threshold:.3g}"
-        maps[title], thresholds[title] = shown["final"].saliency, config.heat_threshold
+        title = "final: heat map H"
+        maps[title], thresholds[title] = shown["final"].saliency, heat_thresholds(shown["final"], config)
     cases = {}
     for index, (row, image) in enumerate(zip(rows.tolist(), images, strict=True)):
         predicted = [
@@ -228,7 +229,11 @@ def _gallery_cases(
             "label": names[image["label"]],
             "predicted": predicted,
             "shape": _shape(image["image"]),
-            "tiles": _gallery_tiles(image, {title: of_images[index] for title, of_images in maps.items()}, thresholds),
+            "tiles": _gallery_tiles(
+                image,
+                {title: of_images[index] for title, of_images in maps.items()},
+                {title: of_images[index] for title, of_images in thresholds.items()},
+            ),
         }
     return cases
 

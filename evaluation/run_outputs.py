@@ -78,15 +78,12 @@ def write_outputs(
     models, predictions = evaluation.models, evaluation.predictions
     size = (image_processor.size["height"], image_processor.size["width"])
     config = models["final"].config
-    heat_threshold = config.heat_threshold if config.has_heat_map else None
     shown = train.select(select_grid_rows(train, 6, config.defect_free_label))
     of_shown = {name: predict(model, shown, image_processor, len(shown)) for name, model in models.items()}
-    draw_comparison_grid(folder / "grid_train.png", shown, of_shown, size, "Training images", heat_threshold)
+    draw_comparison_grid(folder / "grid_train.png", shown, of_shown, size, "Training images", config)
     rows = select_grid_rows(test, 8, config.defect_free_label)
     of_rows = {name: one.select(rows) for name, one in predictions.items()}
-    draw_comparison_grid(
-        folder / "grid_test.png", test.select(rows), of_rows, size, "Held-out test images", heat_threshold
-    )
+    draw_comparison_grid(folder / "grid_test.png", test.select(rows), of_rows, size, "Held-out test images", config)
     shutil.copy(folder / "grid_test.png", folder / "final")  # shown by the card
     write_predictions(
         folder / "predictions.csv", test, predictions, {name: model.config for name, model in models.items()}

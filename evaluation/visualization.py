@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from ..configuration_kgl import KGLConfig
 from .fonts import legible_names
 from .image_grid import draw_image_grid
+from .metrics import defect_scores
+from .overlay import shown_from
 from .predictions import Predictions
 
 
@@ -28,13 +31,13 @@ def draw_comparison_grid(
     predictions: dict[str, Predictions],
     size: tuple[int, int],
     title: str,
-    heat_threshold: float | None,
+    config: KGLConfig,
 ) -> None:
     """
     Write a PNG with tiles of each image: image, prior, class maps of both models, heat map, and true mask.
 
     A class map is that of the most probable defect class; the predicted class and its probability stand beside it.
-    The heat map is drawn from its threshold on.
+    The heat map is drawn from its threshold on, and in images called defective the highest cells at least.
 
     Args:
         path: the PNG to write.
@@ -42,7 +45,7 @@ def draw_comparison_grid(
         predictions: `primary` and `final` predictions of `dataset`.
         size: height and width of each tile in pixels.
         title: title of the figure.
-        heat_threshold: of the final classifier's heat map; None where it has none.
+        config: the final classifier's.
     """
     maps, scale, thresholds = {}, "share of the map's own peak", {}
     if "saliency_prior" in dataset.column_names:
@@ -54,11 +57,22 @@ def draw_comparison_grid(
         captions[f"{model}: class map"] = [
             f"predicted: {names[row.argmax()]} {row.max():.2f}" for row in predicted.probabilities
         ]
-    if heat_threshold is not None:
-        heading = f"final: heat map H from {heat_threshold:.3g}"
-        maps[heading], thresholds[heading] = predictions["final"].saliency, heat_threshold
-        scale = "prior and class maps: share of their own peak; H: 0.5 at its threshold, 1 at 1"
+    if config.has_heat_map:
+        maps["final: heat map H"] = predictions["final"].saliency
+        thresholds["final: heat map H"] = heat_thresholds(predictions["final"], config)
+        scale = f"prior and class maps: share of their own peak; H: 0.5 at its threshold {config.heat_threshold:.3g}"
     draw_image_grid(path, dataset, maps, size, title, scale, captions, thresholds)
 
 
-__all__ = ["draw_comparison_grid", "select_grid_rows"]
+def heat_thresholds(predictions: Predictions, config: KGLConfig) -> list[float]:
+    """Return the value from which each image's heat map is drawn, see [`~kgl.evaluation.overlay.shown_from`]."""
+    decisions: list[bool | None] = [None] * len(predictions.probabilities)
+    if config.defect_free_id is not None:
+        decisions = (defect_scores(predictions.probabilities, config.defect_free_id) >= config.threshold).tolist()
+    return [
+        shown_from(heat, config.heat_threshold, defective, config.top_cells)
+        for heat, defective in zip(predictions.saliency, decisions, strict=True)
+    ]
+
+
+__all__ = ["draw_comparison_grid", "heat_thresholds", "select_grid_rows"]

@@ -16,7 +16,6 @@ from ..data.storage import write_text
 from ..errors import InputError
 from ..evaluation.metrics import METRIC_TITLES
 from ..evaluation.report import data_name, results_rows
-from ..training.arguments import teaches_saliency
 
 
 _TEMPLATE = Path(__file__).parents[1] / "hub_card.md"
@@ -33,10 +32,14 @@ _METRIC_TYPES = {  # metric -> its type in the Hub's model index
 }
 _SETTINGS = (  # shown in the card; metrics.json has all of them
     "backbone", "backbone_config", "out_features", "head", "fine_tune", "freeze_stages", "image_height", "image_width",
-    "augment", "train_per_class", "train_defect_free", "train_on_masks", "prior_method", "prior_folds",
+    "augment", "train_per_class", "train_defect_free", "train_on_masks", "prior_source", "prior_method", "prior_folds",
     "prior_weighting", "kg_objective", "kg_schedule", "kg_lambda", "kg_form", "cls_loss", "class_weights",
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "processes",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "mixed_precision", "seed",
+)  # fmt: skip
+_OF_FROZEN_HEADS = (
+    "backbone", "out_features", "head", "fine_tune", "image_height", "image_width", "train_per_class",
+    "train_defect_free", "train_on_masks", "prior_source", "seed",
 )  # fmt: skip
 
 
@@ -165,6 +168,7 @@ def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo:
     for name in ("tags", "model-index"):
         metadata[name] = [*metadata[name], *user.metadata.get(name, [])]
     settings = {name: value for part in report["settings"].values() for name, value in part.items()}
+    shown = _SETTINGS if settings["fine_tune"] else _OF_FROZEN_HEADS
     # RepoCard, not ModelCard: that one merges the entries of a model index under one name.
     card = RepoCard.from_template(
         CardData(**metadata),
@@ -174,10 +178,10 @@ def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo:
         rows=results_rows(report),
         names=list(config.id2label.values()),
         config=config,
-        teaches_saliency=teaches_saliency(settings["kg_objective"]),
+        fine_tuned=settings["fine_tune"],
         data=report["settings"]["data"],
         data_name=data_name(report["settings"]["data"]),
-        settings={name: _format_setting(settings[name]) for name in _SETTINGS if settings.get(name) is not None},
+        settings={name: _format_setting(settings[name]) for name in shown if settings.get(name) is not None},
         licenses=_named_licenses(report["licenses"] | {"model_license": metadata.get("license")}, settings),
         repo=repo,
     )

@@ -13,6 +13,7 @@ from labelled_set import LabelledSet, count_decisions
 
 
 IMAGE_SIDE = 800  # pixels of an image on the page
+SHOWN_SHARE = 0.05  # of the heat map, shown at least where an image is not called good
 HEAT_MAP_SIDE = 256  # pixels of a heat map on the page; it has far fewer cells
 WIDE = 2.5  # width / height from which on an image gets the whole width of the page
 MAX_RATIO = 10  # of its sides as shown: longer strips are stretched, they would be lines
@@ -69,16 +70,20 @@ def card_html(
     shape = " wide" if image.width >= WIDE * image.height else ""
     return f"""<article class="card{shape}"{data}>
 <h3>{html.escape(name)}</h3>
-{_overlay_html(name, image, prediction, heat_threshold)}{decision}
+{_overlay_html(name, image, prediction, heat_threshold, score is not None and score < threshold)}{decision}
 <p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>
 <details><summary>All class probabilities</summary><table class="classes">{rows}</table></details>
 </article>"""
 
 
-def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any], heat_threshold: float) -> str:
+def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any], heat_threshold: float, good: bool) -> str:
     """Render the image, the heat map over it, and the boxes over both."""
     width, height = image.size
-    heat_map = colour_heat_map(shrink(prediction["heat_map"], HEAT_MAP_SIDE), heat_threshold)
+    heat_map = shrink(prediction["heat_map"], HEAT_MAP_SIDE)
+    highest = float(np.quantile(np.asarray(heat_map), 1 - SHOWN_SHARE)) / 255
+    if not good and highest > 0:  # what decided is shown, also below the threshold
+        heat_threshold = min(heat_threshold, highest)
+    heat_map = colour_heat_map(heat_map, heat_threshold)
     boxes = "".join(
         f'<rect x="{box["xmin"]}" y="{box["ymin"]}" width="{box["xmax"] - box["xmin"]}" '
         f'height="{box["ymax"] - box["ymin"]}"/>'

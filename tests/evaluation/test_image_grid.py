@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 import kgl.evaluation.fonts
+from kgl.configuration_kgl import KGLConfig
 from kgl.evaluation.predictions import Predictions
 from kgl.evaluation.visualization import draw_comparison_grid
 
@@ -43,7 +44,12 @@ def draw(path, size, names, count=6, heat_threshold=0.125):
     dataset = dataset.add_column("saliency_prior", np.zeros((count, 4, 4), dtype=np.uint8).tolist())
     probabilities = np.tile([0.1, 0.8, 0.1], (count, 1))
     one = Predictions(probabilities, np.zeros((count, 4, 4)), np.zeros((count, 4, 4)))
-    draw_comparison_grid(path, dataset, {"primary": one, "final": one}, size, "title", heat_threshold)
+    config = KGLConfig(
+        id2label=dict(enumerate(names)),
+        has_heat_map=heat_threshold is not None,
+        saliency_threshold=None if heat_threshold is None else {"threshold": heat_threshold},
+    )
+    draw_comparison_grid(path, dataset, {"primary": one, "final": one}, size, "title", config)
 
 
 def texts(figure):
@@ -81,7 +87,8 @@ def test_threshold_of_the_heat_map_is_named(tmp_path, figures):
     draw(tmp_path / "grid.png", (160, 160), LONG, count=2)
     draw(tmp_path / "without.png", (160, 160), LONG, count=2, heat_threshold=None)
     shown, without = (" ".join(" ".join(text for text, _ in texts(figure)).split()) for figure in figures)
-    assert "final: heat map H from 0.125" in shown and "heat map" not in without
+    assert "final: heat map H" in shown and "H: 0.5 at its threshold 0.125" in shown
+    assert "heat map" not in without
 
 
 @pytest.mark.filterwarnings("error:Glyph")

@@ -28,7 +28,10 @@ REPORT = {
     "differences": {"ap": {"difference": 0.1, "interval": [0.02, 0.18]}},
     "images": {"train": 100, "validation": 52, "test": 60},
     "settings": {
-        "model": {"backbone": "microsoft/resnet-18", "out_features": ["stage2", "stage3"], "image_height": 256},
+        "model": {
+            "backbone": "microsoft/resnet-18", "out_features": ["stage2", "stage3"], "image_height": 256,
+            "fine_tune": True,
+        },
         "data": {
             "dataset": "imagefolder", "data_dir": "images", "data_file": None, "hub_dataset": None, "num_folds": 3,
             "fold": 0, "split_seed": 7,
@@ -85,7 +88,7 @@ Classifies images of surfaces as `good`, `scratch` or `pit`; `good` means no def
 where it saw a defect.
 It was trained on image labels by knowledge-guided learning ([arXiv \
 2605.17780](https://arxiv.org/abs/2605.17780)): a *primary* classifier is
-trained first, and its saliency maps, the *prior*, guide the training of this *final* one.
+trained first, and the *prior*, one small map per training image, guides the training of this *final* one.
 
 ## How to use
 
@@ -140,6 +143,7 @@ Probabilities are calibrated by a temperature of 1.50, chosen on the validation 
 | --- | --- |
 | `backbone` | `microsoft/resnet-18` |
 | `out_features` | `stage2 stage3` |
+| `fine_tune` | `True` |
 | `image_height` | `256` |
 | `kg_objective` | `otsu_bce cosine` |
 | `learning_rate` | `0.001` |
@@ -220,9 +224,19 @@ def test_unknown_facts_are_left_out():
 
 
 def test_untrained_heat_map_is_not_offered():
-    text = card(report=changed("training", kg_objective=["cosine"]))
+    text = card(has_heat_map=False, report=changed("training", kg_objective=["cosine"]))
     assert "A heat map" in card() and "A heat map" not in text and "is the heat map" not in text
     assert "were not trained (`--kg_objective cosine`)" in text
+
+
+def test_frozen_heads_show_no_settings_of_training():
+    text = card(report=changed("model", fine_tune=False))
+    assert (
+        "a regression on the features of a frozen backbone" in text and "learned what good\nimages look like" in text
+    )
+    assert "learning_rate" not in text and "| `seed` | `42` |" in text
+    without_good = card(report=changed("model", fine_tune=False), defect_free_label=None, operating_point=None)
+    assert "learned where the primary looked" in without_good
 
 
 def test_local_backbone_is_no_base_model():
