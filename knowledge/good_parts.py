@@ -181,9 +181,7 @@ def write_good_parts_priors(
     with torch.no_grad(), eval_mode(model):
         first = to_pixel_values([dataset[0]["image"]], image_processor).to(model.device)
         grid = grid or tuple(cells_of(model, first).shape[-2:])
-    # Of the images, since the last digits of their cells depend on the number of threads.
-    bank = without_decoding(_good_rows(dataset, model, seed))[:]
-    bank = hashlib.sha1(repr([seed, image_digests(bank), _groups(bank)]).encode()).hexdigest()
+    bank = _bank_digest(_good_rows(dataset, model, seed), seed)
     settings = json.dumps([image_processor.to_dict(), model_digest(model), bank, grid], sort_keys=True, default=str)
 
     def identify(rows: Columns) -> str:
@@ -222,6 +220,12 @@ def _good_rows(dataset: Dataset, model: KGLForImageClassification, seed: int) ->
     labels = np.asarray(dataset["label"][:])
     good = [index for index, label in enumerate(labels) if names[label] == model.config.defect_free_label]
     return dataset.select(np.sort(np.random.default_rng(seed).permutation(good)[:BANK_IMAGES]).astype(int))
+
+
+def _bank_digest(rows: Dataset, seed: int) -> str:
+    """Return a hash of the images of a bank: the last digits of their cells depend on the number of threads."""
+    content = without_decoding(rows)[:]
+    return hashlib.sha1(repr([seed, image_digests(content), _groups(content)]).encode()).hexdigest()
 
 
 def _groups(rows: Columns) -> list[str]:
