@@ -100,7 +100,7 @@ def write_report(
     test: Dataset,
     predictions: dict[str, Predictions],
     logs: dict[str, list[dict[str, float]]],
-    priors_of: Callable[[Dataset], np.ndarray],
+    priors_of: Callable[[Dataset], np.ndarray] | None,
     config: KGLConfig,
 ) -> None:
     """
@@ -113,7 +113,7 @@ def write_report(
         predictions: `primary` and `final` predictions of `test`.
         logs: `primary` and `final` log history of the Trainer.
         priors_of: returns the priors, `(N, h, w)` in 0..1, that images would have in training; called once with the
-            images of the galleries.
+            images of the galleries. None where priors are not the primary's maps.
         config: the final classifier's.
     """
     names = test.features["label"].names
@@ -202,15 +202,16 @@ def _gallery_cases(
     test: Dataset,
     galleries: list[_Gallery],
     predictions: dict[str, Predictions],
-    priors_of: Callable[[Dataset], np.ndarray],
+    priors_of: Callable[[Dataset], np.ndarray] | None,
     config: KGLConfig,
 ) -> dict[int, dict[str, Any]]:
     """Return `file`, `label`, `predicted`, `shape` and `tiles` of each gallery image, by its row."""
     rows = np.unique(np.concatenate([gallery.rows for gallery in galleries]))
     images, names = test.select(rows), test.features["label"].names
     shown = {model: predicted.select(rows) for model, predicted in predictions.items()}
+    priors = {} if priors_of is None else {"prior, if it were a training image": priors_of(images)}
     maps = {
-        "prior, if it were a training image": priors_of(images),
+        **priors,
         "primary: class map": shown["primary"].class_map,
         "final: class map": shown["final"].class_map,
     }

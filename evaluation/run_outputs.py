@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor
 
 from ..data.masks import drop_masks
 from ..errors import format_count
-from ..knowledge.arguments import PriorArguments
+from ..knowledge.arguments import PriorArguments, TrainPriorArguments
 from ..knowledge.saliency_priors import add_saliency_priors
 from ..modeling_kgl import KGLForImageClassification
 from .predictions import Predictions, predict, write_predictions
@@ -61,7 +61,7 @@ def write_outputs(
     train: Dataset,
     test: Dataset,
     image_processor: BaseImageProcessor,
-    prior_args: PriorArguments,
+    prior_args: TrainPriorArguments,
 ) -> None:
     """
     Write image grids, `predictions.csv` and `report.html` into a run's folder.
@@ -94,7 +94,9 @@ def write_outputs(
         test,
         predictions,
         {name: _logged_values(folder / name) for name in models},
-        lambda images: _prior_maps(images, models["primary"], image_processor, prior_args),
+        (lambda images: _prior_maps(images, models["primary"], image_processor, prior_args))
+        if prior_args.prior_source == "saliency"
+        else None,
         config,
     )
 
