@@ -53,7 +53,7 @@ def test_run_writes_models_priors_and_metrics(frozen_run):
     model = metrics["settings"]["model"]
     assert (model["fine_tune"], model["head"], model["freeze_stages"]) == (False, "stages", None)
     assert model["out_features"] == ["stage2", "stage3", "stage4"]
-    assert list(state["steps"]) == ["cache", "primary", "priors", "final", "report"]
+    assert list(state["steps"]) == ["frozen_features", "primary", "priors", "final", "report"]
     assert state["steps"]["final"]["steps"] == 0 and state["steps"]["final"]["fit"]["saliency_weight"] > 0
     assert state["steps"]["primary"]["fit"]["saliency_weight"] == 0
     assert not (out / "cache").exists() and (out / "report.html").exists() and (out / "final" / "README.md").exists()
@@ -75,7 +75,7 @@ def test_backbone_is_left_as_it_was(frozen_run):
     assert models["final"].has_heat_map and not models["primary"].has_heat_map
 
 
-@pytest.mark.parametrize("step", ["cache", "primary", "priors", "final"])
+@pytest.mark.parametrize("step", ["frozen_features", "primary", "priors", "final"])
 def test_stopped_run_resumes_after_each_step(frozen_run, step, tmp_path, monkeypatch, few_draws):
     settings, out, _ = frozen_run
     command = parse([*settings, "--output_dir", str(tmp_path / "out")])
@@ -92,7 +92,9 @@ def test_stopped_run_resumes_after_each_step(frozen_run, step, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             run(command)
     before = json.loads((tmp_path / "out" / "state.json").read_text())["steps"]
-    assert list(before) == ["cache", "primary", "priors", "final"][: len(before)] and list(before)[-1] == step
+    assert (
+        list(before) == ["frozen_features", "primary", "priors", "final"][: len(before)] and list(before)[-1] == step
+    )
     run(command)
     after = json.loads((tmp_path / "out" / "state.json").read_text())["steps"]
     assert {name: after[name] for name in before} == before  # not done again

@@ -186,7 +186,7 @@ def test_cached_features_are_reused(tmp_path):
 
 def test_too_small_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(kgl.data.storage.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 10_000))
-    with pytest.raises(InputError, match=r"frozen stages take 0\.0 GiB and 0\.0 GiB are free; make room"):
+    with pytest.raises(InputError, match=r"frozen stages take 0\.05 MiB and 0\.01 MiB are free; make room"):
         cache_frozen_features(tmp_path / "f.npy", rows(), tiny_model(), PROCESSOR, 1, 2, PairedAugmentation())
     assert not (tmp_path / "f.npy").exists()
 

@@ -28,7 +28,7 @@ def test_stages_of_each_head_by_default(tmp_path):
 
 
 def test_backbone_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"--backbone .*nowhere: it cannot be read"):
+    with pytest.raises(InputError, match=r"--backbone .*nowhere: there is no such folder"):
         resolve_out_features(ModelArguments(backbone=str(tmp_path / "nowhere")))
 
 
