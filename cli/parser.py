@@ -280,14 +280,20 @@ def _read_recipe(recipe: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        text = recipe.read_text(encoding="utf-8")
+        settings, as_written = (yaml.load(text, Loader=loader) for loader in (yaml.SafeLoader, yaml.BaseLoader))
     except OSError as error:
         raise InputError(f"{recipe}: the recipe cannot be read. {error}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{recipe}: the recipe is not valid YAML. {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{recipe}: a recipe consists of `setting: value` lines.")
-    return settings
+    # Text stays as it is written: YAML would make numbers and booleans of classes such as 00 and no.
+    names = zip(settings, as_written, strict=True)
+    return {
+        written: settings[name] if settings[name] is None or isinstance(settings[name], dict) else as_written[written]
+        for name, written in names
+    }
 
 
 def _to_flags(settings: dict[str, Any]) -> list[str]:

@@ -273,3 +273,15 @@ main({arguments})
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_text_of_a_recipe_stays_as_it_is_written(tmp_path):
+    """YAML alone would make 0, false, 7, 750 and 1000 of these class names."""
+    recipe = tmp_path / "recipe.yaml"
+    for name in ("00", "no", "007", "12:30", "1_000", "'01'"):
+        recipe.write_text(f"data_dir: images\ndefect_free_label: {name}\ngroup_column: null\nnum_folds: 4\n")
+        data = parse([str(recipe)]).data
+        assert data.defect_free_label == name.strip("'") and data.group_column is None and data.num_folds == 4
+    recipe.write_text("data_dir: images\nbackbone_config: {model_type: resnet, depths: [1, 2]}\nfine_tune: yes\n")
+    model = parse([str(recipe)]).model
+    assert model.fine_tune is True and "[1, 2]" in str(model.backbone_config)
