@@ -67,7 +67,7 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
     grey = Image.new("RGB", (60, 40), (100, 100, 100))
     heat[0:8, 0:16] = 100  # below the threshold
     prediction = {"heat_map": Image.fromarray(heat), "boxes": [box], "defective": True}
-    module._draw_overlay(tmp_path / "deep" / "overlay.jpg", grey, prediction, 0.4)
+    module._draw_overlay(tmp_path / "deep" / "overlay.jpg", grey, prediction, 0.4, 0.05)
     drawn = np.asarray(Image.open(tmp_path / "deep" / "overlay.jpg")).astype(int)
     assert np.abs(drawn[2:6, 2:10] - 100).max() <= 3  # the image where nothing is hot
     assert np.abs(drawn[18:22, 30:40] - (0.25 * 100 + 0.75 * np.array([252, 255, 164]))).max() <= 8
@@ -75,7 +75,7 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
     assert green[10, 25:45].min() > 60 and green[29, 25:45].min() > 60
     assert green[15:25, 20].min() > 60 and green[15:25, 49].min() > 60
     for defective, boxed in ((None, True), (False, False)):  # an image called good has no box
-        module._draw_overlay(tmp_path / "overlay.jpg", grey, prediction | {"defective": defective}, 0.4)
+        module._draw_overlay(tmp_path / "overlay.jpg", grey, prediction | {"defective": defective}, 0.4, 0.05)
         again = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
         assert ((again[:, :, 1] - again[:, :, 0])[10, 25:45].min() > 60) == boxed
 

@@ -155,7 +155,7 @@ python 3.11.7, torch 2.13.0. All settings are in `metrics.json`.
 
 - It knows 3 classes in images like those it was trained on. Another camera, light, material or kind of defect is
   another task: check the model on labelled images of your own line first.
-- The heat map was learned from maps that are estimates: it shows where a defect is more likely, not with \
+- The heat map shows where a defect is more likely, not with \
 which probability.
 - The threshold was chosen on 12 defective validation images: although none of them is missed, up to
   25 % of all defects may be (95 % confidence, rule of three).
