@@ -250,7 +250,6 @@ def train_phases(job: Job, state: RunState) -> Phases:
     if settings.prior.prior_source != "saliency" and cell_model is None:
         cell_model = job.new_cell_model().to(job.recipe.args.device)
         args, folder = job.recipe.args, job.output_dir / CACHE_FOLDER
-        run_on_main_process(lambda: folder.mkdir(exist_ok=True))
         batch_size = args.per_device_eval_batch_size
         fit_cells(cell_model, train, job.recipe.image_processor, batch_size, args.seed, folder / CELLS_FILE)
     priors = make_priors(train, primaries, job.recipe, state, settings.prior, cell_model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +71,12 @@ def write_priors(
     Raises:
         InputError: as [`write_saliency_priors`] and [`write_good_parts_priors`].
     """
-    saliency = replace(args, prior_source="saliency")
     if args.prior_source == "saliency":
-        return write_saliency_priors(dataset, primary, image_processor, folder, batch_size, saliency)
+        return write_saliency_priors(dataset, primary, image_processor, folder, batch_size, args)
     if args.prior_source == "good_parts":
         return write_good_parts_priors(dataset, cell_model, image_processor, folder, batch_size, grid)
     first, second = (folder.with_name(f"{folder.name}_{source}") for source in ("saliency", "good_parts"))
-    own = write_saliency_priors(dataset, primary, image_processor, first, batch_size, saliency)
+    own = write_saliency_priors(dataset, primary, image_processor, first, batch_size, args)
     good_parts = write_good_parts_priors(dataset, cell_model, image_processor, second, batch_size, grid)
     run_on_main_process(lambda: folder.exists() or save_dataset(agreement(own, good_parts, grid), folder))
     return load_from_disk(folder)

@@ -75,10 +75,11 @@ def fit_cells(
         image_processor: the model's.
         batch_size: images per forward pass.
         seed: of the choice of images and cells.
-        path: of the file.
+        path: of the file; its folder is made where it is missing.
     """
 
     def fit() -> None:
+        path.parent.mkdir(exist_ok=True)
         _fit_cells(model, train, image_processor, batch_size, seed)
         unfinished = path.with_suffix(".unfinished")
         save_file(model.saliency_head.fusion.state_dict(), unfinished)

@@ -160,6 +160,13 @@ def group_folds(labels: np.ndarray, groups: list[str], seed: int) -> list[np.nda
     return [several[held_out] for _, held_out in splitter.split(several, labels[several], groups[several])]
 
 
+def defect_classes(num_labels: int, defect_free_id: int | None) -> np.ndarray:
+    """Return 1 for each class with a defect, `(K,)`, and 0 for the others; all 0 where no class is defect-free."""
+    if defect_free_id is None:
+        return np.zeros(num_labels)
+    return (np.arange(num_labels) != defect_free_id).astype(float)
+
+
 def defect_margin(logits: np.ndarray, defect_free_id: int) -> np.ndarray:
     """Return the log-odds of a defect, `(N,)`, of logits `(N, K)`."""
     return logsumexp(np.delete(logits, defect_free_id, axis=1), axis=1) - logits[:, defect_free_id]
@@ -187,10 +194,8 @@ def fit_fusion(
         labels: `(N,)`.
         defect_free_id: index of the class without defects; None where there is none, and then no scores.
     """
-    weight, defects = 0.0, np.zeros(logits.shape[1])
+    weight, defects = 0.0, defect_classes(logits.shape[1], defect_free_id)
     fused = logits.copy()
-    if defect_free_id is not None:
-        defects = (np.arange(logits.shape[1]) != defect_free_id).astype(float)
     if scores is not None:
         defective = labels != defect_free_id
         margins = defect_margin(logits, defect_free_id)
@@ -265,7 +270,7 @@ class FrozenHeads:
         """Fit the classifier alone, calibrated out of sample, and return its fusion."""
         held_out, logits = self._out_of_sample_logits()
         fusion = self._fusion(held_out, logits, None)
-        self._set_classifier(fusion, 0.0)
+        self._set_classifier(fusion)
         return asdict(fusion)
 
     def fit_final(self) -> dict[str, float]:
@@ -278,7 +283,7 @@ class FrozenHeads:
         scores = top_cells((maps[:, None] - heat.offset) / heat.spread, self.model.config.top_cells)[:, 0].numpy()
         fusion = self._fusion(held_out, logits, scores)
         self._set_saliency(self._fit_saliency(self.features.cell_rows), heat)
-        self._set_classifier(fusion, fusion.saliency_weight)
+        self._set_classifier(fusion)
         return asdict(fusion) | asdict(heat)
 
     def fit_saliency_to_priors(self, priors: np.ndarray, thresholds: np.ndarray) -> None:
@@ -333,9 +338,8 @@ class FrozenHeads:
         """Fit the saliency head to good images of these rows and, where masks mark any, to defective cells."""
         inside = torch.from_numpy(np.isin(self.features.cell_rows, rows))[:, None, None]
         good = torch.from_numpy(~self.defective[self.features.cell_rows])[:, None, None]
-        every = torch.ones(1, *self.cells.shape[2:], dtype=torch.bool)
         marked = None if self.defect_cells is None else inside & self.defect_cells
-        return self._fit_layers(inside & good & every, marked)
+        return self._fit_layers((inside & good).expand(-1, *self.cells.shape[2:]), marked)
 
     def _fit_layers(
         self, good: torch.Tensor, defective: torch.Tensor | None, noise: float = NOISE
@@ -358,12 +362,12 @@ class FrozenHeads:
         return fit_fusion(logits, scores, self.labels[rows], self.defect_free_id)
 
     @torch.no_grad()
-    def _set_classifier(self, fusion: Fusion, saliency_weight: float) -> None:
+    def _set_classifier(self, fusion: Fusion) -> None:
         linear = self._regression(np.arange(len(self.labels)))
         weight, bias = fusion.scale * linear.weight, fusion.scale * linear.bias
-        defects = np.arange(len(bias)) != (-1 if self.defect_free_id is None else self.defect_free_id)
+        defects = defect_classes(len(bias), self.defect_free_id)
         bias = bias + fusion.bias * defects
-        weight = np.concatenate([weight, (saliency_weight * defects)[:, None]], axis=1)
+        weight = np.concatenate([weight, (fusion.saliency_weight * defects)[:, None]], axis=1)
         self.model.classifier.weight.copy_(torch.from_numpy(weight))
         self.model.classifier.bias.copy_(torch.from_numpy(bias))
 

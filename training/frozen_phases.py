@@ -52,7 +52,6 @@ def cache_features(train: Dataset, recipe: Recipe, state: RunState) -> FrozenInp
     started, args = time.perf_counter(), recipe.args
     model = recipe.initial_model().to(args.device)
     folder = recipe.output_dir / CACHE_FOLDER
-    run_on_main_process(lambda: folder.mkdir(exist_ok=True))
     batch_size = args.per_device_eval_batch_size
     fit_cells(model, train, recipe.image_processor, batch_size, args.seed, folder / CELLS_FILE)
     features = write_frozen_features(
