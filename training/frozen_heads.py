@@ -12,17 +12,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from torch.nn import functional as F
 
 from ..modeling_kgl import KGLCellHead, KGLForImageClassification, top_cells
+from .cell_layers import fit_cell_layers, score_cells
 from .frozen_features import FrozenFeatures
 
 
 REGULARIZATION = 0.1  # inverse strength C of the regression; .01 to 1 rank alike
-NOISE = 2.0  # standard deviation of the feature noise, in those of the good cells
-STEPS = 300
-_SCALED_CELLS = 100_000
-BATCH = 512  # cells of each kind
 _USUAL_SCALE = 0.4  # of the regression's logits, which are overconfident by about this factor
 MAX_CELLS = 300_000  # that the saliency head draws from; bounds memory
 FOLDS = 4
@@ -76,72 +72,6 @@ def fit_classifier(pooled: np.ndarray, labels: np.ndarray, num_labels: int) -> L
     weight[model.classes_] = coefficients / scaler.scale_
     bias[model.classes_] = intercepts - weight[model.classes_] @ scaler.mean_
     return Linear(weight, bias)
-
-
-def fit_cell_layers(
-    good: torch.Tensor, defective: torch.Tensor | None, hidden_size: int, seed: int, noise: float = NOISE
-) -> tuple[nn.Linear, nn.Linear]:
-    """
-    Train two layers to tell good cells from the same cells under Gaussian noise (SimpleNet, Liu et al. 2023).
-
-    Args:
-        good: cells without a defect, `(M, D)`.
-        defective: cells known to be defective, `(M', D)`, learned beside the noisy ones, or None.
-        hidden_size: units between the two layers.
-        seed: of weights, batches and noise.
-        noise: its standard deviation, in those of the good cells; 0 learns the defective cells alone.
-
-    Returns:
-        The two layers, with a leaky ReLU of slope 0.2 between them; the batch norm of training is folded into the
-        first.
-    """
-    generator = torch.Generator(good.device).manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        first, second = nn.Linear(good.shape[1], hidden_size), nn.Linear(hidden_size, 1)
-    norm = nn.BatchNorm1d(hidden_size)
-    network = nn.Sequential(first, norm, nn.LeakyReLU(0.2), second).to(good.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
-    spread = noise * good.std(dim=0)
-
-    def draw(cells: torch.Tensor) -> torch.Tensor:
-        return cells[torch.randint(len(cells), (BATCH,), generator=generator, device=cells.device)]
-
-    for _ in range(STEPS):
-        kinds = [draw(good)]
-        if noise > 0:
-            kinds.append(kinds[0] + spread * torch.randn(kinds[0].shape, generator=generator, device=good.device))
-        if defective is not None:
-            kinds.append(draw(defective))
-        logits = network(torch.cat(kinds))[:, 0]
-        target = (torch.arange(len(logits), device=good.device) >= BATCH).float()
-        loss = F.binary_cross_entropy_with_logits(logits, target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-        first.weight.mul_(factor[:, None])
-        first.bias.copy_((first.bias - norm.running_mean) * factor + norm.bias)
-        if noise > 0:  # else a logit of 0 lies between the two kinds of cells
-            _standardize(first, second, good[:_SCALED_CELLS])
-    return first, second
-
-
-def _standardize(first: nn.Linear, second: nn.Linear, good: torch.Tensor) -> None:
-    """Scale the output so that good cells have median 0 and 1 % of them exceed 1: networks become comparable."""
-    values = second(F.leaky_relu(first(good), 0.2))[:, 0]
-    middle, high = values.median(), torch.quantile(values, 0.99)
-    spread = (high - middle).clamp(min=1e-6)
-    second.weight.div_(spread)
-    second.bias.sub_(middle).div_(spread)
-
-
-@torch.no_grad()
-def score_cells(layers: tuple[nn.Linear, nn.Linear], cells: torch.Tensor) -> torch.Tensor:
-    """Return the saliency logits `(B, 1, h, w)` of cells `(B, D, h, w)`."""
-    hidden = F.leaky_relu(layers[0](cells.permute(0, 2, 3, 1)), 0.2)
-    return layers[1](hidden).permute(0, 3, 1, 2)
 
 
 def group_folds(labels: np.ndarray, groups: list[str], seed: int) -> list[np.ndarray]:
@@ -298,7 +228,7 @@ class FrozenHeads:
         """
         marked = torch.from_numpy(priors > thresholds[:, None, None])
         if marked.any() and not marked.all():
-            layers = self._fit_layers(~marked, marked, noise=0.0)
+            layers = self._fit_layers(~marked, marked, noisy=False)
             self._set_saliency(layers, HeatScale(0.0, 1.0))
 
     def _out_of_sample_logits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -342,7 +272,7 @@ class FrozenHeads:
         return self._fit_layers((inside & good).expand(-1, *self.cells.shape[2:]), marked)
 
     def _fit_layers(
-        self, good: torch.Tensor, defective: torch.Tensor | None, noise: float = NOISE
+        self, good: torch.Tensor, defective: torch.Tensor | None, noisy: bool = True
     ) -> tuple[nn.Linear, nn.Linear]:
         """Train the two layers on a sample of the cells that two masks `(M, h, w)` mark."""
         flat, generator = self.cells.permute(0, 2, 3, 1), np.random.default_rng(self.seed)
@@ -354,7 +284,7 @@ class FrozenHeads:
             return flat[image, cell // mask.shape[2], cell % mask.shape[2]].float().to(self.model.device)
 
         others = None if defective is None or not defective.any() else sample(defective)
-        return fit_cell_layers(sample(good), others, self.model.config.saliency_hidden_size, self.seed, noise)
+        return fit_cell_layers(sample(good), others, self.model.config.saliency_hidden_size, self.seed, noisy)
 
     def _fusion(self, rows: np.ndarray, logits: np.ndarray, scores: np.ndarray | None) -> Fusion:
         if len(rows) == 0:
@@ -380,4 +310,4 @@ class FrozenHeads:
         head.output.bias.copy_((layers[1].bias - heat.offset) / heat.spread)
 
 
-__all__ = ["FrozenHeads", "Fusion", "HeatScale", "Linear", "fit_cell_layers", "fit_classifier", "fit_fusion"]
+__all__ = ["FrozenHeads", "Fusion", "HeatScale", "Linear", "fit_classifier", "fit_fusion"]

@@ -26,7 +26,7 @@ from kgl.knowledge.thresholds import otsu_threshold
 from kgl.modeling_kgl import KGLForImageClassification, class_probabilities, pool_maps, top_cells
 from kgl.saliency.cam import grad_cam_plus_plus, head_gradient
 from kgl.saliency.maps import fuse, to_grid, to_peak_one, to_uint8
-from kgl.training import frozen_heads
+from kgl.training.cell_layers import fit_cell_layers, score_cells
 from kgl.training.frozen_features import FrozenFeatures
 from kgl.training.frozen_heads import FrozenHeads
 
@@ -215,7 +215,7 @@ def own_saliency(bench: FrozenBench) -> Fitted:
     class HeadsOfMarkedCells(FrozenHeads):
         def _fit_saliency(self, rows: np.ndarray) -> tuple[torch.nn.Linear, torch.nn.Linear]:
             inside = torch.from_numpy(np.isin(self.features.cell_rows, rows))[:, None, None]
-            return self._fit_layers(inside & ~marked, inside & marked, noise=0.0)
+            return self._fit_layers(inside & ~marked, inside & marked, noisy=False)
 
     HeadsOfMarkedCells(bench.model, bench.features, bench.labels, bench.groups, bench.seed).fit_final()
     return Fitted(lambda: predict_test(bench))
@@ -275,8 +275,8 @@ def noise_head(bench: FrozenBench) -> Fitted:
 
     def fit(good: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         flat = good.permute(0, 2, 3, 1).flatten(0, 2)
-        layers = frozen_heads.fit_cell_layers(flat, None, bench.model.config.saliency_hidden_size, bench.seed)
-        return lambda cells: frozen_heads.score_cells(layers, cells)[:, 0]
+        layers = fit_cell_layers(flat, None, bench.model.config.saliency_hidden_size, bench.seed)
+        return lambda cells: score_cells(layers, cells)[:, 0]
 
     return _scored(bench, fit)
 

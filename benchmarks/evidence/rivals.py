@@ -16,12 +16,15 @@ from kgl.data.masks import mask_to_array, mask_to_grid
 from kgl.evaluation.predictions import Predictions
 
 
+MAX_BANK = 4096  # cells of PatchCore's coreset
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
 class PatchCore:
     """
     PatchCore (Roth et al. 2022), with the settings of anomalib's: coreset of 10 %, 9 neighbours.
+
+    The coreset has at most `MAX_BANK` cells, which is 2 to 10 % here; the paper finds 1 % as good as 10 %.
 
     Args:
         cells: of good images, `(M, C)`.
@@ -30,7 +33,7 @@ class PatchCore:
 
     def __init__(self, cells: torch.Tensor, seed: int, share: float = 0.1, neighbours: int = 9) -> None:
         self.neighbours = neighbours
-        self.bank = cells[greedy_coreset(cells, max(1, int(share * len(cells))), seed)]
+        self.bank = cells[greedy_coreset(cells, min(MAX_BANK, max(1, int(share * len(cells)))), seed)]
 
     def score(self, cells: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return image scores `(B,)` and distances of cells `(B, h, w)` of cells `(B, C, h, w)`."""
@@ -51,10 +54,13 @@ def greedy_coreset(cells: torch.Tensor, size: int, seed: int) -> torch.Tensor:
     """Return the indices of `size` cells, each the farthest from those before it, in a random projection."""
     generator = torch.Generator().manual_seed(seed)
     projected = cells @ torch.randn(cells.shape[1], min(128, cells.shape[1]), generator=generator)
+    squares = projected.square().sum(dim=1)
     chosen = [int(torch.randint(len(cells), (1,), generator=generator))]
     nearest = torch.full((len(cells),), torch.inf)
     for _ in range(size - 1):
-        nearest = torch.minimum(nearest, (projected - projected[chosen[-1]]).square().sum(dim=1))
+        last = chosen[-1]
+        nearest = torch.minimum(nearest, torch.addmv(squares + squares[last], projected, projected[last], alpha=-2))
+        nearest[last] = -torch.inf  # rounding must not choose it again
         chosen.append(int(nearest.argmax()))
     return torch.tensor(chosen)
 

@@ -6,13 +6,14 @@ import torch
 from tiny import stages_model
 
 from kgl.modeling_kgl import top_cells
+from kgl.training.cell_layers import score_cells
 from kgl.training.frozen_features import FrozenFeatures
-from kgl.training.frozen_heads import FrozenHeads, defect_margin, score_cells
+from kgl.training.frozen_heads import FrozenHeads, defect_margin
 
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr("kgl.training.frozen_heads.STEPS", 60)
+    monkeypatch.setattr("kgl.training.cell_layers.STEPS", 60)
 
 
 def features_of(labels, cell_rows=None, seed=0):
@@ -133,7 +134,7 @@ def test_masks_of_held_out_images_are_not_learned(monkeypatch):
 
 
 def test_without_a_good_class_priors_are_learned(monkeypatch):
-    monkeypatch.setattr("kgl.training.frozen_heads.STEPS", 300)
+    monkeypatch.setattr("kgl.training.cell_layers.STEPS", 300)
     model = stages_model(defect_free_label=None)
     heads = heads_of([0] * 8 + [1] * 8 + [2] * 8, model=model)
     fit = heads.fit_primary()

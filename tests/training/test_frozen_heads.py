@@ -1,6 +1,5 @@
-"""The parts of the heads on frozen features: regression, cell layers, folds, fusion, heat scale."""
+"""The parts of the heads on frozen features: regression, folds, fusion, heat scale."""
 
-import copy
 import warnings
 
 import numpy as np
@@ -9,16 +8,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from kgl.training import frozen_heads
 from kgl.training.frozen_heads import (
     REGULARIZATION,
     HeatScale,
     defect_margin,
-    fit_cell_layers,
     fit_classifier,
     fit_fusion,
     group_folds,
-    score_cells,
     within_class_deviation,
 )
 
@@ -51,69 +47,6 @@ def test_class_without_images_is_the_least_likely_at_the_average():
     assert at_average[1] == pytest.approx(at_average[[0, 2, 3]].min())
     known = fit_classifier(pooled, np.repeat([0, 1, 2], 20), 3)
     np.testing.assert_allclose(linear(pooled)[:, [0, 2, 3]], known(pooled))
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """Record the network after every step of its training."""
-    networks, states = [], []
-
-    class Recorded(torch.nn.Sequential):
-        def __init__(self, *layers):
-            super().__init__(*layers)
-            networks.append(self)
-
-    class Optimizer(torch.optim.AdamW):
-        def step(self, *args, **kwargs):
-            super().step(*args, **kwargs)
-            states.append(copy.deepcopy(networks[-1]))
-
-    monkeypatch.setattr(frozen_heads.nn, "Sequential", Recorded)
-    monkeypatch.setattr(torch.optim, "AdamW", Optimizer)
-    monkeypatch.setattr(frozen_heads, "STEPS", 20)
-    return states
-
-
-def test_folded_layers_equal_the_trained_network(trained):
-    cells = torch.randn(300, 6) * 3 + 1
-    layers = fit_cell_layers(cells, None, 8, seed=0)
-    assert len(trained) == 20
-    network = trained[-1].eval()
-    assert network[1].running_mean.abs().max() > 0.1  # the batch norm has something to fold
-    maps = torch.randn(2, 6, 4, 5) * 3 + 1
-    of_good = network(cells)
-    middle = of_good.median()  # good cells have median 0, and 1 % of them exceed 1
-    expected = (network(maps.permute(0, 2, 3, 1).reshape(-1, 6)) - middle) / (of_good.quantile(0.99) - middle)
-    expected = expected.reshape(2, 1, 4, 5)
-    torch.testing.assert_close(score_cells(layers, maps), expected.detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_layers_tell_good_cells_from_noise_and_from_defects():
-    generator = torch.Generator().manual_seed(0)
-    good = torch.randn(2000, 6, generator=generator)
-    defects = torch.randn(50, 6, generator=generator) * 0.05 + torch.tensor([2.0, 0, 0, 0, 0, 0])
-
-    def scores(layers, cells):
-        return score_cells(layers, cells.T[None, :, :, None]).flatten()
-
-    noise_alone, both = fit_cell_layers(good, None, 16, 0), fit_cell_layers(good, defects, 16, 0)
-    for layers in (noise_alone, both):
-        assert scores(layers, good * 4).median() > scores(layers, good).quantile(0.95)
-    assert scores(both, defects).median() > scores(noise_alone, defects).median() + 0.5
-    again = fit_cell_layers(good, defects, 16, 0)
-    assert torch.equal(again[0].weight, both[0].weight)
-    assert not torch.equal(fit_cell_layers(good, defects, 16, 1)[0].weight, both[0].weight)
-
-
-def test_without_noise_the_defective_cells_alone_are_learned():
-    generator = torch.Generator().manual_seed(0)
-    good = torch.randn(500, 4, generator=generator)
-    defects = torch.randn(500, 4, generator=generator) + torch.tensor([6.0, 0, 0, 0])
-    layers = fit_cell_layers(good, defects, 8, 0, noise=0.0)
-    cells = torch.cat([good, defects, good - torch.tensor([6.0, 0, 0, 0])])
-    called = score_cells(layers, cells.T[None, :, :, None]).flatten() > 0
-    assert called[:500].double().mean() < 0.02 and called[500:1000].double().mean() > 0.98
-    assert called[1000:].double().mean() < 0.02  # as far on the other side
 
 
 def test_folds_keep_groups_whole_and_classes_apart():
