@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -36,12 +38,9 @@ def evaluate_maps(maps: dict[str, np.ndarray], dataset: Dataset, size: tuple[int
         marked_maps = all_maps[marked]
         cells = list(mask_to_grid(truth, marked_maps.shape[1:]))
         upsampled = list(upsample_maps(marked_maps, size))
-        per_image = [pixel_average_precision([one], [mask]) for one, mask in zip(upsampled, truth, strict=True)]
         results[f"{name}_ap"] = pixel_average_precision(upsampled, truth)
-        results[f"{name}_image_ap"] = float(np.mean(per_image))
-        of_cells = zip(marked_maps, cells, strict=True)
-        of_images = [pixel_average_precision([one], [mask]) for one, mask in of_cells]
-        results[f"{name}_cell_image_ap"] = float(np.mean(of_images))
+        results[f"{name}_image_ap"] = image_average_precision(upsampled, truth)
+        results[f"{name}_cell_image_ap"] = image_average_precision(marked_maps, cells)
         results[f"{name}_cell_ap"] = pixel_average_precision(list(marked_maps), cells)
         results[f"{name}_pointing"] = pointing_game(list(marked_maps), cells)
         results |= {f"{name}_{measure}": value for measure, value in concentration(marked_maps).items()}
@@ -58,6 +57,11 @@ def pixel_average_precision(maps: list[np.ndarray], masks: list[np.ndarray]) -> 
     """Return the AP of all pixels of `maps` against `masks`, each pair `(H, W)`, pooled over the images."""
     truth = np.concatenate([mask.ravel() for mask in masks])
     return float(average_precision_score(truth, np.concatenate([one.ravel() for one in maps])))
+
+
+def image_average_precision(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:
+    """Return the mean over images of the AP of the pixels or cells of an image, each pair `(H, W)`."""
+    return float(np.mean([pixel_average_precision([one], [mask]) for one, mask in zip(maps, masks, strict=True)]))
 
 
 def pointing_game(maps: list[np.ndarray], masks: list[np.ndarray]) -> float:
@@ -95,6 +99,7 @@ def precision_and_recall(found: list[np.ndarray], masks: list[np.ndarray]) -> tu
 __all__ = [
     "concentration",
     "evaluate_maps",
+    "image_average_precision",
     "pixel_average_precision",
     "pointing_game",
     "precision_and_recall",

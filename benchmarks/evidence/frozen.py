@@ -6,7 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from kgl.benchmarks.evidence import rivals
 from kgl.benchmarks.evidence.plan import TASKS
 from kgl.benchmarks.evidence.task_data import image_processor, load_images, new_model
 from kgl.data.images import to_pixel_values
+from kgl.data.masks import mask_to_array, mask_to_grid
+from kgl.evaluation.maps import image_average_precision
+from kgl.evaluation.metrics import DefectClassification
 from kgl.evaluation.predictions import Predictions, most_probable_defects
-from kgl.evaluation.results import evaluate_predictions
 from kgl.knowledge.cells import FITTED_IMAGES, fit_projection, raw_cells
 from kgl.knowledge.good_parts import GoodParts
 from kgl.knowledge.thresholds import otsu_threshold
@@ -102,8 +104,23 @@ class FrozenBench:
         started = time.perf_counter()
         fitted = ARMS[arm](self)
         predictions = fitted.call()
-        metrics = evaluate_predictions(predictions, self.test_images, self.good_id, TASKS[self.task_name].size)
+        metrics = DefectClassification(keep_in_memory=True).compute(
+            predictions=predictions.probabilities, references=self.test_images["label"], defect_free_id=self.good_id
+        )
+        for name, maps in (("map", predictions.class_map), ("saliency", predictions.saliency)):
+            rows, masks = self.test_masks
+            if len(rows):
+                cells = list(mask_to_grid(masks, maps.shape[1:]))
+                metrics[f"{name}_cell_image_ap"] = image_average_precision(list(maps[rows]), cells)
         return metrics | {"seconds": fitted.fitted_at - started} | _marked(predictions, self)
+
+    @cached_property
+    def test_masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """The test images whose mask marks a defect, `(M,)`, and their masks `(M, H, W)` at the task's size."""
+        size = TASKS[self.task_name].size
+        masks = [mask_to_array(mask, size) for mask in self.test_images["mask"]]
+        rows = np.asarray([row for row, mask in enumerate(masks) if mask is not None and mask.any()], dtype=int)
+        return rows, np.asarray([masks[row] for row in rows])
 
     def maps(self, rows: np.ndarray) -> Maps:
         """Return the stages' maps of images by their row numbers in the task, `(B, C_i, h_i, w_i)` float32."""
