@@ -25,7 +25,7 @@ class KGLConfig(PreTrainedConfig):
         Head `"stages"`: how many of the backbone's maps, finest first, `H` is made of, at the resolution of the first.
     cell_size (`int`, *optional*, defaults to 64):
         Head `"stages"`: channels that the cells are projected to.
-    saliency_hidden_size (`int`, *optional*, defaults to 256):
+    saliency_hidden_size (`int`, *optional*, defaults to 512):
         Head `"stages"`: channels between the two convolutions.
     top_cells (`float`, *optional*, defaults to 0.05):
         Head `"stages"`: share of the cells whose mean `H` enters the logits.
@@ -69,7 +69,7 @@ class KGLConfig(PreTrainedConfig):
     head: str = "avg_max"
     saliency_stages: int = 2
     cell_size: int = 64
-    saliency_hidden_size: int = 256
+    saliency_hidden_size: int = 512
     top_cells: float = 0.05
     defect_free_label: str | None = None
     temperature: float = 1.0

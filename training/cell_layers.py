@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-NOISES = (2.0, 2.0, 2.0, 2.0)  # standard deviation of each network's noise, in those of the good cells
+NOISES = (1.0, 2.0, 1.0, 2.0)  # standard deviation of each network's noise, in those of the good cells
 STEPS = 300
 BATCH = 512  # cells of each kind
 _SCALED_CELLS = 100_000
