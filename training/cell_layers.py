@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -15,7 +17,11 @@ _SCALED_CELLS = 100_000
 
 
 def fit_cell_layers(
-    good: torch.Tensor, defective: torch.Tensor | None, hidden_size: int, seed: int, noisy: bool = True
+    good: torch.Tensor,
+    defective: torch.Tensor | None,
+    hidden_size: int,
+    seed: int,
+    noises: Sequence[float] = NOISES,
 ) -> tuple[nn.Linear, nn.Linear]:
     """
     Train two layers to tell good cells from the same cells under Gaussian noise (SimpleNet, Liu et al. 2023).
@@ -28,17 +34,18 @@ def fit_cell_layers(
         defective: cells known to be defective, `(M', D)`, learned beside the noisy ones, or None.
         hidden_size: units between the two layers, at least one for each network that is to have a share.
         seed: of weights, batches and noise.
-        noisy: whether there are noisy cells; without them the defective cells alone are learned.
+        noises: standard deviation of the noise of each network, in those of the good cells; a network of 0 has no
+            noisy cells and learns the defective ones alone.
 
     Returns:
         The two layers, with a leaky ReLU of slope 0.2 between them; the batch norm of training is folded into the
         first.
     """
-    shares = [len(part) for part in np.array_split(np.arange(hidden_size), len(NOISES)) if len(part)]
+    shares = [len(part) for part in np.array_split(np.arange(hidden_size), len(noises)) if len(part)]
     members = []
-    for index, (share, noise) in enumerate(zip(shares, NOISES, strict=False)):
-        spread = noise * good.std(dim=0) if noisy else None
-        members.append(_fit_member(good, defective, share, len(NOISES) * seed + index, spread))
+    for index, (share, noise) in enumerate(zip(shares, noises, strict=False)):
+        spread = noise * good.std(dim=0) if noise > 0 else None
+        members.append(_fit_member(good, defective, share, len(noises) * seed + index, spread))
     first, second = nn.Linear(good.shape[1], hidden_size), nn.Linear(hidden_size, 1)
     with torch.no_grad():
         for parameter, parts in (
@@ -103,4 +110,4 @@ def score_cells(layers: tuple[nn.Linear, nn.Linear], cells: torch.Tensor) -> tor
     return layers[1](hidden).permute(0, 3, 1, 2)
 
 
-__all__ = ["fit_cell_layers", "score_cells"]
+__all__ = ["NOISES", "fit_cell_layers", "score_cells"]

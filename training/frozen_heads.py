@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from ..modeling_kgl import KGLCellHead, KGLForImageClassification, top_cells
-from .cell_layers import fit_cell_layers, score_cells
+from .cell_layers import NOISES, fit_cell_layers, score_cells
 from .frozen_features import FrozenFeatures
 
 
@@ -228,7 +229,7 @@ class FrozenHeads:
         """
         marked = torch.from_numpy(priors > thresholds[:, None, None])
         if marked.any() and not marked.all():
-            layers = self._fit_layers(~marked, marked, noisy=False)
+            layers = self._fit_layers(~marked, marked, (0.0,) * len(NOISES))
             self._set_saliency(layers, HeatScale(0.0, 1.0))
 
     def _out_of_sample_logits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +273,7 @@ class FrozenHeads:
         return self._fit_layers((inside & good).expand(-1, *self.cells.shape[2:]), marked)
 
     def _fit_layers(
-        self, good: torch.Tensor, defective: torch.Tensor | None, noisy: bool = True
+        self, good: torch.Tensor, defective: torch.Tensor | None, noises: Sequence[float] = NOISES
     ) -> tuple[nn.Linear, nn.Linear]:
         """Train the two layers on a sample of the cells that two masks `(M, h, w)` mark."""
         flat, generator = self.cells.permute(0, 2, 3, 1), np.random.default_rng(self.seed)
@@ -284,7 +285,7 @@ class FrozenHeads:
             return flat[image, cell // mask.shape[2], cell % mask.shape[2]].float().to(self.model.device)
 
         others = None if defective is None or not defective.any() else sample(defective)
-        return fit_cell_layers(sample(good), others, self.model.config.saliency_hidden_size, self.seed, noisy)
+        return fit_cell_layers(sample(good), others, self.model.config.saliency_hidden_size, self.seed, noises)
 
     def _fusion(self, rows: np.ndarray, logits: np.ndarray, scores: np.ndarray | None) -> Fusion:
         if len(rows) == 0:

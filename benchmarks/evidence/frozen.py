@@ -28,7 +28,7 @@ from kgl.knowledge.thresholds import otsu_threshold
 from kgl.modeling_kgl import KGLForImageClassification, class_probabilities, pool_maps, top_cells
 from kgl.saliency.cam import grad_cam_plus_plus, head_gradient
 from kgl.saliency.maps import fuse, to_grid, to_peak_one, to_uint8
-from kgl.training.cell_layers import fit_cell_layers, score_cells
+from kgl.training.cell_layers import NOISES, fit_cell_layers, score_cells
 from kgl.training.frozen_features import FrozenFeatures
 from kgl.training.frozen_heads import FrozenHeads
 
@@ -232,7 +232,7 @@ def own_saliency(bench: FrozenBench) -> Fitted:
     class HeadsOfMarkedCells(FrozenHeads):
         def _fit_saliency(self, rows: np.ndarray) -> tuple[torch.nn.Linear, torch.nn.Linear]:
             inside = torch.from_numpy(np.isin(self.features.cell_rows, rows))[:, None, None]
-            return self._fit_layers(inside & ~marked, inside & marked, noisy=False)
+            return self._fit_layers(inside & ~marked, inside & marked, (0.0,) * len(NOISES))
 
     HeadsOfMarkedCells(bench.model, bench.features, bench.labels, bench.groups, bench.seed).fit_final()
     return Fitted(lambda: predict_test(bench))

@@ -11,6 +11,7 @@ of the pairs are above 0. Bold where the interval excludes 0. Intervals are not 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,7 +23,7 @@ from kgl.benchmarks.evidence.tables import places
 from kgl.benchmarks.measure import RESULTS
 
 
-RUNS = RESULTS / "second_edition.jsonl"
+RUNS, SEARCH = RESULTS / "second_edition.jsonl", RESULTS / "head_search.jsonl"
 FOLDS = 4
 DEFAULT = "default"
 # Methods that only tell good from defective are compared by the AP of defects.
@@ -79,6 +80,21 @@ def maps_table(runs: pd.DataFrame) -> str:
     return markdown_table(rows, text_columns=2)
 
 
+def search_table(path: Path) -> str:
+    """Return a table of the candidates for the heads: mean AP alone and fused, mean cell AP, over the tested folds."""
+    lines = pd.json_normalize([json.loads(line) for line in path.read_text().splitlines()])
+    columns = {"alone": "ap.alone", "equal spreads": "ap.equal spreads", "ranks": "ap.ranks",
+               "stacking": "ap.stacking", "cell AP per image": "cell_image_ap"}  # fmt: skip
+    means = lines.groupby("candidate", sort=False)[list(columns.values())].mean()
+    rows = [
+        {"candidate": name} | {title: f"{row[column]:.3f}" for title, column in columns.items()}
+        for name, row in means.iterrows()
+    ]
+    alone = lines["ap.regression"].mean()
+    rows.append({"candidate": "regression", "alone": f"{alone:.3f}"} | dict.fromkeys(list(columns)[1:], ""))
+    return markdown_table(rows)
+
+
 def draw_seconds(runs: pd.DataFrame, path: Path) -> None:
     """Draw AP over the seconds that fitting takes, a panel per place; features are computed before and not counted."""
     of_places = list(places(runs))
@@ -106,6 +122,8 @@ def main() -> None:
         parser.error(f"{options.runs}: no such file.")
     runs = read_runs(options.runs)
     blocks = {"second differences": differences_table(runs), "second maps": maps_table(runs)}
+    if SEARCH.exists():
+        blocks["head search"] = search_table(SEARCH)
     if options.figure is not None:
         draw_seconds(runs, options.figure)
     if options.into is None:

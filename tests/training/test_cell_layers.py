@@ -74,7 +74,7 @@ def test_without_noise_the_defective_cells_alone_are_learned():
     generator = torch.Generator().manual_seed(0)
     good = torch.randn(500, 4, generator=generator)
     defects = torch.randn(500, 4, generator=generator) + torch.tensor([6.0, 0, 0, 0])
-    layers = fit_cell_layers(good, defects, 8, 0, noisy=False)
+    layers = fit_cell_layers(good, defects, 8, 0, noises=[0.0] * 4)
     cells = torch.cat([good, defects, good - torch.tensor([6.0, 0, 0, 0])])
     called = score_cells(layers, cells.T[None, :, :, None]).flatten() > 0
     assert called[:500].double().mean() < 0.02 and called[500:1000].double().mean() > 0.98
