@@ -34,7 +34,8 @@ class KGLConfig(PreTrainedConfig):
     temperature (`float`, *optional*, defaults to 1.0):
         Divisor of the logits, fitted on validation images to calibrate the probabilities.
     operating_point (`dict`, *optional*):
-        Decision threshold on `P(defect)` under `threshold`, and how it was chosen.
+        Decision threshold on `P(defect)` under `threshold`, and how it was chosen. Where there is a
+        `look_again_threshold`, images from there up to the threshold are neither good nor defective: look again.
     saliency_threshold (`dict`, *optional*):
         Under `threshold`, the value of the heat map (0..1) from which a cell is marked: the boxes surround marked
         cells, and overlays draw nothing below it. Beside it how it was chosen: `good_images`, the number of good
@@ -132,8 +133,13 @@ class KGLConfig(PreTrainedConfig):
             return
         if self.defect_free_label is None:
             raise ValueError("operating_point needs a defect_free_label: the threshold is on P(not defect-free).")
-        if not 0 <= self.operating_point.get("threshold", -1.0) <= 1:
+        threshold = self.operating_point.get("threshold", -1.0)
+        if not 0 <= threshold <= 1:
             raise ValueError(f"operating_point={self.operating_point}: it needs a `threshold` in 0..1.")
+        if not 0 <= self.operating_point.get("look_again_threshold", 0.0) <= threshold:
+            raise ValueError(
+                f"operating_point={self.operating_point}: its `look_again_threshold` must lie in 0..`threshold`."
+            )
 
     def validate_saliency_threshold(self) -> None:
         """Check that the heat map's threshold lies in 0..1."""
@@ -144,6 +150,22 @@ class KGLConfig(PreTrainedConfig):
     def threshold(self) -> float:
         """Decision threshold: an image is defective from this `P(defect)` on; 0.5 without an operating point."""
         return 0.5 if self.operating_point is None else self.operating_point["threshold"]
+
+    @property
+    def look_again_threshold(self) -> float | None:
+        """From this `P(defect)` up to the threshold an image is to be looked at again; `None` without such a band."""
+        return None if self.operating_point is None else self.operating_point.get("look_again_threshold")
+
+    @property
+    def good_below(self) -> float:
+        """An image is good below this `P(defect)`: the look-again threshold, or the threshold where there is none."""
+        return self.threshold if self.look_again_threshold is None else self.look_again_threshold
+
+    def decision(self, defect_score: float) -> str:
+        """Return `"good"`, `"look again"` or `"defective"` of a `P(defect)`."""
+        if defect_score >= self.threshold:
+            return "defective"
+        return "look again" if defect_score >= self.good_below else "good"
 
     @property
     def heat_threshold(self) -> float:

@@ -31,6 +31,8 @@ class DefectDetectionPipeline(Pipeline):
       class; `None` where the model has no such class.
     - **defective** (`bool` or `None`) -- Whether `defect_score` reaches the model's decision threshold (0.5 where none
       was chosen).
+    - **decision** (`str` or `None`) -- `"defective"` or `"good"` or, where the model's operating point has a
+      `look_again_threshold`, `"look again"` from there up to the threshold.
     - **heat_map** (`PIL.Image.Image`) -- The saliency head's output in the size of the upright image, grey, 255 for 1;
       blank where the head was not trained (`has_heat_map` of the config is `False`), as in a primary classifier.
     - **boxes** (`list[dict]`) -- Bounding boxes of the connected regions of marked cells of the heat map, highest peak
@@ -89,9 +91,10 @@ class DefectDetectionPipeline(Pipeline):
         probabilities = logits.softmax(dim=1)[0].tolist()
         scores = {config.id2label[index]: value for index, value in enumerate(probabilities)}
         label = max(scores, key=scores.__getitem__)
-        defect_score, defective = None, None
+        defect_score, defective, decision = None, None, None
         if config.defect_free_label is not None:
             defect_score, defective = (value.item() for value in self.model.decide(logits))
+            decision = config.decision(defect_score)
         cells = outputs["saliency"].float().sigmoid() * config.has_heat_map
         heat = F.interpolate(cells, outputs["size"], mode="bilinear")[0, 0].numpy()
         threshold = config.heat_threshold if box_threshold is None else box_threshold
@@ -101,6 +104,7 @@ class DefectDetectionPipeline(Pipeline):
             "scores": scores,
             "defect_score": defect_score,
             "defective": defective,
+            "decision": decision,
             "heat_map": Image.fromarray((heat * 255).round().astype(np.uint8)),
             "boxes": hot_boxes(cells[0, 0], threshold, outputs["size"]) if config.has_heat_map else [],
         }

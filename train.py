@@ -26,6 +26,7 @@ from kgl.data.storage import full_disk_as_input_error, run_on_main_process, writ
 from kgl.data.summary import print_loaded_dataset
 from kgl.errors import format_count
 from kgl.evaluation.calibration import calibrate_model
+from kgl.evaluation.operating_points import VALIDATION_FILE, write_validation_scores
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.hub.model_card import write_card
 from kgl.hub.push import check_login, push
@@ -305,7 +306,8 @@ def write_run(
     final: TrainedPhase,
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Write metrics, predictions, image grids, report and model card; return the content of `metrics.json`."""
+    """Write metrics, scores, predictions, image grids, report and model card; return `metrics.json`'s content."""
+    phases = {"primary": primaries.primary, "final": final}
     seconds = {
         "feature_cache": inputs.seconds,
         "primary": primaries.primary.seconds,
@@ -319,7 +321,7 @@ def write_run(
     report = {
         "results": results,
         "differences": evaluation.differences,
-        "validation": {"primary": primaries.primary.validation, "final": final.validation},
+        "validation": {name: without_scores(phase.validation) for name, phase in phases.items()},
         "seconds": seconds,
         "images": {name: len(split) for name, split in job.data.splits.items()},
         "issues": [asdict(issue) for issue in job.data.issues],
@@ -339,9 +341,19 @@ def write_run(
         job.recipe.image_processor,
         job.settings.prior,
     )
+    scores = {name: (phase.validation or {}).get("defect_scores") for name, phase in phases.items()}
+    if None not in scores.values():  # of a phase that an earlier version trained there are none
+        write_validation_scores(job.output_dir / VALIDATION_FILE, job.data.splits["validation"], scores)
     write_card(job.output_dir, report)
     write_json(job.output_dir / "metrics.json", report)
     return report
+
+
+def without_scores(validation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a phase's calibration without the scores of the images, which have a table of their own."""
+    if validation is None:
+        return None
+    return {name: value for name, value in validation.items() if name != "defect_scores"}
 
 
 def finish(job: Job, report: dict[str, Any], held: FileLock) -> None:

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a classifier on a folder of images",
     "data": "print a dataset summary and issues of the data",
     "predict": "predict image files and folders",
+    "threshold": "choose another decision threshold of a finished run, without training",
     "saliency": "compare saliency methods on the same images",
     "prior": "make the priors of a training set with a saved classifier",
     "export": "export a classifier to ONNX",

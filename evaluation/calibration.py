@@ -38,15 +38,18 @@ def calibrate_model(
         operating: how the thresholds are chosen.
 
     Returns:
-        The result of [`calibrate`], and `saliency_threshold`, that of [`choose_saliency_threshold`]; None without a
-        class or an image free of defects, or without a heat map.
+        The result of [`calibrate`]; `saliency_threshold`, that of [`choose_saliency_threshold`], None without a class
+        or an image free of defects, or without a heat map; and `defect_scores`, the calibrated `P(defect)` of each
+        image, None without a class free of defects.
     """
     config, labels = model.config, np.asarray(validation["label"])
     predictions = predict(model, validation, image_processor, batch_size)
-    calibration = calibrate(
-        predictions.probabilities, labels, config.defect_free_id, operating.wanted_recall, operating.miss_cost
-    )
-    saliency_threshold = None
+    rule = (operating.wanted_recall, operating.miss_cost, operating.look_again_recall)
+    calibration = calibrate(predictions.probabilities, labels, config.defect_free_id, *rule)
+    saliency_threshold, scores = None, None
+    if config.defect_free_id is not None:
+        calibrated = apply_temperature(predictions.probabilities, calibration["temperature"])
+        scores = defect_scores(calibrated, config.defect_free_id).tolist()
     if config.has_heat_map and config.defect_free_id is not None:
         good_maps = predictions.saliency[labels == config.defect_free_id]
         if len(good_maps) > 0:
@@ -54,7 +57,7 @@ def calibrate_model(
     config.temperature = calibration["temperature"]
     config.operating_point = calibration["operating_point"]
     config.saliency_threshold = saliency_threshold
-    return calibration | {"saliency_threshold": saliency_threshold}
+    return calibration | {"saliency_threshold": saliency_threshold, "defect_scores": scores}
 
 
 def calibrate(
@@ -63,6 +66,7 @@ def calibrate(
     defect_free_id: int | None,
     wanted_recall: float = 1.0,
     miss_cost: float | None = None,
+    look_again_recall: float | None = None,
 ) -> dict[str, Any]:
     """
     Fit the temperature and choose the decision threshold on validation images.
@@ -73,6 +77,7 @@ def calibrate(
         defect_free_id: index of the class without defects.
         wanted_recall: see [`choose_operating_point`].
         miss_cost: see [`choose_operating_point`].
+        look_again_recall: see [`choose_operating_point`].
 
     Returns:
         The number of `images`; the `temperature`, which is 1 where not every class has an image; the expected
@@ -88,7 +93,7 @@ def calibrate(
         defective = labels != defect_free_id
         if defective.any() and not defective.all():
             scores = defect_scores(calibrated, defect_free_id)
-            operating_point = choose_operating_point(scores, defective, wanted_recall, miss_cost)
+            operating_point = choose_operating_point(scores, defective, wanted_recall, miss_cost, look_again_recall)
     return {
         "images": len(labels),
         "temperature": temperature,
@@ -99,7 +104,11 @@ def calibrate(
 
 
 def choose_operating_point(
-    scores: np.ndarray, defective: np.ndarray, wanted_recall: float = 1.0, miss_cost: float | None = None
+    scores: np.ndarray,
+    defective: np.ndarray,
+    wanted_recall: float = 1.0,
+    miss_cost: float | None = None,
+    look_again_recall: float | None = None,
 ) -> dict[str, Any]:
     """
     Choose the threshold on `P(defect)` at and above which an image counts as defective.
@@ -112,32 +121,53 @@ def choose_operating_point(
         defective: `(N,)` bool, with both values.
         wanted_recall: take the highest threshold with at least this recall, in 0..1.
         miss_cost: take the threshold of lowest cost instead, a missed defect costing this many false alarms.
+        look_again_recall: also take the highest lower threshold with at least this recall; images from there up to
+            the threshold are to be looked at again.
 
     Returns:
         `threshold`; `recall` and `false_alarm_rate` on these images; the number of `defective` and `good` images;
         `marks_all_good`, whether every good image counts as defective, so that the threshold sorts nothing; and
-        `chosen`, the rule in words. This is what a model's config stores.
+        `chosen`, the rule in words. With `look_again_recall` also `look_again_threshold`, `look_again_recall` and
+        `look_again_false_alarm_rate`, which count defective and look again together, and `look_again_chosen`; the
+        last one alone where the threshold has that recall already. This is what a model's config stores.
     """
     candidates = np.append(np.unique(scores), 2 - scores.max())[::-1]  # the first one calls nothing defective
     recalls = np.array([(scores[defective] >= score).mean() for score in candidates])
     false_alarms = np.array([(scores[~defective] >= score).mean() for score in candidates])
     if miss_cost is None:
         best = int(np.argmax(recalls >= wanted_recall))
-        chosen = f"highest threshold that finds at least {100 * wanted_recall:.4g} % of the validation defects"
+        chosen = _recall_rule(wanted_recall)
     else:
         cost = miss_cost * (1 - recalls) * defective.sum() + false_alarms * (~defective).sum()
         best = int(np.argmin(cost))
         chosen = f"lowest cost on the validation images, one missed defect costing {miss_cost:g} false alarms"
-    below = candidates[best + 1] if best + 1 < len(candidates) else 0.0
+    band: dict[str, Any] = {}
+    if look_again_recall is not None:
+        lower = int(np.argmax(recalls >= look_again_recall))
+        band["look_again_chosen"] = _recall_rule(look_again_recall)
+        if lower > best:
+            band["look_again_threshold"] = _half_way_down(candidates, lower)
+            band["look_again_recall"] = float(recalls[lower])
+            band["look_again_false_alarm_rate"] = float(false_alarms[lower])
     return {
-        "threshold": float((candidates[best] + below) / 2),
+        "threshold": _half_way_down(candidates, best),
         "recall": float(recalls[best]),
         "false_alarm_rate": float(false_alarms[best]),
         "defective": int(defective.sum()),
         "good": int((~defective).sum()),
         "marks_all_good": bool(false_alarms[best] == 1),
         "chosen": chosen,
+        **band,
     }
+
+
+def _recall_rule(recall: float) -> str:
+    return f"highest threshold that finds at least {100 * recall:.4g} % of the validation defects"
+
+
+def _half_way_down(candidates: np.ndarray, index: int) -> float:
+    below = candidates[index + 1] if index + 1 < len(candidates) else 0.0
+    return float((candidates[index] + below) / 2)
 
 
 def choose_saliency_threshold(good_maps: np.ndarray, false_alarms: float) -> dict[str, Any]:

@@ -93,7 +93,9 @@ def class_precision_recall_chart(probabilities: np.ndarray, labels: np.ndarray, 
         return _chart(figure, "Precision and recall per class, final", "Precision-recall curves of each class")
 
 
-def score_histogram(scores: np.ndarray, defective: np.ndarray, threshold: float) -> Chart:
+def score_histogram(
+    scores: np.ndarray, defective: np.ndarray, threshold: float, look_again: float | None = None
+) -> Chart:
     """
     Draw how many good and defective images have which score.
 
@@ -101,12 +103,15 @@ def score_histogram(scores: np.ndarray, defective: np.ndarray, threshold: float)
         scores: `P(defect)` of the final classifier, `(N,)`.
         defective: `(N,)` bool.
         threshold: in 0..1.
+        look_again: the lower threshold of the look-again band.
     """
     figure, axes = _new_figure()
     bins = np.linspace(0, 1, 26)
     axes.hist(scores[~defective], bins, alpha=0.7, color=_GOOD_COLOUR, label="good")
     axes.hist(scores[defective], bins, alpha=0.7, color=_COLOURS["final"], label="defective")
     axes.axvline(threshold, color="black", linestyle="--", label="threshold")
+    if look_again is not None:
+        axes.axvline(look_again, color="black", linestyle=":", label="look again from")
     axes.set(xlabel="P(defect), final", ylabel="number of images")
     _add_legend(axes, "best")
     return _chart(figure, "Scores of the test images", "Histogram of P(defect) of good and defective images")

@@ -27,6 +27,8 @@ METRIC_TITLES = {
     "false_alarm_rate_at_zero_missed": "False alarms when no defect is missed",
     "recall_at_operating_point": "Defects found at the threshold",
     "false_alarm_rate_at_operating_point": "False alarms at the threshold",
+    "recall_with_look_again": "Defects found or looked at again",
+    "false_alarm_rate_with_look_again": "Good images called defective or looked at again",
     "ece_uncalibrated": "Calibration error before temperature scaling",
     "ece": "Calibration error",
     "map_ap": "Class map, pixel AP",
@@ -247,14 +249,17 @@ def defect_scores(probabilities: np.ndarray, defect_free_id: int) -> np.ndarray:
     return np.delete(probabilities, defect_free_id, axis=1).sum(axis=1)
 
 
-def decision_rates(positive: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float | list[float]]:
+def decision_rates(
+    positive: np.ndarray, scores: np.ndarray, threshold: float, suffix: str = "at_operating_point"
+) -> dict[str, float | list[float]]:
     """
-    Return recall and false-alarm rate of the decision `score >= threshold`, each with Wilson's interval.
+    Return `recall_SUFFIX` and `false_alarm_rate_SUFFIX` of the decision `score >= threshold`, with Wilson's interval.
 
     Args:
         positive: `(N,)` bool, the defective images.
         scores: `P(defect)`, `(N,)`.
         threshold: in 0..1.
+        suffix: of the names.
     """
     called_defective = scores >= threshold
     rates: dict[str, float | list[float]] = {}
@@ -262,8 +267,8 @@ def decision_rates(positive: np.ndarray, scores: np.ndarray, threshold: float) -
         ("recall", called_defective[positive]),
         ("false_alarm_rate", called_defective[~positive]),
     ):
-        rates[f"{name}_at_operating_point"] = float(decisions.mean()) if len(decisions) else float("nan")
-        rates[f"{name}_at_operating_point_interval"] = wilson_interval(decisions)
+        rates[f"{name}_{suffix}"] = float(decisions.mean()) if len(decisions) else float("nan")
+        rates[f"{name}_{suffix}_interval"] = wilson_interval(decisions)
     return rates
 
 

@@ -27,7 +27,7 @@ def overlay_heat_map(image: np.ndarray, heat: np.ndarray, threshold: float | Non
     return ((1 - opacity) * image[..., None] + opacity * colours).astype(np.uint8)
 
 
-def shown_from(heat: np.ndarray, threshold: float, defective: bool | None, share: float) -> float:
+def shown_from(heat: np.ndarray, threshold: float, suspect: bool | None, share: float) -> float:
     """
     Return the value from which an image's heat map is drawn.
 
@@ -37,11 +37,11 @@ def shown_from(heat: np.ndarray, threshold: float, defective: bool | None, share
     Args:
         heat: `(h, w)` in 0..1.
         threshold: of the model's heat map.
-        defective: the decision; None where the model makes none.
+        suspect: whether the image is not called good; None where the model makes no decision.
         share: of the cells that are shown at least, the config's `top_cells`.
     """
     highest = float(np.quantile(heat, 1 - share))
-    return threshold if defective is False or highest == 0 else min(threshold, highest)
+    return threshold if suspect is False or highest == 0 else min(threshold, highest)
 
 
 __all__ = ["COLOURMAP", "overlay_heat_map", "shown_from"]

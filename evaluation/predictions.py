@@ -82,9 +82,9 @@ def write_predictions(
     """
     Write a CSV with one row per image.
 
-    Columns: `file_name`, `label`, and for each model `MODEL_predicted_label`, `MODEL_defect_score` and
-    `MODEL_defective` (both only where a class is defect-free; decided by the model's threshold), and
-    `MODEL_probability_CLASS`.
+    Columns: `file_name`, `label`, and for each model `MODEL_predicted_label`, `MODEL_defect_score`, `MODEL_defective`
+    and `MODEL_decision` (these three only where a class is defect-free; decided by the model's operating point), and
+    `MODEL_probability_CLASS`. Numbers have full precision, so that decisions can be made anew from them.
 
     Args:
         path: the CSV to write.
@@ -99,9 +99,25 @@ def write_predictions(
         columns[f"{model}_predicted_label"] = [names[index] for index in probabilities.argmax(axis=1)]
         if config.defect_free_id is not None:
             scores = defect_scores(probabilities, config.defect_free_id)
-            columns |= {f"{model}_defect_score": scores, f"{model}_defective": scores >= config.threshold}
+            columns[f"{model}_defect_score"] = scores
+            columns |= decision_columns(model, scores, config)
         columns |= {f"{model}_probability_{name}": probabilities[:, index] for index, name in enumerate(names)}
-    write_text(path, pd.DataFrame(columns).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
 
 
-__all__ = ["Predictions", "most_probable_defects", "predict", "predict_batches", "write_predictions"]
+def decision_columns(model: str, scores: np.ndarray, config: KGLConfig) -> dict[str, list[str]]:
+    """Return the columns `MODEL_defective` and `MODEL_decision` of `P(defect)`, `(N,)`."""
+    return {
+        f"{model}_defective": [str(bool(score >= config.threshold)) for score in scores],
+        f"{model}_decision": [config.decision(score) for score in scores],
+    }
+
+
+__all__ = [
+    "Predictions",
+    "decision_columns",
+    "most_probable_defects",
+    "predict",
+    "predict_batches",
+    "write_predictions",
+]

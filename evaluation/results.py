@@ -89,10 +89,27 @@ def _evaluate_model(
         results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
     if config.operating_point is not None:
         scores = defect_scores(predictions.probabilities, config.defect_free_id)
-        results |= decision_rates(labels != config.defect_free_id, scores, config.threshold)
+        results |= operating_rates(labels != config.defect_free_id, scores, config.operating_point)
     if config.has_heat_map:
         results |= heat_map_rates(predictions.saliency >= config.heat_threshold, test, config.defect_free_id, size)
     return results
+
+
+def operating_rates(defective: np.ndarray, scores: np.ndarray, operating_point: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return [`decision_rates`] at the threshold and, where there is a look-again band, `..._with_look_again`.
+
+    The latter count the images called defective and those to be looked at again.
+
+    Args:
+        defective: `(N,)` bool.
+        scores: `P(defect)`, `(N,)`.
+        operating_point: of a model's config.
+    """
+    rates = decision_rates(defective, scores, operating_point["threshold"], "at_operating_point")
+    if "look_again_threshold" in operating_point:
+        rates |= decision_rates(defective, scores, operating_point["look_again_threshold"], "with_look_again")
+    return rates
 
 
 def heat_map_rates(
@@ -126,4 +143,4 @@ def heat_map_rates(
     return rates
 
 
-__all__ = ["BOOTSTRAP_DRAWS", "evaluate_predictions", "evaluate_run", "heat_map_rates"]
+__all__ = ["BOOTSTRAP_DRAWS", "evaluate_predictions", "evaluate_run", "heat_map_rates", "operating_rates"]

@@ -93,7 +93,7 @@ def write_outputs(
         report,
         test,
         predictions,
-        {name: _logged_values(folder / name) for name in models},
+        {name: logged_values(folder / name) for name in models},
         (lambda images: _prior_maps(images, models["primary"], image_processor, prior_args))
         if prior_args.prior_source == "saliency"
         else None,
@@ -113,7 +113,7 @@ def _prior_maps(
     return np.asarray(priors["saliency_prior"], dtype=np.float32) / 255
 
 
-def _logged_values(phase: Path) -> list[dict[str, float]]:
+def logged_values(phase: Path) -> list[dict[str, float]]:
     """Return what the Trainer logged; nothing of heads that were fitted without it."""
     if not (phase / "trainer_state.json").exists():
         return []
@@ -125,12 +125,17 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
     print(f"\n{comparison_table(report['results'])}\n")
     final, count, validation = report["results"]["final"], report["images"]["test"], report["validation"]["final"]
     if validation is not None and validation["operating_point"] is not None:
-        print_unsorted(validation["operating_point"])
+        print_limits(validation["operating_point"])
     if "recall_at_operating_point" in final:
         print(
             f"At its threshold the final classifier finds {final['recall_at_operating_point']:.0%} of the defects in "
             f"{format_count(count, 'held-out test image')} and calls "
             f"{final['false_alarm_rate_at_operating_point']:.0%} of the good ones defective."
+        )
+    if "recall_with_look_again" in final:
+        print(
+            f"With the images to look at again it finds {final['recall_with_look_again']:.0%} of the defects, and "
+            f"{final['false_alarm_rate_with_look_again']:.0%} of the good images are not passed."
         )
     print(
         f"Report: {folder / 'report.html'}, with metrics.json and predictions.csv beside it. "
@@ -138,8 +143,13 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
     )
 
 
-def print_unsorted(operating_point: dict[str, Any]) -> None:
-    """Print that a threshold calls every good validation image defective, where it does."""
+def print_limits(operating_point: dict[str, Any]) -> None:
+    """Print where a threshold calls every good validation image defective, or there are no images to look at again."""
+    if "look_again_chosen" in operating_point and "look_again_threshold" not in operating_point:
+        print(
+            f"No images are to be looked at again: the threshold itself finds {operating_point['recall']:.1%} of the "
+            f"{operating_point['defective']} validation defects. More validation images tell thresholds apart."
+        )
     if operating_point["marks_all_good"]:
         print(
             f"The chosen threshold calls all {operating_point['good']} good validation images defective, so it does "
@@ -148,4 +158,4 @@ def print_unsorted(operating_point: dict[str, Any]) -> None:
         )
 
 
-__all__ = ["Evaluation", "evaluate_models", "print_results", "write_outputs"]
+__all__ = ["Evaluation", "evaluate_models", "logged_values", "print_limits", "print_results", "write_outputs"]

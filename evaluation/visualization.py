@@ -68,7 +68,7 @@ def heat_thresholds(predictions: Predictions, config: KGLConfig) -> list[float]:
     """Return the value from which each image's heat map is drawn, see [`~kgl.evaluation.overlay.shown_from`]."""
     decisions: list[bool | None] = [None] * len(predictions.probabilities)
     if config.defect_free_id is not None:
-        decisions = (defect_scores(predictions.probabilities, config.defect_free_id) >= config.threshold).tolist()
+        decisions = (defect_scores(predictions.probabilities, config.defect_free_id) >= config.good_below).tolist()
     return [
         shown_from(heat, config.heat_threshold, defective, config.top_cells)
         for heat, defective in zip(predictions.saliency, decisions, strict=True)

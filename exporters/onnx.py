@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
+from ..configuration_kgl import KGLConfig
 from ..data.images import to_pixel_values
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
@@ -47,7 +48,7 @@ def write_onnx(model: KGLForImageClassification, image_processor: BaseImageProce
     The graph's metadata, all strings: `labels` (a JSON list), `size` (JSON, the model's input height and width),
     `temperature`, `kgl_version`, `resized_as_pillow` (the Pillow version); where the model has a heat map,
     `saliency_threshold`, the value from which a cell is marked; and where it has a defect-free class,
-    `defect_free_label`, `threshold` and `operating_point` (JSON; null where the threshold is 0.5 by default).
+    `defect_free_label` and the entries of [`decision_metadata`].
 
     Raises:
         InputError: the model cannot be exported.
@@ -93,8 +94,18 @@ def metadata(model: KGLForImageClassification, image_processor: BaseImageProcess
         entries["saliency_threshold"] = repr(config.heat_threshold)
     if config.defect_free_label is not None:
         entries["defect_free_label"] = config.defect_free_label
-        entries["threshold"] = repr(config.threshold)
-        entries["operating_point"] = json.dumps(config.operating_point)
+        entries |= decision_metadata(config)
+    return entries
+
+
+def decision_metadata(config: KGLConfig) -> dict[str, str]:
+    """
+    Return the metadata of the decision: `threshold` and `operating_point` (JSON; null where the threshold is 0.5 by
+    default) and, where there is one, `look_again_threshold`.
+    """
+    entries = {"threshold": repr(config.threshold), "operating_point": json.dumps(config.operating_point)}
+    if config.look_again_threshold is not None:
+        entries["look_again_threshold"] = repr(config.look_again_threshold)
     return entries
 
 
@@ -164,4 +175,4 @@ def strip_debug_metadata(model: Any) -> None:
             part.ClearField("metadata_props")
 
 
-__all__ = ["max_difference", "metadata", "require_extra", "write_onnx"]
+__all__ = ["decision_metadata", "max_difference", "metadata", "require_extra", "write_onnx"]

@@ -178,8 +178,9 @@ def _weights(
 
 
 def model_digest(model: KGLForImageClassification) -> str:
-    """Return a SHA-1 of the weights and of the config, without the parts that only describe the saved file."""
+    """Return a SHA-1 of the weights and of the config, without its decision and what only describes the file."""
     config = model.config.to_dict()
+    config.pop("operating_point")  # of no map and no score; another one is chosen without training
     for name in ("_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version"):
         config.pop(name, None)
         config["backbone_config"].pop(name, None)

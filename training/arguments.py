@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -300,6 +301,36 @@ class RecipeArguments:
     )
 
 
+LOOK_AGAIN_HELP = (
+    "Also choose a lower threshold, which finds this share of the validation defects: images from it up to the "
+    "threshold are to be looked at again."
+)
+TWO_RULES = "--wanted_recall and --miss_cost each choose the threshold: give one of them."
+
+
+def check_operating_rule(
+    wanted_recall: float, miss_cost: float | None = None, look_again_recall: float | None = None
+) -> None:
+    """
+    Check how the decision threshold is to be chosen.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    if not 0 < wanted_recall <= 1:
+        raise InputError(f"--wanted_recall {wanted_recall}: it must lie above 0 and up to 1.")
+    if miss_cost is not None and not 0 < miss_cost < math.inf:
+        raise InputError(f"--miss_cost {miss_cost}: it must be a number above 0.")
+    if look_again_recall is None:
+        return
+    if not 0 < look_again_recall <= 1:
+        raise InputError(f"--look_again_recall {look_again_recall}: it must lie above 0 and up to 1.")
+    if miss_cost is None and look_again_recall <= wanted_recall:
+        raise InputError(
+            f"--look_again_recall {look_again_recall}: it must lie above --wanted_recall, which is {wanted_recall}."
+        )
+
+
 @dataclass
 class OperatingArguments:
     """Choice of the good/defective threshold and of the heat map's on validation images."""
@@ -311,6 +342,7 @@ class OperatingArguments:
         default=None,
         metadata={"help": "Take the threshold of least cost instead; a missed defect costs this many false alarms."},
     )
+    look_again_recall: float | None = field(default=None, metadata={"help": LOOK_AGAIN_HELP})
     heat_false_alarms: float = field(
         default=0.05,
         metadata={"help": "Mark cells of the heat map from the value that this share of good images exceeds."},
@@ -319,12 +351,9 @@ class OperatingArguments:
     def __post_init__(self) -> None:
         if not 0 < self.heat_false_alarms < 1:
             raise InputError(f"--heat_false_alarms {self.heat_false_alarms}: it must lie between 0 and 1.")
-        if not 0 < self.wanted_recall <= 1:
-            raise InputError(f"--wanted_recall {self.wanted_recall}: it must lie above 0 and up to 1.")
-        if self.miss_cost is not None and self.miss_cost <= 0:
-            raise InputError(f"--miss_cost {self.miss_cost}: it must be above 0.")
         if self.miss_cost is not None and self.wanted_recall < 1:
-            raise InputError("--wanted_recall and --miss_cost each choose the threshold: give one of them.")
+            raise InputError(TWO_RULES)
+        check_operating_rule(self.wanted_recall, self.miss_cost, self.look_again_recall)
 
 
 @dataclass
@@ -344,14 +373,17 @@ __all__ = [
     "DEFAULT_STEPS",
     "FORMS",
     "HEADS",
+    "LOOK_AGAIN_HELP",
     "MAP_OBJECTIVES",
     "OBJECTIVES",
     "SCHEDULES",
+    "TWO_RULES",
     "GuidanceArguments",
     "LicenseArguments",
     "ModelArguments",
     "OperatingArguments",
     "RecipeArguments",
+    "check_operating_rule",
     "check_path_or_repo",
     "check_repo_id",
     "teaches_saliency",
