@@ -47,9 +47,9 @@ class ThresholdArguments:
 HELP = CommandHelp(
     command="kgl threshold",
     usage="RUN [--wanted_recall SHARE | --miss_cost COST] [--look_again_recall SHARE]",
-    description="Choose another decision threshold of a finished run from the scores of its validation images. Nothing "
-    "is trained and no image is read. Config, metrics, predictions, report, card and the ONNX files in the run's "
-    "folder get the new threshold.",
+    description="Choose another decision threshold of a finished run from the scores of its validation images. "
+    "Nothing is trained and no image is read. Config, metrics, predictions, report, card and the ONNX files in the "
+    "run's folder get the new threshold.",
     example="kgl threshold runs/images --wanted_recall 0.95 --look_again_recall 0.99",
     groups=(HelpGroup("settings", ThresholdArguments),),
     positional_flags={"--run": "RUN"},
@@ -70,22 +70,30 @@ def _run_to_flags(arguments: list[str]) -> list[str]:
 def run(args: ThresholdArguments) -> None:
     """Choose the thresholds, write every file that has them, and print them before and after."""
     from ..data.storage import full_disk_as_input_error, lock, write_json
-    from ..evaluation.operating_points import choose_operating_points, comparison_rows, write_operating_points
+    from ..evaluation.operating_points import (
+        choose_operating_points,
+        comparison_rows,
+        read_finished_report,
+        write_operating_points,
+    )
     from ..evaluation.run_outputs import print_limits
     from ..exporters.threshold import update_graphs, write_graph
     from ..hub.model_card import write_card
 
     folder = Path(args.run)
-    points = choose_operating_points(folder, args.rule())
-    graphs, others = update_graphs(folder, points.configs)
-    held = lock(folder, "RUN")
-    with full_disk_as_input_error(folder):
-        write_operating_points(points)
-        for path, content in graphs.items():
-            write_graph(path, content)
-        write_card(folder, points.after)
-        write_json(folder / "metrics.json", points.after)
-    held.release()
+    read_finished_report(folder)  # no lock in a folder that is no run's
+    held = lock(folder, "--run")
+    try:
+        points = choose_operating_points(folder, args.rule())
+        graphs, others = update_graphs(folder, points.configs)
+        with full_disk_as_input_error(folder):
+            write_operating_points(points)
+            for path, content in graphs.items():
+                write_graph(path, content)
+            write_card(folder, points.after)
+            write_json(folder / "metrics.json", points.after)
+    finally:
+        held.release()
     print(format_table(comparison_rows(points)))
     print_limits(points.configs["final"].operating_point)
     for path in graphs:

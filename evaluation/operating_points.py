@@ -74,7 +74,7 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
     Raises:
         InputError: the folder holds no finished run, or the run has nothing to choose a threshold on.
     """
-    before = _finished_report(run)
+    before = read_finished_report(run)
     configs = {model: KGLConfig.from_pretrained(run / model) for model in MODELS}
     good = configs["final"].defect_free_label
     if good is None:
@@ -92,8 +92,8 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
     if defective.all() or not defective.any():
         kind = "defective" if defective.all() else "good"
         raise InputError(
-            f"{run}: all its validation images are {kind}, and a threshold needs both kinds; train again with a larger "
-            "--validation_share."
+            f"{run}: all its validation images are {kind}, and a threshold needs both kinds; train again with a "
+            "larger --validation_share."
         )
     after = copy.deepcopy(before)
     after["settings"]["operating"] |= {
@@ -170,7 +170,7 @@ def comparison_rows(points: OperatingPoints) -> list[tuple[str, str, str]]:
     return [row for row in rows if row[1:] != ("-", "-")]
 
 
-def _finished_report(run: Path) -> dict[str, Any]:
+def read_finished_report(run: Path) -> dict[str, Any]:
     """
     Return the content of a finished run's `metrics.json`.
 
@@ -233,6 +233,7 @@ __all__ = [
     "OperatingPoints",
     "choose_operating_points",
     "comparison_rows",
+    "read_finished_report",
     "write_operating_points",
     "write_validation_scores",
 ]

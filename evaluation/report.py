@@ -40,7 +40,8 @@ _TABLE_METRICS = (  # of the table that a run prints
 _REPORT_METRICS = (
     "ap", "auroc", "accuracy", "balanced_accuracy", "defect_ap", "defect_auroc", "f1_max",
     "recall_at_false_alarm_rate", "false_alarm_rate_at_zero_missed", "recall_at_operating_point",
-    "false_alarm_rate_at_operating_point", "recall_with_look_again", "false_alarm_rate_with_look_again", "ece_uncalibrated", "ece", "map_ap", "saliency_ap", "saliency_pointing",
+    "false_alarm_rate_at_operating_point", "recall_with_look_again", "false_alarm_rate_with_look_again",
+    "ece_uncalibrated", "ece", "map_ap", "saliency_ap", "saliency_pointing",
     "saliency_false_alarm_rate", "saliency_found_rate", "seconds",
 )  # fmt: skip
 _HEAT_MAP = "final: heat map H"
@@ -291,9 +292,7 @@ def _gallery_cases(
             "label": names[image["label"]],
             "predicted": predicted,
             "shape": _shape(image["image"]),
-            "tiles": _gallery_tiles(
-                image, {title: of_images[index] for title, of_images in maps.items()}, config
-            ),
+            "tiles": _gallery_tiles(image, {title: of_images[index] for title, of_images in maps.items()}, config),
         }
     return cases
 
