@@ -13,7 +13,7 @@ import pandas as pd
 from datasets import Dataset
 
 from ..configuration_kgl import KGLConfig
-from ..data.storage import write_json, write_text
+from ..data.storage import write_text
 from ..errors import InputError
 from ..training.arguments import OperatingArguments
 from ..training.run_dir import RunState
@@ -129,7 +129,8 @@ def write_operating_points(points: OperatingPoints) -> None:
     for model, config in points.configs.items():
         path = run / model / "config.json"
         stored = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, stored | {"operating_point": config.operating_point})
+        stored["operating_point"] = config.operating_point
+        write_text(path, json.dumps(stored, indent=2, sort_keys=True) + "\n")  # as transformers writes it
         record = state.record(model)
         validation = record["validation"] | {"operating_point": config.operating_point}
         state.finish(model, **(record | {"validation": validation}))
@@ -157,11 +158,7 @@ def comparison_rows(points: OperatingPoints) -> list[tuple[str, str, str]]:
             ("defects found", "recall", "recall_at_operating_point"),
             ("false alarms", "false_alarm_rate", "false_alarm_rate_at_operating_point"),
             ("defects found or looked at again", "look_again_recall", "recall_with_look_again"),
-            (
-                "good images called defective or looked at again",
-                "look_again_false_alarm_rate",
-                "false_alarm_rate_with_look_again",
-            ),
+            ("good images not passed", "look_again_false_alarm_rate", "false_alarm_rate_with_look_again"),
         ):
             column[f"validation: {title}"] = _percent(point.get(validation))
             column[f"test: {title}"] = _percent(test.get(result))

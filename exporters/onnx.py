@@ -103,7 +103,10 @@ def decision_metadata(config: KGLConfig) -> dict[str, str]:
     Return the metadata of the decision: `threshold` and `operating_point` (JSON; null where the threshold is 0.5 by
     default) and, where there is one, `look_again_threshold`.
     """
-    entries = {"threshold": repr(config.threshold), "operating_point": json.dumps(config.operating_point)}
+    entries = {
+        "threshold": repr(config.threshold),
+        "operating_point": json.dumps(config.operating_point, sort_keys=True),
+    }
     if config.look_again_threshold is not None:
         entries["look_again_threshold"] = repr(config.look_again_threshold)
     return entries
