@@ -101,6 +101,8 @@ def _formatter(prog: str) -> RawDescriptionHelpFormatter:
 
 
 def _metavar(one: Field) -> str:
+    if "metavar" in one.metadata:
+        return one.metadata["metavar"]
     if "choices" in one.metadata:
         return "{" + ",".join(one.metadata["choices"]) + "}"
     if "bool" in str(one.type):

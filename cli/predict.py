@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.arguments import MAX_MEGAPIXELS_HELP, check_megapixels
 from ..errors import InputError, expand_home, format_count
 from ..training.arguments import check_path_or_repo
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
+
+if TYPE_CHECKING:
+    from ..evaluation.predict_folder import FolderPredictions
 
 _MAX_NAMED = 10
 
@@ -31,6 +34,14 @@ class PredictArguments:
         default=None,
         metadata={"help": "Heat-map value in 0..1 from which a cell is shown and boxed; the model's own by default."},
     )
+    watch: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep running: look at the folders every this many seconds and predict new and changed images, "
+            "until Ctrl-C or SIGTERM.",
+            "metavar": "SECONDS",
+        },
+    )
     max_image_megapixels: int | None = field(default=None, metadata={"help": MAX_MEGAPIXELS_HELP})
 
     def __post_init__(self) -> None:
@@ -40,6 +51,8 @@ class PredictArguments:
         check_megapixels(self.max_image_megapixels)
         if self.box_threshold is not None and not 0 <= self.box_threshold <= 1:
             raise InputError(f"--box_threshold {self.box_threshold}: it must lie in 0..1.")
+        if self.watch is not None and not 0.1 <= self.watch <= 86_400:
+            raise InputError(f"--watch {self.watch}: it must lie in 0.1..86400 seconds.")
 
 
 HELP = CommandHelp(
@@ -58,33 +71,47 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     return parse_settings(HELP, (PredictArguments,), argv, lambda paths: ["--paths", *paths])
 
 
+def run(args: PredictArguments) -> None:
+    """
+    Predict, and print the counts.
+
+    Raises:
+        SystemExit: 1 where images could not be used.
+    """
+    for path in args.paths:
+        if not Path(path).exists():
+            raise InputError(f"{path}: there is no such file or folder.")
+    check_path_or_repo("--model", args.model)
+    from ..data.images import set_max_megapixels
+    from ..evaluation.predict_folder import predict_folder
+    from ..evaluation.watch_folders import watch_folders
+
+    set_max_megapixels(args.max_image_megapixels)
+    paths, output = [Path(path) for path in args.paths], Path(args.output)
+    if args.watch is None:
+        done = predict_folder(paths, args.model, output, args.batch_size, args.box_threshold)
+    else:
+        done = watch_folders(paths, args.model, output, args.watch, args.batch_size, args.box_threshold)
+    if done.changed:
+        more = len(done.changed) - _MAX_NAMED
+        names = ", ".join(done.changed[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+        print(f"Predicted anew, because the file changed since its row was written: {names}")
+    images = format_count(done.images, "image")
+    print(f"{images}: {format_decisions(done)}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
+    if done.unusable:
+        for one in done.unusable if args.watch is None else ():  # named as they were found
+            print(f"  {one.path}: {one.reason}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def format_decisions(done: FolderPredictions) -> str:
+    """Return how many images were decided how; nothing where the model makes no decision."""
+    look_again = "" if done.look_again is None else f"{done.look_again} look again, "
+    if done.defective + done.good + (done.look_again or 0) == 0:
+        return ""
+    return f"{done.defective} defective, {look_again}{done.good} good, "
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the command; exit code 1 where images could not be used."""
-
-    def job() -> None:
-        (args,) = parse(argv)
-        for path in args.paths:
-            if not Path(path).exists():
-                raise InputError(f"{path}: there is no such file or folder.")
-        check_path_or_repo("--model", args.model)
-        from ..data.images import set_max_megapixels
-        from ..evaluation.predict_folder import predict_folder
-
-        set_max_megapixels(args.max_image_megapixels)
-        output = Path(args.output)
-        done = predict_folder(
-            [Path(path) for path in args.paths], args.model, output, args.batch_size, args.box_threshold
-        )
-        decided = f"{done.defective} defective, {done.good} good, " if done.defective + done.good else ""
-        if done.changed:
-            more = len(done.changed) - _MAX_NAMED
-            names = ", ".join(done.changed[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-            print(f"Predicted anew, because the file changed since its row was written: {names}")
-        images = format_count(done.images, "image")
-        print(f"{images}: {decided}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
-        if done.unusable:
-            for one in done.unusable:
-                print(f"  {one.path}: {one.reason}", file=sys.stderr)
-            raise SystemExit(1)
-
-    run_command(HELP.command, job)
+    run_command(HELP.command, lambda: run(*parse(argv)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,9 @@ from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
 from ..training.run_dir import claim
 from .overlay import overlay_heat_map, shown_from
+from .prediction_table import PredictionTable, Stamp, file_stamp
 
 
-_STAMP = ("file_size", "file_modified")
-_COLUMNS = ("file_name", "predicted_label", "score", "defect_score", "defective", "boxes", *_STAMP)
 _MAX_JPEG_SIDE = 65_500  # the format's own limit
 _BOX_COLOUR = (0, 255, 127)
 
@@ -56,6 +54,7 @@ class FolderPredictions:
         good: images called good; 0 where the model has no defect-free class.
         unusable: images that could not be read.
         changed: names of the images that had a row of an earlier attempt and whose files changed since.
+        look_again: images to be looked at again; None where the model has no such decision.
     """
 
     images: int
@@ -63,6 +62,7 @@ class FolderPredictions:
     good: int
     unusable: list[UnusableImage]
     changed: list[str] = field(default_factory=list)
+    look_again: int | None = None
 
 
 def predict_folder(
@@ -78,7 +78,7 @@ def predict_folder(
     Args:
         paths: images, and folders that are searched at any depth; images inside `output` are left out.
         model: a classifier saved by kgl train, a folder or a Hub id.
-        output: a new folder, or that of an unfinished run with the same model, paths and threshold.
+        output: a new folder, or that of an unfinished run with the same model, paths and thresholds.
         batch_size: images per forward pass.
         box_threshold: value of the heat map, in 0..1, from which a cell belongs to a box and the overlay shows it; the
             model's own by default.
@@ -86,42 +86,144 @@ def predict_folder(
     Raises:
         InputError: an argument cannot be used, or `output` holds something else or cannot be written to.
     """
+    sources = ImageSources.of(paths, output)
+    images = {}
+    for path in sources.paths:
+        found = sources.find(path)
+        if not found:
+            raise InputError(f"{path}: there is no image in it.")
+        images |= found
+    images = dict(sorted(images.items(), key=lambda one: one[1]))
+    unusable: list[UnusableImage] = []
+    with open_predictor(sources, model, batch_size, box_threshold) as predictor:
+        changed = predictor.table.changed(images)
+        predictor.table.remove(changed)
+        todo = [(name, path) for name, path in images.items() if name not in predictor.table.rows]
+        progress = progress_bar(todo, "Images", total=len(images), initial=len(images) - len(todo))
+        predictor.predict(_load_images(progress, unusable))
+        return predictor.count(unusable, changed)
+
+
+@dataclass(frozen=True)
+class ImageSources:
+    """
+    The images and folders to predict, and the output folder, whose images are left out.
+
+    Attributes:
+        paths: as they were given.
+        common: the deepest folder common to all of them; images are named by their path below it.
+        output: as it was given.
+    """
+
+    paths: tuple[Path, ...]
+    common: Path
+    output: Path
+
+    @classmethod
+    def of(cls, paths: list[Path], output: Path) -> ImageSources:
+        """
+        Return the sources of the given paths.
+
+        Raises:
+            InputError: a path does not exist.
+        """
+        folders = []
+        for path in paths:
+            if not path.exists():
+                raise InputError(f"{path}: there is no such file or folder.")
+            absolute = Path(os.path.abspath(path))
+            folders.append(absolute if absolute.is_dir() else absolute.parent)
+        return cls(tuple(paths), Path(os.path.commonpath(folders)), output)
+
+    def find(self, path: Path) -> dict[str, Path]:
+        """Return the images of one of the paths by their unique names; nothing where it is not there."""
+        absolute, output = Path(os.path.abspath(path)), Path(os.path.abspath(self.output))
+        if not os.path.isdir(absolute):  # Path.is_dir raises where a network drive is gone
+            images = [absolute] if os.path.exists(absolute) else []
+        else:
+            images = [image for image in find_images(absolute) if output not in image.parents]
+        return {image.relative_to(self.common).as_posix(): image for image in images}
+
+
+@dataclass(frozen=True)
+class FolderPredictor:
+    """
+    A classifier that predicts images into an output folder.
+
+    Attributes:
+        pipeline: of the classifier.
+        output: the folder.
+        table: `predictions.csv` in it.
+        batch_size: images per forward pass.
+        box_threshold: value of the heat map from which a cell belongs to a box and the overlay shows it.
+    """
+
+    pipeline: DefectDetectionPipeline
+    output: Path
+    table: PredictionTable
+    batch_size: int
+    box_threshold: float
+
+    def predict(self, images: Iterator[tuple[str, Stamp, PILImage.Image]]) -> None:
+        """Predict images, given with name and stamp, batch by batch; the row of an earlier file is replaced."""
+        top_cells = self.pipeline.model.config.top_cells
+        while batch := list(islice(images, self.batch_size)):  # older pipelines would hold a whole stream in memory
+            predictions = self.pipeline(
+                [image for *_, image in batch], batch_size=self.batch_size, box_threshold=self.box_threshold
+            )
+            self.table.remove([name for name, *_ in batch])
+            for (name, stamp, image), prediction in zip(batch, predictions, strict=True):
+                overlay = overlay_path(self.output / "overlays", name)
+                _draw_overlay(overlay, image, prediction, self.box_threshold, top_cells)
+                self.table.append(name, stamp, prediction)
+
+    def count(self, unusable: list[UnusableImage], changed: list[str]) -> FolderPredictions:
+        """Return the counts of the table."""
+        decisions = Counter(decision for decision, _ in self.table.rows.values())
+        has_band = self.pipeline.model.config.look_again_threshold is not None
+        return FolderPredictions(
+            len(self.table.rows),
+            decisions["defective"],
+            decisions["good"],
+            unusable,
+            changed,
+            decisions["look again"] if has_band else None,
+        )
+
+
+@contextmanager
+def open_predictor(
+    sources: ImageSources, model: str, batch_size: int, box_threshold: float | None
+) -> Iterator[FolderPredictor]:
+    """
+    Load a classifier and lock the output folder while it predicts into it; see [`predict_folder`].
+
+    Raises:
+        InputError: an argument cannot be used, or the output folder holds something else or cannot be written to.
+    """
     if batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: it must be at least 1.")
     if box_threshold is not None and not 0 <= box_threshold <= 1:
         raise InputError(f"--box_threshold {box_threshold}: it must lie in 0..1.")
-    images = _find_named_images(paths, output)
     classifier, image_processor = load_classifier(model)
     threshold = classifier.config.heat_threshold if box_threshold is None else box_threshold
-    folder_lock = _claim_output(output, paths, classifier, image_processor, threshold)
+    folder_lock = _claim_output(sources, classifier, image_processor, threshold)
     pipeline = DefectDetectionPipeline(classifier, image_processor=image_processor)
-    unusable: list[UnusableImage] = []
-    classes = list(classifier.config.label2id)
+    output = sources.output
     try:
-        changed = _remove_changed_rows(output / "predictions.csv", images, classes)
-        with _Table(output / "predictions.csv", classes) as table:
-            todo = [(name, path) for name, path in images.items() if name not in table.decisions]
-            progress = progress_bar(todo, "Images", total=len(images), initial=len(images) - len(todo))
-            usable = _load_images(progress, unusable)
-            while batch := list(islice(usable, batch_size)):  # older pipelines would hold a whole stream in memory
-                predictions = pipeline([image for *_, image in batch], batch_size=batch_size, box_threshold=threshold)
-                for (name, stamp, image), prediction in zip(batch, predictions, strict=True):
-                    overlay = overlay_path(output / "overlays", name)
-                    _draw_overlay(overlay, image, prediction, threshold, classifier.config.top_cells)
-                    table.append(name, stamp, prediction)
+        with PredictionTable(output / "predictions.csv", list(classifier.config.label2id)) as table:
+            yield FolderPredictor(pipeline, output, table, batch_size, threshold)
     except OSError as error:
         raise InputError(
             f"--output {output}: it cannot be written to. {error}. Finished rows are kept; run the same command again "
             "to continue."
         ) from error
-    folder_lock.release()
-    decisions = list(table.decisions.values())
-    return FolderPredictions(len(decisions), decisions.count("True"), decisions.count("False"), unusable, changed)
+    finally:
+        folder_lock.release()
 
 
 def _claim_output(
-    output: Path,
-    paths: list[Path],
+    sources: ImageSources,
     classifier: KGLForImageClassification,
     image_processor: BaseImageProcessor,
     box_threshold: float,
@@ -129,148 +231,29 @@ def _claim_output(
     """Claim the output folder for these settings and lock it."""
     settings = {
         "model": model_digest(classifier),
+        "threshold": classifier.config.threshold,
+        "look_again_threshold": classifier.config.look_again_threshold,
         "image_processor": image_processor.to_dict(),
         "box_threshold": box_threshold,
-        "paths": sorted({os.path.abspath(path) for path in paths}),
+        "paths": sorted({os.path.abspath(path) for path in sources.paths}),
     }
     # Through JSON, so that the settings compare equal to the stored ones.
     stored = json.loads(json.dumps({"predictions": settings}, default=str))
-    return claim(output, stored, flag="--output")
-
-
-def _find_named_images(paths: list[Path], output: Path) -> dict[str, Path]:
-    """
-    Return all images by their unique names, the paths below the deepest folder common to all `paths`.
-
-    Raises:
-        InputError: a path does not exist, or a folder has no images.
-    """
-    output = Path(os.path.abspath(output))
-    images: list[Path] = []
-    folders: list[Path] = []
-    for path in paths:
-        absolute = Path(os.path.abspath(path))
-        if not absolute.exists():
-            raise InputError(f"{path}: there is no such file or folder.")
-        if not absolute.is_dir():
-            images.append(absolute)
-            folders.append(absolute.parent)
-            continue
-        in_folder = [image for image in find_images(absolute) if output not in image.parents]
-        if not in_folder:
-            raise InputError(f"{path}: there is no image in it.")
-        images += in_folder
-        folders.append(absolute)
-    common = os.path.commonpath(folders)
-    return {image.relative_to(common).as_posix(): image for image in sorted(images)}
+    return claim(sources.output, stored, flag="--output")
 
 
 def _load_images(
     images: Iterable[tuple[str, Path]], unusable: list[UnusableImage]
-) -> Iterator[tuple[str, tuple[str, str], PILImage.Image]]:
+) -> Iterator[tuple[str, Stamp, PILImage.Image]]:
     """Yield name, stamp and image of the files that can be read; append the others to `unusable`."""
     for name, path in images:
         try:
-            stamp = _stamp(path)
+            stamp = file_stamp(path)
             image = load_image_file(path)
         except (OSError, ValueError) as error:
             unusable.append(UnusableImage(path, str(error)))
         else:
             yield name, stamp, image
-
-
-def _stamp(path: Path) -> tuple[str, str]:
-    """Return size in bytes and time of the last change of a file, as the table has them."""
-    stat = path.stat()
-    return str(stat.st_size), datetime.fromtimestamp(stat.st_mtime, timezone.utc).isoformat(timespec="microseconds")
-
-
-def _remove_changed_rows(path: Path, images: dict[str, Path], classes: list[str]) -> list[str]:
-    """
-    Remove the rows of files that changed since from a table, if it is there, and return their names.
-
-    Raises:
-        InputError: the table has other columns, so that rows cannot be added to it.
-    """
-    text = _complete_rows(path).decode("utf-8", errors="surrogateescape")
-    if not text:
-        return []
-    header, *rows = csv.reader(io.StringIO(text, newline=""))
-    if header != _header(classes):
-        raise InputError(
-            f"{path} has other columns than this version of kgl predict writes; it was edited, or written by another "
-            "version. Choose another --output."
-        )
-    places = [header.index(column) for column in _STAMP]
-    changed = [
-        row[0]
-        for row in rows
-        if row[0] in images
-        and images[row[0]].exists()
-        and tuple(row[place] for place in places) != _stamp(images[row[0]])
-    ]
-    if changed:
-        kept = io.StringIO(newline="")
-        csv.writer(kept, lineterminator="\n").writerows([header, *(row for row in rows if row[0] not in set(changed))])
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.write_bytes(kept.getvalue().encode("utf-8", errors="surrogateescape"))
-        unfinished.replace(path)
-    return changed
-
-
-def _complete_rows(path: Path) -> bytes:
-    """Return the content of a table without a row that was cut short by a kill; nothing where there is no table."""
-    content = path.read_bytes() if path.exists() else b""
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _header(classes: list[str]) -> list[str]:
-    return [*_COLUMNS, *(f"probability_{name}" for name in classes)]
-
-
-class _Table:
-    """
-    A CSV that grows by one row at a time; a row cut short by a kill is removed.
-
-    `decisions` maps the file names that have a row to their cell of the column `defective`.
-    """
-
-    def __init__(self, path: Path, classes: list[str]) -> None:
-        complete = _complete_rows(path)
-        # File names need not be valid UTF-8.
-        self._file = path.open("a+", newline="", encoding="utf-8", errors="surrogateescape")
-        self._file.truncate(len(complete))
-        self._file.seek(0)
-        column = _COLUMNS.index("defective")
-        self.decisions = {row[0]: row[column] for row in list(csv.reader(self._file))[1:]}
-        # csv, not pandas: rows are appended one by one.
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._classes = classes
-        if not complete:
-            self._writer.writerow(_header(classes))
-
-    def __enter__(self) -> _Table:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def append(self, name: str, stamp: tuple[str, str], prediction: dict[str, Any]) -> None:
-        """Write the row of an image; it is on disk when this returns."""
-        boxes = [box | {"score": round(box["score"], 4)} for box in prediction["boxes"]]
-        cells = {
-            "file_name": name,
-            "predicted_label": prediction["label"],
-            "score": f"{prediction['score']:.6g}",
-            "defect_score": "" if prediction["defect_score"] is None else f"{prediction['defect_score']:.6g}",
-            "defective": "" if prediction["defective"] is None else str(prediction["defective"]),
-            "boxes": json.dumps(boxes),
-            **dict(zip(_STAMP, stamp, strict=True)),
-        }
-        probabilities = (f"{prediction['scores'][label]:.6g}" for label in self._classes)
-        self._writer.writerow([*(cells[column] for column in _COLUMNS), *probabilities])
-        self._file.flush()
-        self.decisions[name] = cells["defective"]
 
 
 def overlay_path(folder: Path, name: str) -> Path:
@@ -295,10 +278,11 @@ def _draw_overlay(
 ) -> None:
     """Write the image under its heat map as a JPEG, with boxes and its highest cells unless it is called good."""
     heat = np.asarray(prediction["heat_map"]) / 255
-    lowest = shown_from(heat, threshold, prediction["defective"], share)
+    suspect = prediction["decision"] != "good"  # also where the model makes no decision
+    lowest = shown_from(heat, threshold, suspect, share)
     overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("L")), heat, lowest))
     pen = ImageDraw.Draw(overlay)
-    for box in prediction["boxes"] if prediction["defective"] is not False else []:
+    for box in prediction["boxes"] if suspect else []:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)
         pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + max(overlay.size) // 500)
     overlay.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
@@ -306,4 +290,12 @@ def _draw_overlay(
     overlay.save(path, format="JPEG", quality=90)
 
 
-__all__ = ["FolderPredictions", "UnusableImage", "overlay_path", "predict_folder"]
+__all__ = [
+    "FolderPredictions",
+    "FolderPredictor",
+    "ImageSources",
+    "UnusableImage",
+    "open_predictor",
+    "overlay_path",
+    "predict_folder",
+]

@@ -66,7 +66,7 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
     box = {"xmin": 20, "ymin": 10, "xmax": 50, "ymax": 30, "score": 1.0}
     grey = Image.new("RGB", (60, 40), (100, 100, 100))
     heat[0:8, 0:16] = 100  # below the threshold
-    prediction = {"heat_map": Image.fromarray(heat), "boxes": [box], "defective": True}
+    prediction = {"heat_map": Image.fromarray(heat), "boxes": [box], "decision": "defective"}
     module._draw_overlay(tmp_path / "deep" / "overlay.jpg", grey, prediction, 0.4, 0.05)
     drawn = np.asarray(Image.open(tmp_path / "deep" / "overlay.jpg")).astype(int)
     assert np.abs(drawn[2:6, 2:10] - 100).max() <= 3  # the image where nothing is hot
@@ -74,8 +74,8 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
     green = drawn[:, :, 1] - drawn[:, :, 0]  # the frame: pixels 20..49 by 10..29
     assert green[10, 25:45].min() > 60 and green[29, 25:45].min() > 60
     assert green[15:25, 20].min() > 60 and green[15:25, 49].min() > 60
-    for defective, boxed in ((None, True), (False, False)):  # an image called good has no box
-        module._draw_overlay(tmp_path / "overlay.jpg", grey, prediction | {"defective": defective}, 0.4, 0.05)
+    for decision, boxed in ((None, True), ("look again", True), ("good", False)):  # an image called good has no box
+        module._draw_overlay(tmp_path / "overlay.jpg", grey, prediction | {"decision": decision}, 0.4, 0.05)
         again = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
         assert ((again[:, :, 1] - again[:, :, 0])[10, 25:45].min() > 60) == boxed
 

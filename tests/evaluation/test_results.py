@@ -120,20 +120,22 @@ def test_most_probable_defect_is_never_the_good_class():
 
 
 def test_table_of_predictions(test_split, predictions, tmp_path):
-    both = configs(operating_point=POINT)
+    both = configs(operating_point=POINT | {"look_again_threshold": 0.2})
     write_predictions(tmp_path / "predictions.csv", test_split, predictions, both)
     with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    of_model = ["predicted_label", "defect_score", "defective", *(f"probability_{name}" for name in NAMES)]
+    of_model = ["predicted_label", "defect_score", "defective", "decision", *(f"probability_{name}" for name in NAMES)]
     columns = [f"{model}_{column}" for model in ("primary", "final") for column in of_model]
     assert list(rows[0]) == ["file_name", "label", *columns] and len(rows) == 30
     for index, row in enumerate(rows):
         probabilities = predictions["final"].probabilities[index]
         assert (row["file_name"], row["label"]) == (f"{index}.png", NAMES[index % 3])
         assert row["final_predicted_label"] == NAMES[probabilities.argmax()]
-        assert float(row["final_defect_score"]) == pytest.approx(probabilities[1:].sum(), rel=1e-5)
-        assert row["final_defective"] == str(probabilities[1:].sum() >= 0.4)
-        assert float(row["final_probability_pit"]) == pytest.approx(probabilities[2], rel=1e-5)
+        score = probabilities[1:].sum()
+        assert float(row["final_defect_score"]) == score  # in full precision
+        assert row["final_defective"] == str(score >= 0.4)
+        assert row["final_decision"] == ("defective" if score >= 0.4 else "look again" if score >= 0.2 else "good")
+        assert float(row["final_probability_pit"]) == probabilities[2]
     write_predictions(
         tmp_path / "predictions.csv", test_split, predictions,
         {model: tiny_model(id2label=dict(enumerate(NAMES)), defect_free_label=None).config for model in predictions},
