@@ -121,11 +121,17 @@ class EventHandlers:
                 problems.append(problem_html(path.name, f"was left out: {error}"))
             else:
                 exact, heat_threshold = self._exact(threshold), self._config.heat_threshold
-                cards.append(card_html(path.name, image, self._pipeline(image), exact, heat_threshold))
+                look_again = look_again_threshold(self._config)
+                cards.append(card_html(path.name, image, self._pipeline(image), exact, heat_threshold, look_again))
         return f'{"".join(problems)}<div class="cards">{"".join(cards)}</div>'
 
     def _exact(self, threshold: float) -> float:
         return self._config.threshold if threshold == slider_start(self._config) else threshold
+
+
+def look_again_threshold(config: Any) -> float | None:
+    """Return from which P(defect) on images are to be looked at again, None where the model has no such band."""
+    return (config.operating_point or {}).get("look_again_threshold")  # the code of older models has no property
 
 
 def slider_start(config: Any) -> float:
@@ -230,7 +236,7 @@ def launch_settings(config: Any, folder: UploadFolder) -> dict[str, Any]:
     theme = gr.themes.Default(font=fonts, font_mono=[gr.themes.Font("monospace")])
     theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
     script = (HERE / "page.js").read_text("utf-8")
-    start = f"{json.dumps(config.threshold)}, {json.dumps(slider_start(config))}"
+    start = ", ".join(map(json.dumps, (config.threshold, slider_start(config), look_again_threshold(config))))
     uploads = RateLimiter(quotas.MAX_UPLOADS_PER_MINUTE)
     return {
         "theme": theme,

@@ -44,7 +44,12 @@ def problem_html(name: str, message: str) -> str:
 
 
 def card_html(
-    name: str, image: Image.Image, prediction: dict[str, Any], threshold: float, heat_threshold: float
+    name: str,
+    image: Image.Image,
+    prediction: dict[str, Any],
+    threshold: float,
+    heat_threshold: float,
+    look_again: float | None = None,
 ) -> str:
     """
     Render an image under its heat map, and the prediction.
@@ -54,12 +59,16 @@ def card_html(
         prediction: the pipeline's output for it.
         threshold: on P(defect); unused where the model has no defect-free class.
         heat_threshold: value of the heat map below which it is not shown.
+        look_again: from this P(defect) up to the threshold the image is to be looked at again.
     """
     data, decision = "", ""
+    good_below = threshold if look_again is None else min(look_again, threshold)
     if (score := prediction["defect_score"]) is not None:
-        data = f' data-score="{score!r}" data-decision="{"defective" if score >= threshold else "good"}"'
+        word = "defective" if score >= threshold else "look-again" if score >= good_below else "good"
+        data = f' data-score="{score!r}" data-decision="{word}"'
         decision = f"""
-<p class="decision"><span class="is-defective">✕ Defective</span><span class="is-good">✓ Good</span></p>
+<p class="decision"><span class="is-defective">✕ Defective</span><span class="is-look-again">? Look again</span>
+<span class="is-good">✓ Good</span></p>
 <div class="meter" title="P(defect); the line is the threshold"><span style="width:{100 * score:.2f}%"></span></div>
 <p class="line">P(defect) <b>{score:.3f}</b></p>"""
     rows = "".join(
@@ -70,7 +79,7 @@ def card_html(
     shape = " wide" if image.width >= WIDE * image.height else ""
     return f"""<article class="card{shape}"{data}>
 <h3>{html.escape(name)}</h3>
-{_overlay_html(name, image, prediction, heat_threshold, score is not None and score < threshold)}{decision}
+{_overlay_html(name, image, prediction, heat_threshold, score is not None and score < good_below)}{decision}
 <p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>
 <details><summary>All class probabilities</summary><table class="classes">{rows}</table></details>
 </article>"""
@@ -130,6 +139,8 @@ def operating_point_html(point: dict[str, Any] | None) -> str:
             f"defective, {point['good']} good): recall {100 * point['recall']:.1f} %, false-alarm rate "
             f"{100 * point['false_alarm_rate']:.1f} %."
         )
+    if "look_again_threshold" in point:
+        text += f" From {point['look_again_threshold']:.3f} up to the threshold: look again."
     return f'<p class="hint">{html.escape(text)}</p>'
 
 

@@ -33,6 +33,7 @@ d.png,scratch,0.9
 e.png,<b>pit,0.5
 """
 THRESHOLD = 0.43215  # between two positions of the slider
+LOOK_AGAIN = 0.4
 UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
 
 

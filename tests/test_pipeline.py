@@ -135,7 +135,18 @@ def test_operating_point_decides():
     for threshold, defective in ((score - 1e-3, True), (score + 1e-3, False)):
         assert detector(operating_point={"threshold": threshold})(noise())["defective"] is defective
     output = detector(defect_free_label=None)(noise())
-    assert output["defect_score"] is None and output["defective"] is None
+    assert output["defect_score"] is None and output["defective"] is None and output["decision"] is None
+
+
+def test_images_between_two_thresholds_are_to_be_looked_at_again():
+    score = detector()(noise())["defect_score"]
+    for lower, threshold, decision in (
+        (None, score, "defective"), (None, score + 1e-3, "good"), (score - 2e-3, score - 1e-3, "defective"),
+        (score - 1e-3, score + 1e-3, "look again"), (score + 1e-3, score + 2e-3, "good"),
+    ):  # fmt: skip
+        point = {"threshold": threshold} | ({} if lower is None else {"look_again_threshold": lower})
+        output = detector(operating_point=point)(noise())
+        assert output["decision"] == decision and output["defective"] is (decision == "defective")
 
 
 def test_batches_paths_and_images_agree(tmp_path):

@@ -61,6 +61,19 @@ def test_threshold_is_chosen_by_recall_or_cost(settings, threshold, recall, alar
     assert rates["false_alarm_rate_at_operating_point"] == pytest.approx(alarms)
 
 
+def test_look_again_band_lies_below_the_threshold():
+    point = choose_operating_point(SCORES, DEFECTIVE, wanted_recall=0.5, look_again_recall=0.75)
+    assert (point["threshold"], point["look_again_threshold"]) == pytest.approx((0.75, 0.45))
+    assert (point["look_again_recall"], point["look_again_false_alarm_rate"]) == pytest.approx((0.75, 1 / 3))
+    assert point["look_again_chosen"] == "highest threshold that finds at least 75 % of the validation defects"
+    without = {name: value for name, value in point.items() if not name.startswith("look_again")}
+    assert without == choose_operating_point(SCORES, DEFECTIVE, wanted_recall=0.5)
+    cheap = choose_operating_point(SCORES, DEFECTIVE, miss_cost=0.1, look_again_recall=1)
+    assert (cheap["threshold"], cheap["look_again_threshold"]) == pytest.approx((0.75, 0.15))
+    same = choose_operating_point(SCORES, DEFECTIVE, wanted_recall=0.8, look_again_recall=0.9)  # both find all four
+    assert "look_again_threshold" not in same and "look_again_chosen" in same
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_no_threshold_is_better_than_the_chosen_one(seed):
     generator = np.random.default_rng(seed)
@@ -164,8 +177,13 @@ def test_one_kind_of_image_gives_no_threshold_and_no_temperature():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"wanted_recall": 0}, {"wanted_recall": 1.1}, {"miss_cost": 0}, {"heat_false_alarms": 1}]
-)
+    "wrong",
+    [
+        {"wanted_recall": 0}, {"wanted_recall": 1.1}, {"miss_cost": 0}, {"miss_cost": float("inf")},
+        {"heat_false_alarms": 1}, {"look_again_recall": 0.9}, {"look_again_recall": 0.9, "wanted_recall": 0.95},
+        {"look_again_recall": 1.1, "miss_cost": 3},
+    ],
+)  # fmt: skip
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
         OperatingArguments(**wrong)
@@ -198,6 +216,7 @@ def test_model_decides_at_its_threshold(tmp_path):
     config = AutoConfig.for_model("resnet").to_dict()
     for wrong in (
         {"temperature": 0.0}, {"operating_point": {"threshold": 2}}, {"operating_point": {}},
+        {"operating_point": {"threshold": 0.4, "look_again_threshold": 0.5}},
         {"saliency_threshold": {"threshold": 2}}, {"saliency_threshold": {}},
     ):  # fmt: skip
         with pytest.raises(Exception, match=next(iter(wrong))):

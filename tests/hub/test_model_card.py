@@ -223,6 +223,16 @@ def test_unknown_facts_are_left_out():
     assert "This classifier: not stated" in text and "pretrained backbone" not in text
 
 
+def test_look_again_band_is_stated_where_there_is_one():
+    assert "look again" not in card()
+    report = copy.deepcopy(REPORT)
+    report["results"]["final"] |= {"recall_with_look_again": 0.975, "false_alarm_rate_with_look_again": 0.125}
+    band = {"look_again_threshold": 0.125, "look_again_chosen": "by hand"}
+    text = card(report=report, operating_point=POINT | band)
+    assert "From 0.1250 up to the threshold the answer is *look again* (by hand):\nwith these images 97.5 %" in text
+    assert "| Defects found or looked at again |  | 0.975 |  |" in text
+
+
 def test_untrained_heat_map_is_not_offered():
     text = card(has_heat_map=False, report=changed("training", kg_objective=["cosine"]))
     assert "A heat map" in card() and "A heat map" not in text and "is the heat map" not in text

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from space_server import ROOT, THRESHOLD, encode, make_png, noise, stored_names, write
+from space_server import LOOK_AGAIN, ROOT, THRESHOLD, encode, make_png, noise, stored_names, write
 
 import quotas
 
@@ -26,7 +26,8 @@ def upload_noise(page, folder):
 
 
 def decisions(scores, threshold):
-    return ["✕ Defective" if score >= threshold else "✓ Good" for score in scores]
+    below = ["? Look again" if score >= LOOK_AGAIN else "✓ Good" for score in scores]
+    return ["✕ Defective" if score >= threshold else word for score, word in zip(scores, below, strict=True)]
 
 
 def test_uploaded_images_are_classified(page, server, tmp_path):
@@ -76,7 +77,9 @@ def test_threshold_slider(page, server, tmp_path):
         expected = decisions(scores, threshold)
         page.until(lambda: page.texts(".card .decision") == expected)  # noqa: B023
         boxed = "return [...document.querySelectorAll('.boxes')].map(one => getComputedStyle(one).display != 'none')"
-        assert driver.execute_script(boxed) == [score >= threshold for score in scores]  # none on good images
+        assert driver.execute_script(boxed) == [
+            score >= min(threshold, LOOK_AGAIN) for score in scores
+        ]  # none if good
         if counts is not None:
             page.until(lambda: page.counts() == counts)  # noqa: B023
     page.slide("#threshold", round(THRESHOLD, 3))

@@ -32,7 +32,10 @@ def test_card_holds_images_and_escaped_text():
     image = Image.new("RGB", (1000, 500), (90, 90, 90))
     card = card_html(NAME, image, make_prediction(), 0.5, 0.5)
     assert 'data-decision="defective"' in card
-    assert 'data-decision="good"' in card_html(NAME, image, make_prediction(), np.nextafter(0.5, 1), 0.5)
+    above = np.nextafter(0.5, 1)
+    for look_again, word in ((None, "good"), (0.5, "look-again"), (above, "good")):
+        assert f'data-decision="{word}"' in card_html(NAME, image, make_prediction(), above, 0.5, look_again)
+    assert 'data-decision="defective"' in card_html(NAME, image, make_prediction(), 0.5, 0.5, 0.9)
     assert "<img src=x" not in card and "&lt;img src=x" in card and "<b>pit" not in card and "&lt;b&gt;pit" in card
     assert '<rect x="1" y="2" width="10" height="20"/>' in card
     sources = re.findall(r'src="data:image/\w+;base64,([^"]+)"', card)
@@ -68,7 +71,10 @@ def test_operating_point():
     point = {"threshold": 0.25, "chosen": "<why>", "recall": 0.5, "false_alarm_rate": 0.1, "defective": 4, "good": 10}
     text = operating_point_html(point)
     assert "&lt;why&gt;" in text and "4 defective, 10 good" in text
-    assert "recall 50.0 %" in text and "false-alarm rate 10.0 %" in text
+    assert "recall 50.0 %" in text and "false-alarm rate 10.0 %" in text and "look again" not in text
+    assert "From 0.125 up to the threshold: look again." in operating_point_html(
+        point | {"look_again_threshold": 0.125}
+    )
 
 
 def test_without_labelled_set():
