@@ -48,8 +48,8 @@ class PredictionTable:
         header = [*_COLUMNS, *(f"probability_{name}" for name in classes)]
         content = path.read_bytes() if path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        found, *rows = [*csv.reader(_text(complete))] or [header]
-        if found != header:
+        rows = csv.reader(_text(complete))
+        if next(rows, header) != header:
             raise InputError(
                 f"{path} has other columns than this version of kgl predict writes; it was edited, or written by "
                 "another version. Choose another --output."

@@ -180,17 +180,21 @@ class Watching:
         code = "from kgl.cli.main import main; main()"
         arguments = ["predict", "line", "--model", "model", "--output", "out", "--watch", "0.2", "--batch_size", "2"]
         root = Path(__file__).resolve().parents[3]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], cwd=folder, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        with (folder / "stdout.txt").open("w") as output, (folder / "stderr.txt").open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, *arguments], cwd=folder, stdout=output, stderr=errors,
+                env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
         while not condition():
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.poll() is None, self.read("stderr.txt")
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text()
 
     def rows(self) -> list[dict[str, str]]:
         path = self.folder / "out" / "predictions.csv"
@@ -201,11 +205,12 @@ class Watching:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
     def end(self, number: int) -> tuple[int, str, str]:
+        """Send a signal, and return the exit code, standard error and standard output."""
         self.process.send_signal(number)
-        return (*self.process.communicate(timeout=60), self.process.returncode)[::-1]
+        return self.process.wait(60), self.read("stderr.txt"), self.read("stdout.txt")
 
 
 def cpu_seconds(process: subprocess.Popen) -> float:
@@ -239,6 +244,7 @@ def test_killed_watches_decide_every_image_once(tmp_path):
     Image.fromarray(np.full((40, 48), 250, dtype=np.uint8)).save(tmp_path / "line" / "good_3.png")
     third.wait_for(lambda: len(third.rows()) == 18 and third.rows()[-1]["file_name"] == "good_3.png")
     shutil.rmtree(tmp_path / "line")
+    third.wait_for(lambda: "it is gone" in third.read("stdout.txt"))
     used = cpu_seconds(third.process)
     time.sleep(2)
     assert cpu_seconds(third.process) - used < 0.5
@@ -273,7 +279,8 @@ def test_sigterm_ends_with_the_counts_and_exit_code_1_for_unusable_images(tmp_pa
     (tmp_path / "line" / "b.png").write_text("no image")
     watching = Watching(tmp_path)
     watching.wait_for(lambda: len(watching.rows()) == 1)
-    time.sleep(0.2 * (PATIENCE + 3) + 1)
+    watching.wait_for(lambda: "b.png" in watching.read("stderr.txt"))
+    time.sleep(1)
     code, errors, printed = watching.end(signal.SIGTERM)
     assert code == 1 and errors.endswith("line/b.png: not an image\n") and len(errors.splitlines()) == 1
     assert printed.splitlines()[-1].endswith(" good, 1 unusable. Table: out/predictions.csv")
