@@ -109,7 +109,7 @@ class FrozenBench:
         )
         for name, maps in (("map", predictions.class_map), ("saliency", predictions.saliency)):
             rows, masks = self.test_masks
-            if len(rows):
+            if len(rows) and maps.shape[1:] != (1, 1):  # 1 x 1: the arm has no map
                 cells = list(mask_to_grid(masks, maps.shape[1:]))
                 metrics[f"{name}_cell_image_ap"] = image_average_precision(list(maps[rows]), cells)
         return metrics | {"seconds": fitted.fitted_at - started} | _marked(predictions, self)
