@@ -21,6 +21,7 @@ from ..data.schema import dataset_fingerprint
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
 from .arguments import DEFAULT_STEPS, GuidanceArguments, check_repo_id
+from .sharding import check_shardable, check_sharding, uses_fsdp
 from .training_args import KGLTrainingArguments, Settings
 
 
@@ -99,8 +100,7 @@ def check_settings(settings: Settings) -> None:
         if vars(training_args)[name] <= 0:
             raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
     _check_numbers(training_args)
-    if training_args.fsdp:
-        raise InputError("--fsdp: models of this job fit one GPU; leave it out, accelerate launch trains on several.")
+    check_sharding(training_args)
     if training_args.fp16 and training_args.device.type == "cpu":
         raise InputError("--fp16 true: it needs a GPU; use --bf16 true on a CPU.")
     if training_args.save_strategy == "best":
@@ -119,6 +119,11 @@ def check_settings(settings: Settings) -> None:
 def _check_frozen(settings: Settings) -> None:
     """Refuse settings without an effect on heads that are fitted to frozen features."""
     training = settings.training
+    if uses_fsdp(training):
+        raise InputError(
+            "FSDP (--fsdp or accelerate launch --use_fsdp) goes with --fine_tune true: by default the heads are "
+            "fitted to frozen features, without steps."
+        )
     # What KGLTrainingArguments fills in where it is not given.
     filled = {"gradient_checkpointing": False, "max_steps": DEFAULT_STEPS, "num_train_epochs": 1.0}
     if training.max_steps == -1:  # --num_train_epochs was given
@@ -167,6 +172,7 @@ def check_trainable(
             f"--gradient_checkpointing true: the backbone {model.config.backbone_config.model_type} does not support "
             "it; leave it out."
         )
+    check_shardable(training_args, model)
     try:
         Trainer.get_optimizer_cls_and_kwargs(training_args, model)
     except (ImportError, RuntimeError, ValueError) as error:
@@ -228,6 +234,7 @@ def run_settings(settings: Settings, splits: DatasetDict) -> dict[str, dict[str,
         "training": training
         | {
             "processes": settings.training.world_size,
+            **({"fsdp": True} if uses_fsdp(settings.training) else {}),  # its checkpoints are of another kind
             "mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),  # --bf16 or accelerate launch's
         },
     }

@@ -34,7 +34,13 @@ class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments
         if self.num_train_epochs is None:
             self.max_steps = DEFAULT_STEPS if self.max_steps == -1 else self.max_steps
             self.num_train_epochs = 1.0  # max_steps decides
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = True if self.fsdp.lower() == "true" else None
         super().__post_init__()
+        reentrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        if self.gradient_checkpointing and self.ddp_find_unused_parameters is None and not reentrant:
+            # The Trainer would not look for them with checkpointing; norms of Swin's hidden states are unused.
+            self.ddp_find_unused_parameters = True
         # Pinned memory is for copies to a GPU; without one, torch warns at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         self.check_guidance()
