@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from torch.optim import SGD
-from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.arguments import DataArguments, folder_name
@@ -22,6 +20,7 @@ from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
 from .arguments import DEFAULT_STEPS, GuidanceArguments, check_repo_id
 from .sharding import check_shardable, check_sharding, uses_fsdp
+from .trainer_checks import check_trainer
 from .training_args import KGLTrainingArguments, Settings
 
 
@@ -51,6 +50,11 @@ _OF_STEPS = (
 _OF_TRAINED_STAGES = ("augment", "freeze_stages", "frozen_views", "fusion_size")
 _OF_GUIDANCE = ("prior_folds", "prior_weighting")
 
+_LEAST = {
+    "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 0,
+    "weight_decay": 0,
+}  # fmt: skip
+
 _NO_EVALUATION = "validation images are used once, at the end, to calibrate"
 _NO_EFFECT = "it has no effect on this job"
 # Settings of TrainingArguments that are refused, with the reason; the help does not show them.
@@ -71,6 +75,7 @@ UNSUPPORTED = {
     "save_only_model": "a checkpoint without the optimizer's state cannot be resumed",
     "resume_from_checkpoint": "leave it out; the same --output_dir resumes from its last checkpoint",
     "hub_strategy": "checkpoints are not pushed; the finished run is, once",
+    "parallelism_config": "only the images are shared among processes",
     "remove_unused_columns": "the collator needs the columns that the model does not name",
 }  # fmt: skip
 
@@ -112,7 +117,7 @@ def check_settings(settings: Settings) -> None:
     try:
         for reporter in get_reporting_integration_callbacks(training_args.report_to):
             reporter()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"--report_to {' '.join(training_args.report_to)}: {error}") from error
 
 
@@ -144,12 +149,16 @@ def _check_numbers(training_args: KGLTrainingArguments) -> None:
         seed = vars(training_args)[name]
         if seed is not None and not 0 <= seed < 2**32:
             raise InputError(f"--{name} {seed}: it must lie in 0..2**32 - 1.")
-    if training_args.dataloader_num_workers < 0:
-        raise InputError(f"--dataloader_num_workers {training_args.dataloader_num_workers}: it must be at least 0.")
-    if training_args.gradient_accumulation_steps < 1:
-        raise InputError(
-            f"--gradient_accumulation_steps {training_args.gradient_accumulation_steps}: it must be at least 1."
-        )
+    for name, least in _LEAST.items():
+        value = vars(training_args)[name]
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: it must be at least {least}.")
+    if not 0 <= training_args.label_smoothing_factor < 1:
+        raise InputError(f"--label_smoothing_factor {training_args.label_smoothing_factor}: it must lie in 0..1.")
+    if "num_steps" in (training_args.accelerator_config.gradient_accumulation_kwargs or {}):
+        raise InputError("--accelerator_config: give the number of steps by --gradient_accumulation_steps.")
+    if training_args.to_dict().get("train_sampling_strategy", "random") not in ("random", "sequential"):
+        raise InputError("--train_sampling_strategy: images have no length to group by; choose random or sequential.")
 
 
 def check_trainable(
@@ -165,7 +174,7 @@ def check_trainable(
         counts: the number of training images of every phase.
 
     Raises:
-        InputError: an optimizer, a schedule, gradient checkpointing or batches that cannot be used.
+        InputError: settings of the Trainer, gradient checkpointing or batches that cannot be used.
     """
     if training_args.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise InputError(
@@ -173,17 +182,7 @@ def check_trainable(
             "it; leave it out."
         )
     check_shardable(training_args, model)
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(training_args, model)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise InputError(f"--optim {training_args.optim.value}: {error}") from error
-    try:
-        get_scheduler(
-            training_args.lr_scheduler_type, SGD([torch.zeros(1)]), 1, 10,
-            scheduler_specific_kwargs=dict(training_args.lr_scheduler_kwargs or {}),
-        )  # fmt: skip
-    except (TypeError, ValueError) as error:
-        raise InputError(f"--lr_scheduler_type {training_args.lr_scheduler_type.value}: {error}") from error
+    check_trainer(training_args, model, counts)
     _check_batches(training_args, model, size, counts)
 
 

@@ -12,6 +12,7 @@ from packaging.version import Version
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
@@ -37,6 +38,8 @@ def check_sharding(args: KGLTrainingArguments) -> None:
     """
     if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true":
         raise InputError("accelerate launch --use_parallelism_config: only whole images are shared; leave it out.")
+    if is_deepspeed_zero3_enabled():
+        raise InputError("DeepSpeed's stage 3 shards weights, which are not gathered; take stage 2, or --fsdp true.")
     if args.fsdp_config and not args.fsdp:
         raise InputError("--fsdp_config goes with --fsdp.")
     if not uses_fsdp(args):

@@ -147,6 +147,12 @@ def test_kinds_of_fsdp_that_are_refused(config, environment, message, two_gpus, 
         check_sharding(parse([write_recipe(tmp_path, data_dir="images"), *arguments]).training)
 
 
+def test_weights_that_deepspeed_shards_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(InputError, match=r"DeepSpeed's stage 3 shards weights, .* take stage 2, or --fsdp true"):
+        check_settings(parse([write_recipe(tmp_path, data_dir="images")]))
+
+
 def test_settings_of_fsdp_go_with_training_by_steps(tmp_path):
     with pytest.raises(InputError, match=r"FSDP .* goes with --fine_tune true"):
         check_settings(parse(["images", "--fsdp", "true"]))
