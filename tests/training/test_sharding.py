@@ -6,9 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import accelerate
 import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin
 from jobs import write_recipe
+from packaging.version import Version
 from safetensors.torch import load_file
 from tiny import TINY_BACKBONES, TRAIN_SCRIPT, launched, make_images, tiny_model
 from torch.testing import assert_close
@@ -22,6 +24,9 @@ from kgl.training.sharding import check_shardable, check_sharding
 
 
 FSDP_SCRIPT = Path(__file__).resolve().parents[1] / "fsdp_on_cpu.py"
+needs_accelerate = pytest.mark.skipif(
+    Version(accelerate.__version__) < Version(sharding._MIN_ACCELERATE), reason="FSDP needs a newer accelerate"
+)
 NOT_HERE = "shards a model over several GPUs, not on a CPU; leave it out: several processes share the images"
 
 
@@ -73,10 +78,12 @@ def run_whole_and_sharded(folder, backbone, **settings):
     return recipe, sharded
 
 
+@needs_accelerate
 def test_batch_norms_and_their_statistics_are_those_of_whole_models(tmp_path):
     run_whole_and_sharded(tmp_path, "resnet")
 
 
+@needs_accelerate
 def test_sharded_run_resumes_and_checkpoints_gradients(tmp_path):
     """Norms of Swin's hidden states have no gradient, so none in a checkpoint's optimizer either."""
     recipe, sharded = run_whole_and_sharded(tmp_path, "swin", gradient_checkpointing=True)

@@ -11,6 +11,7 @@ from transformers import SchedulerType, get_scheduler
 from kgl.cli.train import parse
 from kgl.errors import InputError
 from kgl.train import run
+from kgl.training.settings import check_settings
 from kgl.training.trainer_checks import check_trainer
 
 
@@ -75,7 +76,7 @@ def test_unknown_names_in_json_objects(tmp_path):
         with pytest.raises(InputError, match=f"{message}.* unexpected keyword argument 'a'"):
             run(parse([recipe, f"--{name}", '{"a": 1}']))
     with pytest.raises(InputError, match=r"--parallelism_config"):
-        parse([recipe, "--parallelism_config", "abc"])
+        check_settings(parse([recipe, "--parallelism_config", "abc"]))
     assert not (tmp_path / "out").exists()
 
 
