@@ -65,6 +65,9 @@ class KGLPreTrainedModel(PreTrainedModel):
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps.
     accepts_loss_kwargs = False
 
+    def get_input_embeddings(self) -> None:
+        """Return None: images have no table of embeddings. FSDP asks for it."""
+
 
 class KGLStageFusion(nn.Module):
     """Projection of several stages' maps to one width, summed at the resolution of the finest."""
