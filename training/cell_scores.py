@@ -79,7 +79,7 @@ def _centres(cells: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     """Return k-means centres of cells `(M, D)`, `(count, D)`."""
     centres = cells.float().cpu()
     if len(centres) > count:
-        means = MiniBatchKMeans(count, batch_size=4 * count, n_init=1, max_iter=20, random_state=seed)
+        means = MiniBatchKMeans(count, init="random", batch_size=4 * count, n_init=1, max_iter=20, random_state=seed)
         centres = torch.from_numpy(means.fit(centres.numpy()).cluster_centers_).float()
     return centres[torch.arange(count) % len(centres)]
 
