@@ -20,13 +20,15 @@ def test_few_good_cells_are_stored_as_they_are():
     torch.testing.assert_close(score(as_map(cells)), torch.tensor([[[1.0, 0.0, 5.0]]]))
 
 
-def test_centres_are_those_of_the_clusters():
+def test_every_cluster_of_good_cells_has_centres():
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     good = (centres[:, None] + torch.randn(3, 200, 2, generator=generator) / 10).flatten(0, 1)
-    memory = fit_cell_score(good, None, 3, seed=0).memory
-    assert torch.cdist(centres, memory).amin(dim=1).max() < 0.05
-    assert torch.equal(fit_cell_score(good, None, 3, seed=0).memory, memory)
+    memory = fit_cell_score(good, None, 30, seed=0).memory
+    assert torch.cdist(good, memory).amin(dim=1).max() < 0.4
+    assert torch.cdist(memory, centres).amin(dim=1).max() < 0.4
+    assert torch.equal(fit_cell_score(good, None, 30, seed=0).memory, memory)
+    assert not torch.equal(fit_cell_score(good, None, 30, seed=1).memory, memory)
 
 
 def test_defective_cells_among_the_good_ones_are_learned():
