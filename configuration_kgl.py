@@ -19,14 +19,14 @@ class KGLConfig(PreTrainedConfig):
     head (`str`, *optional*, defaults to `"avg_max"`):
         `"avg_max"` (arXiv 2605.17780): the saliency logits `H` are a 1x1 convolution of the features `F`, and the
         classifier reads the average and the maximum of both over the cells. `"stages"`: the classifier reads the
-        average and the maximum of every stage apart, and the mean of the highest `top_cells` of `H`, which two 1x1
-        convolutions make of the cells of the first `saliency_stages` stages.
+        average and the maximum of every stage apart, and the mean of the highest `top_cells` of `H`, which says
+        how far the cells of the first `saliency_stages` stages are from stored cells of good images.
     saliency_stages (`int`, *optional*, defaults to 2):
         Head `"stages"`: how many of the backbone's maps, finest first, `H` is made of, at the resolution of the first.
     cell_size (`int`, *optional*, defaults to 64):
         Head `"stages"`: channels that the cells are projected to.
-    saliency_hidden_size (`int`, *optional*, defaults to 512):
-        Head `"stages"`: channels between the two convolutions.
+    memory_size (`int`, *optional*, defaults to 512):
+        Head `"stages"`: how many cells are stored.
     top_cells (`float`, *optional*, defaults to 0.05):
         Head `"stages"`: share of the cells whose mean `H` enters the logits.
     defect_free_label (`str`, *optional*):
@@ -70,7 +70,7 @@ class KGLConfig(PreTrainedConfig):
     head: str = "avg_max"
     saliency_stages: int = 2
     cell_size: int = 64
-    saliency_hidden_size: int = 512
+    memory_size: int = 512
     top_cells: float = 0.05
     defect_free_label: str | None = None
     temperature: float = 1.0
@@ -95,7 +95,7 @@ class KGLConfig(PreTrainedConfig):
         """Check that there is such a head, and its sizes."""
         if self.head not in ("avg_max", "stages"):
             raise ValueError(f"head={self.head!r}: choose avg_max or stages.")
-        for name in ("saliency_stages", "cell_size", "saliency_hidden_size"):
+        for name in ("saliency_stages", "cell_size", "memory_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")
         if not 0 < self.top_cells <= 1:

@@ -65,6 +65,9 @@ class KGLPreTrainedModel(PreTrainedModel):
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps.
     accepts_loss_kwargs = False
 
+    def get_input_embeddings(self) -> None:
+        """Return None: images have no table of embeddings. FSDP asks for it."""
+
 
 class KGLStageFusion(nn.Module):
     """Projection of several stages' maps to one width, summed at the resolution of the finest."""
@@ -86,25 +89,36 @@ class KGLStageFusion(nn.Module):
 
 class KGLCellHead(nn.Module):
     """
-    Saliency logits of cells: stages fused at the finest stride, averaged over 3 x 3 cells, two 1x1 convolutions.
+    Saliency logits of cells: a linear function of a cell and of its distance from the nearest stored cell.
 
-    PatchCore (Roth et al. 2022) makes its cells so, SimpleNet (Liu et al. 2023) its discriminator.
+    Cells are made as in PatchCore (Roth et al. 2022): each stage averaged over 3 x 3 cells, projected, and summed at
+    the finest stride. Around the image they are averaged with zeros; averages of fewer cells vary more there, and the
+    highest cells of most images would lie on the rim.
     """
 
-    def __init__(self, in_channels: list[int], cell_size: int, hidden_size: int) -> None:
+    def __init__(self, in_channels: list[int], cell_size: int, memory_size: int) -> None:
         super().__init__()
         self.fusion = KGLStageFusion(in_channels, cell_size)
-        self.hidden = nn.Conv2d(cell_size, hidden_size, kernel_size=1)
-        self.output = nn.Conv2d(hidden_size, 1, kernel_size=1)
+        # Weight c and bias -|c|^2 / 2 of each stored cell: |x - c|^2 = |x|^2 - 2 (c x - |c|^2 / 2).
+        self.memory = nn.Conv2d(cell_size, memory_size, kernel_size=1)
+        self.output = nn.Conv2d(cell_size + 1, 1, kernel_size=1)
 
     def cells(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return the cells `(B, D, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first."""
-        fused = self.fusion(feature_maps)
-        return nn.functional.avg_pool2d(fused, 3, stride=1, padding=1, count_include_pad=False)
+        return self.fusion(tuple(nn.functional.avg_pool2d(one, 3, stride=1, padding=1) for one in feature_maps))
+
+    def distances(self, cells: torch.Tensor) -> torch.Tensor:
+        """Return the distance of cells `(B, D, h, w)` from the nearest stored one, `(B, 1, h, w)`."""
+        with torch.autocast(cells.device.type, enabled=False):  # the difference of two large numbers
+            cells = cells.float()
+            nearest = nn.functional.conv2d(cells, self.memory.weight.float(), self.memory.bias.float())
+            squared = cells.square().sum(dim=1, keepdim=True) - 2 * nearest.amax(dim=1, keepdim=True)
+            return squared.clamp(min=1e-6).sqrt()
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return the saliency logits `(B, 1, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first."""
-        return self.output(nn.functional.leaky_relu(self.hidden(self.cells(feature_maps)), 0.2))
+        cells = self.cells(feature_maps)
+        return self.output(torch.cat([cells, self.distances(cells).to(cells.dtype)], dim=1))
 
 
 class KGLForImageClassification(KGLPreTrainedModel):
@@ -131,9 +145,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
         channels = self.backbone.channels
         if config.head == "stages":
             self.fusion = None
-            self.saliency_head = KGLCellHead(
-                channels[: config.saliency_stages], config.cell_size, config.saliency_hidden_size
-            )
+            self.saliency_head = KGLCellHead(channels[: config.saliency_stages], config.cell_size, config.memory_size)
             pooled_features = 2 * sum(channels) + 1
         else:
             self.fusion = KGLStageFusion(channels, config.fusion_size) if len(channels) > 1 else None

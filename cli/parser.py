@@ -237,7 +237,8 @@ def _split_loose(parser: Any, argv: list[str]) -> tuple[list[str], list[str], st
         if _is_flag(argument):
             flag = argument.partition("=")[0]
             action = parser._option_string_actions.get(flag)
-            capacity = {None: 1.0, "?": 0.5, 0: 0.0}.get(action.nargs, float("inf")) if action else 1.0
+            optional = 1.0 if action and action.type is str else 0.5  # --fsdp takes text, the others true or false
+            capacity = {None: 1.0, "?": optional, 0: 0.0}.get(action.nargs, float("inf")) if action else 1.0
             capacity = 0.0 if "=" in argument else capacity
             flags.append(argument)
         elif capacity >= 1 or (capacity == 0.5 and argument.lower() in _BOOLEANS):

@@ -21,7 +21,7 @@ def fit_projection(
     """
     Set the cell projection of a model with the head `stages` to the principal components of standardised cells.
 
-    Resizing, averaging and the projection are linear, so the projection is applied to each stage at its own size.
+    Resizing and the projection are linear, so the projection is applied to each stage at its own size.
     Where there are fewer channels than components, the components left over are 0.
 
     Args:
@@ -52,10 +52,11 @@ def fit_projection(
 
 
 def raw_cells(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return all channels of maps `(B, C_i, h_i, w_i)` at the resolution of the first, averaged over 3 x 3 cells."""
+    """Return all channels of maps `(B, C_i, h_i, w_i)`, averaged over 3 x 3 cells, at the resolution of the first."""
+    averaged = [F.avg_pool2d(one, 3, stride=1, padding=1) for one in feature_maps]
     size = feature_maps[0].shape[-2:]
-    resized = [F.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in feature_maps[1:]]
-    return F.avg_pool2d(torch.cat([feature_maps[0], *resized], dim=1), 3, stride=1, padding=1, count_include_pad=False)
+    resized = [F.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in averaged[1:]]
+    return torch.cat([averaged[0], *resized], dim=1)
 
 
 __all__ = ["FITTED_CELLS", "FITTED_IMAGES", "fit_projection", "raw_cells"]

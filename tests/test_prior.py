@@ -1,5 +1,6 @@
 """The job that makes priors: one process or several, resuming, refusals."""
 
+import os
 import subprocess
 import sys
 
@@ -102,3 +103,16 @@ def test_model_of_another_kind_is_refused(tmp_path):
     TINY_BACKBONES["resnet"].save_pretrained(tmp_path / "resnet")
     with pytest.raises(InputError, match="not a classifier saved by kgl train"):
         load_classifier(str(tmp_path / "resnet"))
+
+
+def test_processes_of_fsdp_are_refused(tmp_path, image_folder):
+    """transformers would load the weights in the main process only, and the others would make priors of none."""
+    tiny_model(id2label={0: "good", 1: "scratch"}).save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    command = [*launched(2), "-m", "kgl.prior", str(image_folder), "--model", str(tmp_path / "model")]
+    environment = os.environ | {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    done = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "out")], capture_output=True, text=True, env=environment
+    )
+    assert "accelerate launch --use_fsdp: each process needs the whole model here; leave it out." in done.stderr
+    assert not (tmp_path / "out").exists()

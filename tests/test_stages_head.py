@@ -8,28 +8,35 @@ from transformers import ResNetModel
 from kgl.modeling_kgl import KGLForImageClassification, top_cells
 
 
+def average_of_neighbours(maps):
+    """Return the mean of each cell and its eight neighbours, 0 outside the image."""
+    padded, averaged = F.pad(maps, (1, 1, 1, 1)), torch.zeros_like(maps)
+    for row in range(maps.shape[2]):
+        for column in range(maps.shape[3]):
+            averaged[:, :, row, column] = padded[:, :, row : row + 3, column : column + 3].mean(dim=(2, 3))
+    return averaged
+
+
 def test_logits_follow_formula():
-    """Cell by cell: fused at the first stage's size, averaged over the neighbours inside, two layers, top cells."""
+    """Cell by cell: averaged over its neighbours, fused at the first stage's size, its distance, top cells."""
     model, pixel_values = stages_model(temperature=2.0), torch.randn(2, 3, 64, 96)
     maps = model.backbone(pixel_values).feature_maps
     assert [tuple(one.shape[-2:]) for one in maps] == [(8, 12), (4, 6), (2, 3)]
     head = model.saliency_head
-    fused = sum(
+    averaged = [average_of_neighbours(one) for one in maps[:2]]
+    cells = sum(
         F.interpolate(
             torch.einsum("dc,bchw->bdhw", layer.weight[:, :, 0, 0], one) + layer.bias[:, None, None],
             size=(8, 12), mode="bilinear",
         )
-        for layer, one in zip(head.fusion.projections, maps[:2], strict=True)
+        for layer, one in zip(head.fusion.projections, averaged, strict=True)
     )  # fmt: skip
-    cells = torch.zeros_like(fused)
-    for row in range(8):
-        for column in range(12):
-            around = fused[:, :, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
-            cells[:, :, row, column] = around.mean(dim=(2, 3))
-    torch.testing.assert_close(head.cells(maps[:2]), cells)
-    hidden = torch.einsum("od,bdhw->bohw", head.hidden.weight[:, :, 0, 0], cells) + head.hidden.bias[:, None, None]
-    hidden = torch.where(hidden > 0, hidden, 0.2 * hidden)
-    saliency = torch.einsum("od,bdhw->bohw", head.output.weight[:, :, 0, 0], hidden) + head.output.bias
+    torch.testing.assert_close(head.cells(maps[:2]), cells, rtol=1e-4, atol=1e-5)
+    memory = head.memory.weight[:, :, 0, 0]
+    distance = (cells[:, None] - memory[None, :, :, None, None]).norm(dim=2).amin(dim=1, keepdim=True)
+    torch.testing.assert_close(head.distances(cells), distance, rtol=1e-3, atol=1e-3)
+    features = torch.cat([cells, distance], dim=1)
+    saliency = torch.einsum("od,bdhw->bohw", head.output.weight[:, :, 0, 0], features) + head.output.bias
     pooled = torch.cat([part for one in maps for part in (one.mean(dim=(2, 3)), one.amax(dim=(2, 3)))], dim=1)
     top = saliency.flatten(1).sort(dim=1).values[:, -5:].mean(dim=1, keepdim=True)  # 5 % of 96 cells
     logits = F.linear(torch.cat([pooled, top], dim=1), model.classifier.weight, model.classifier.bias) / 2

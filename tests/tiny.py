@@ -56,13 +56,15 @@ def stages_model(*, seed: int = 0, **config_kwargs: object) -> KGLForImageClassi
     """A tiny classifier with the head `stages` on three stages, strides 8 to 32, and random heads, in eval mode."""
     config_kwargs = {"id2label": {0: "good", 1: "scratch", 2: "pit"}, "defect_free_label": "good"} | config_kwargs
     backbone = four_stages(out_features=["stage2", "stage3", "stage4"]).to_dict()
-    sizes = {"head": "stages", "cell_size": 6, "saliency_hidden_size": 5}
+    sizes = {"head": "stages", "cell_size": 6, "memory_size": 5}
     torch.manual_seed(seed)
     model = KGLForImageClassification(KGLConfig(backbone_config=backbone, **(sizes | config_kwargs))).eval()
     with torch.no_grad():
         for head in (model.saliency_head, model.classifier):
             for parameter in head.parameters():
                 parameter.normal_()
+        memory = model.saliency_head.memory
+        memory.bias.copy_(-memory.weight.square().sum(dim=(1, 2, 3)) / 2)  # so that distances are distances
     return model
 
 

@@ -1,8 +1,7 @@
-"""Heads on frozen features: a regression, a saliency head that knows good cells from noisy ones, and their sum."""
+"""Heads on frozen features: a regression, a saliency head that knows good cells, and their sum."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -12,16 +11,15 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
 from ..modeling_kgl import KGLCellHead, KGLForImageClassification, top_cells
-from .cell_layers import NOISES, fit_cell_layers, score_cells
+from .cell_scores import CellScore, fit_cell_score
 from .frozen_features import FrozenFeatures
 
 
 REGULARIZATION = 0.1  # inverse strength C of the regression; .01 to 1 rank alike
 _USUAL_SCALE = 0.4  # of the regression's logits, which are overconfident by about this factor
-MAX_CELLS = 300_000  # that the saliency head draws from; bounds memory
+MAX_CELLS = 20_000  # of each kind that the saliency head is fitted to
 FOLDS = 4
 
 
@@ -229,8 +227,7 @@ class FrozenHeads:
         """
         marked = torch.from_numpy(priors > thresholds[:, None, None])
         if marked.any() and not marked.all():
-            layers = self._fit_layers(~marked, marked, (0.0,) * len(NOISES))
-            self._set_saliency(layers, HeatScale(0.0, 1.0))
+            self._set_saliency(self._fit_score(~marked, marked), HeatScale(0.0, 1.0))
 
     def _out_of_sample_logits(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows that some fold holds out, in order, and the regression's logits without that fold."""
@@ -250,8 +247,8 @@ class FrozenHeads:
         maps = torch.full((len(self.labels), *self.cells.shape[2:]), torch.nan)
         for held_out in self.folds:
             scored = np.intersect1d(held_out, rows)
-            layers = self._fit_saliency(np.setdiff1d(self.features.cell_rows, held_out))
-            maps[scored] = self._score(layers, scored)
+            score = self._fit_saliency(np.setdiff1d(self.features.cell_rows, held_out))
+            maps[scored] = self._score(score, scored)
         return maps[rows]
 
     def _heat_scale(self, good_maps: torch.Tensor) -> HeatScale:
@@ -261,21 +258,19 @@ class FrozenHeads:
             good_maps = self._score(self._fit_saliency(rows), rows)
         return HeatScale.of(good_maps)
 
-    def _score(self, layers: tuple[nn.Linear, nn.Linear], rows: np.ndarray) -> torch.Tensor:
+    def _score(self, score: CellScore, rows: np.ndarray) -> torch.Tensor:
         batches = self.cells[np.searchsorted(self.features.cell_rows, rows)].split(64)
-        return torch.cat([score_cells(layers, one.float().to(self.model.device))[:, 0].cpu() for one in batches])
+        return torch.cat([score(one.float().to(self.model.device)).cpu() for one in batches])
 
-    def _fit_saliency(self, rows: np.ndarray) -> tuple[nn.Linear, nn.Linear]:
+    def _fit_saliency(self, rows: np.ndarray) -> CellScore:
         """Fit the saliency head to good images of these rows and, where masks mark any, to defective cells."""
         inside = torch.from_numpy(np.isin(self.features.cell_rows, rows))[:, None, None]
         good = torch.from_numpy(~self.defective[self.features.cell_rows])[:, None, None]
         marked = None if self.defect_cells is None else inside & self.defect_cells
-        return self._fit_layers((inside & good).expand(-1, *self.cells.shape[2:]), marked)
+        return self._fit_score((inside & good).expand(-1, *self.cells.shape[2:]), marked)
 
-    def _fit_layers(
-        self, good: torch.Tensor, defective: torch.Tensor | None, noises: Sequence[float] = NOISES
-    ) -> tuple[nn.Linear, nn.Linear]:
-        """Train the two layers on a sample of the cells that two masks `(M, h, w)` mark."""
+    def _fit_score(self, good: torch.Tensor, defective: torch.Tensor | None) -> CellScore:
+        """Fit the score to a sample of the cells that two masks `(M, h, w)` mark."""
         flat, generator = self.cells.permute(0, 2, 3, 1), np.random.default_rng(self.seed)
 
         def sample(mask: torch.Tensor) -> torch.Tensor:
@@ -285,7 +280,7 @@ class FrozenHeads:
             return flat[image, cell // mask.shape[2], cell % mask.shape[2]].float().to(self.model.device)
 
         others = None if defective is None or not defective.any() else sample(defective)
-        return fit_cell_layers(sample(good), others, self.model.config.saliency_hidden_size, self.seed, noises)
+        return fit_cell_score(sample(good), others, self.model.config.memory_size, self.seed)
 
     def _fusion(self, rows: np.ndarray, logits: np.ndarray, scores: np.ndarray | None) -> Fusion:
         if len(rows) == 0:
@@ -303,12 +298,12 @@ class FrozenHeads:
         self.model.classifier.bias.copy_(torch.from_numpy(bias))
 
     @torch.no_grad()
-    def _set_saliency(self, layers: tuple[nn.Linear, nn.Linear], heat: HeatScale) -> None:
+    def _set_saliency(self, score: CellScore, heat: HeatScale) -> None:
         head: KGLCellHead = self.model.saliency_head
-        head.hidden.weight.copy_(layers[0].weight[:, :, None, None])
-        head.hidden.bias.copy_(layers[0].bias)
-        head.output.weight.copy_(layers[1].weight[:, :, None, None] / heat.spread)
-        head.output.bias.copy_((layers[1].bias - heat.offset) / heat.spread)
+        head.memory.weight.copy_(score.memory[:, :, None, None])
+        head.memory.bias.copy_(-score.memory.square().sum(dim=1) / 2)
+        head.output.weight.copy_(score.weight[None, :, None, None] / heat.spread)
+        head.output.bias.fill_((score.bias - heat.offset) / heat.spread)
 
 
 __all__ = ["FrozenHeads", "Fusion", "HeatScale", "Linear", "fit_classifier", "fit_fusion"]

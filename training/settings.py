@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from torch.optim import SGD
-from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.arguments import DataArguments, folder_name
@@ -21,6 +19,8 @@ from ..data.schema import dataset_fingerprint
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
 from .arguments import DEFAULT_STEPS, GuidanceArguments, check_repo_id
+from .sharding import check_shardable, check_sharding, uses_fsdp
+from .trainer_checks import check_trainer
 from .training_args import KGLTrainingArguments, Settings
 
 
@@ -50,6 +50,11 @@ _OF_STEPS = (
 _OF_TRAINED_STAGES = ("augment", "freeze_stages", "frozen_views", "fusion_size")
 _OF_GUIDANCE = ("prior_folds", "prior_weighting")
 
+_LEAST = {
+    "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 0,
+    "weight_decay": 0,
+}  # fmt: skip
+
 _NO_EVALUATION = "validation images are used once, at the end, to calibrate"
 _NO_EFFECT = "it has no effect on this job"
 # Settings of TrainingArguments that are refused, with the reason; the help does not show them.
@@ -70,6 +75,7 @@ UNSUPPORTED = {
     "save_only_model": "a checkpoint without the optimizer's state cannot be resumed",
     "resume_from_checkpoint": "leave it out; the same --output_dir resumes from its last checkpoint",
     "hub_strategy": "checkpoints are not pushed; the finished run is, once",
+    "parallelism_config": "only the images are shared among processes",
     "remove_unused_columns": "the collator needs the columns that the model does not name",
 }  # fmt: skip
 
@@ -99,8 +105,7 @@ def check_settings(settings: Settings) -> None:
         if vars(training_args)[name] <= 0:
             raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
     _check_numbers(training_args)
-    if training_args.fsdp:
-        raise InputError("--fsdp: models of this job fit one GPU; leave it out, accelerate launch trains on several.")
+    check_sharding(training_args)
     if training_args.fp16 and training_args.device.type == "cpu":
         raise InputError("--fp16 true: it needs a GPU; use --bf16 true on a CPU.")
     if training_args.save_strategy == "best":
@@ -112,13 +117,18 @@ def check_settings(settings: Settings) -> None:
     try:
         for reporter in get_reporting_integration_callbacks(training_args.report_to):
             reporter()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"--report_to {' '.join(training_args.report_to)}: {error}") from error
 
 
 def _check_frozen(settings: Settings) -> None:
     """Refuse settings without an effect on heads that are fitted to frozen features."""
     training = settings.training
+    if uses_fsdp(training):
+        raise InputError(
+            "FSDP (--fsdp or accelerate launch --use_fsdp) goes with --fine_tune true: by default the heads are "
+            "fitted to frozen features, without steps."
+        )
     # What KGLTrainingArguments fills in where it is not given.
     filled = {"gradient_checkpointing": False, "max_steps": DEFAULT_STEPS, "num_train_epochs": 1.0}
     if training.max_steps == -1:  # --num_train_epochs was given
@@ -139,12 +149,16 @@ def _check_numbers(training_args: KGLTrainingArguments) -> None:
         seed = vars(training_args)[name]
         if seed is not None and not 0 <= seed < 2**32:
             raise InputError(f"--{name} {seed}: it must lie in 0..2**32 - 1.")
-    if training_args.dataloader_num_workers < 0:
-        raise InputError(f"--dataloader_num_workers {training_args.dataloader_num_workers}: it must be at least 0.")
-    if training_args.gradient_accumulation_steps < 1:
-        raise InputError(
-            f"--gradient_accumulation_steps {training_args.gradient_accumulation_steps}: it must be at least 1."
-        )
+    for name, least in _LEAST.items():
+        value = vars(training_args)[name]
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: it must be at least {least}.")
+    if not 0 <= training_args.label_smoothing_factor < 1:
+        raise InputError(f"--label_smoothing_factor {training_args.label_smoothing_factor}: it must lie in 0..1.")
+    if "num_steps" in (training_args.accelerator_config.gradient_accumulation_kwargs or {}):
+        raise InputError("--accelerator_config: give the number of steps by --gradient_accumulation_steps.")
+    if training_args.to_dict().get("train_sampling_strategy", "random") not in ("random", "sequential"):
+        raise InputError("--train_sampling_strategy: images have no length to group by; choose random or sequential.")
 
 
 def check_trainable(
@@ -160,24 +174,15 @@ def check_trainable(
         counts: the number of training images of every phase.
 
     Raises:
-        InputError: an optimizer, a schedule, gradient checkpointing or batches that cannot be used.
+        InputError: settings of the Trainer, gradient checkpointing or batches that cannot be used.
     """
     if training_args.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise InputError(
             f"--gradient_checkpointing true: the backbone {model.config.backbone_config.model_type} does not support "
             "it; leave it out."
         )
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(training_args, model)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise InputError(f"--optim {training_args.optim.value}: {error}") from error
-    try:
-        get_scheduler(
-            training_args.lr_scheduler_type, SGD([torch.zeros(1)]), 1, 10,
-            scheduler_specific_kwargs=dict(training_args.lr_scheduler_kwargs or {}),
-        )  # fmt: skip
-    except (TypeError, ValueError) as error:
-        raise InputError(f"--lr_scheduler_type {training_args.lr_scheduler_type.value}: {error}") from error
+    check_shardable(training_args, model)
+    check_trainer(training_args, model, counts)
     _check_batches(training_args, model, size, counts)
 
 
@@ -228,6 +233,7 @@ def run_settings(settings: Settings, splits: DatasetDict) -> dict[str, dict[str,
         "training": training
         | {
             "processes": settings.training.world_size,
+            **({"fsdp": True} if uses_fsdp(settings.training) else {}),  # its checkpoints are of another kind
             "mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),  # --bf16 or accelerate launch's
         },
     }

@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from ..errors import InputError
 from ..knowledge.prior_columns import PRIOR_COLUMNS
-from ..modeling_kgl import KGLImageClassifierOutput
+from ..modeling_kgl import KGLForImageClassification, KGLImageClassifierOutput
 from ..saliency.cam import layer_cam
 from .arguments import CELL_OBJECTIVES
 from .callbacks import SamplerEpochCallback
@@ -31,6 +31,7 @@ from .losses import (
     saliency_loss,
 )
 from .sampler import BalancedSampler
+from .sharding import gather_model
 from .training_args import KGLTrainingArguments
 
 
@@ -93,11 +94,25 @@ class ClassificationTrainer(Trainer):
         finally:
             self.data_collator = collator
 
+    def has_finite_weights(self) -> bool:
+        """Return whether all weights are finite, in all processes the same."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+
+    def full_model(self) -> KGLForImageClassification | None:
+        """Return the trained model with all its weights; where FSDP shards it, None but in the main process."""
+        if self.is_fsdp_enabled:
+            return gather_model(self.model, self.args.device)
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save the model and its image processor, but no `training_args.bin`: a pickle can hold any code."""
         if self.args.should_save:
             output_dir = self.args.output_dir if output_dir is None else output_dir
-            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+            model = self.accelerator.unwrap_model(self.model)
+            if self.is_fsdp_enabled:  # only the weights in `state_dict` are whole
+                with torch.device("meta"):
+                    model = KGLForImageClassification(model.config)
+            model.save_pretrained(output_dir, state_dict=state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(output_dir)
 

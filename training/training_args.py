@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,10 @@ from .arguments import (
 )
 
 
+_JSON = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
+_JSON_FILES = ("accelerator_config", "fsdp_config")
+
+
 @dataclass
 class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments):
     """[`~transformers.TrainingArguments`] with the settings of the knowledge-guided loss and measured defaults."""
@@ -34,12 +40,44 @@ class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments
         if self.num_train_epochs is None:
             self.max_steps = DEFAULT_STEPS if self.max_steps == -1 else self.max_steps
             self.num_train_epochs = 1.0  # max_steps decides
+        self._check_json()
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            raise InputError(
+                f"--lr_scheduler_type {self.lr_scheduler_type}: it follows an evaluation loss, and validation images "
+                "are used once, at the end."
+            )
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = True if self.fsdp.lower() == "true" else None
         super().__post_init__()
+        reentrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        if self.gradient_checkpointing and self.ddp_find_unused_parameters is None and not reentrant:
+            # The Trainer would not look for them with checkpointing; norms of Swin's hidden states are unused.
+            self.ddp_find_unused_parameters = True
         # Pinned memory is for copies to a GPU; without one, torch warns at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         self.check_guidance()
         if not self.uses_model_loss and self.label_smoothing_factor > 0:
             raise InputError("--label_smoothing_factor goes with --cls_loss cross_entropy --class_weights none.")
+
+    def _check_json(self) -> None:
+        """
+        Check settings that are JSON objects or files of one.
+
+        Raises:
+            InputError: text that is neither.
+        """
+        for name in (*_JSON, *_JSON_FILES):
+            text = vars(self).get(name)  # not all versions of transformers have them all
+            if not isinstance(text, str):
+                continue
+            in_file = name in _JSON_FILES and not text.startswith("{")
+            kinds = "a JSON object or a file of one" if name in _JSON_FILES else "a JSON object"
+            try:
+                content = json.loads(Path(text).read_text(encoding="utf-8") if in_file else text)
+            except (OSError, ValueError) as error:
+                raise InputError(f"--{name} {text}: give {kinds}. ({error})") from error
+            if not isinstance(content, dict):
+                raise InputError(f"--{name} {text}: give {kinds}.")
 
     def check_devices(self) -> None:
         """

@@ -32,6 +32,7 @@ from .feature_cache import (
     frozen_statistics,
 )
 from .run_dir import CACHE_FOLDER, RunState
+from .sharding import freeze_unused, uses_fsdp
 from .trainer import ClassificationTrainer, KnowledgeGuidedTrainer
 from .training_args import KGLTrainingArguments
 
@@ -211,6 +212,8 @@ def train_phase(
             print(f"{title}: finished before.")
         return TrainedPhase(folder, **record)
     model = (start or recipe.initial_model)()
+    if uses_fsdp(recipe.args):
+        freeze_unused(model, (recipe.image_processor.size["height"], recipe.image_processor.size["width"]))
     trainer = _trainer(phase, title, model, inputs.select_columns(rows), inputs, recipe)
     complete = state.checkpoints(phase)
     checkpoint = folder / f"checkpoint-{complete[-1]['step']}" if complete else None
@@ -222,11 +225,10 @@ def train_phase(
     with _frozen_parts(model, inputs.freeze_stages, start is not None):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = before + time.perf_counter() - started
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+    if not trainer.has_finite_weights():
         raise InputError(f"Training diverged in the {phase} phase: weights are not finite. Lower --learning_rate.")
-    validation = None
+    model, validation = trainer.full_model(), None
     if trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         model.config.has_heat_map = phase == "final" and teaches_saliency(recipe.args.kg_objective)
         validation = recipe.calibrate(model)
         model.save_pretrained(folder)

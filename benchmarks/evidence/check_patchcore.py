@@ -15,20 +15,27 @@ import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
-
-from kgl.benchmarks.evidence.bench import Bench
-from kgl.benchmarks.evidence.frozen import FrozenBench, patchcore
-from kgl.benchmarks.evidence.plan import TASKS
-from kgl.benchmarks.measure import RESULTS
 
 
-def anomalib_scores(bench: FrozenBench) -> np.ndarray:
-    """Return the scores `(N,)` of the test images by anomalib's PatchCore with its default settings."""
-    _declare_torchvision_operators()
+def declare_torchvision_operators() -> torch.library.Library:
+    """
+    Declare torchvision's operators where its binary part does not fit this PyTorch; anomalib only imports them.
+
+    They last as long as the returned object. Nothing that imports torchvision may be imported before.
+    """
+    path = Path(find_spec("torchvision").submodule_search_locations[0]) / "_meta_registrations.py"
+    library = torch.library.Library("torchvision", "DEF")
+    for name in sorted(set(re.findall(r'register_(?:fake|meta)\("(?:torchvision::)?(\w+)"', path.read_text()))):
+        library.define(f"{name}(Tensor a) -> Tensor")
+    return library
+
+
+def anomalib_scores(bench: Any) -> np.ndarray:
+    """Return the scores `(N,)` of the test images of a `FrozenBench` by anomalib's PatchCore with its settings."""
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
     model = PatchcoreModel(layers=["layer2", "layer3"], backbone="resnet18", pre_trained=False)
@@ -51,27 +58,23 @@ def anomalib_scores(bench: FrozenBench) -> np.ndarray:
     return np.asarray(scores)
 
 
-def _declare_torchvision_operators() -> None:
-    """Declare torchvision's operators where its binary part does not fit this PyTorch; anomalib imports it only."""
-    path = Path(find_spec("torchvision").submodule_search_locations[0]) / "_meta_registrations.py"
-    library = torch.library.Library("torchvision", "DEF")
-    for name in sorted(set(re.findall(r'register_(?:fake|meta)\("(?:torchvision::)?(\w+)"', path.read_text()))):
-        library.define(f"{name}(Tensor a) -> Tensor")
-    _KEPT.append(library)
-
-
-_KEPT: list[torch.library.Library] = []  # a declaration ends with its object
-
-
 def main() -> None:
     """Print a JSON line per seed and append it to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=sorted(TASKS), default="tiles_defect")
+    parser.add_argument("--task", default="tiles_defect")
     parser.add_argument("--budget", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--cache_dir", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=RESULTS / "patchcore_check.jsonl")
+    parser.add_argument("--output", type=Path, help="a .jsonl file; one in benchmarks/results by default")
     options = parser.parse_args()
+    _declared = declare_torchvision_operators()
+    from sklearn.metrics import average_precision_score
+
+    from kgl.benchmarks.evidence.bench import Bench
+    from kgl.benchmarks.evidence.frozen import patchcore
+    from kgl.benchmarks.measure import RESULTS
+
+    output = options.output or RESULTS / "patchcore_check.jsonl"
     for seed in options.seeds:
         bench = Bench(options.task, options.budget, seed, False, False, options.cache_dir).frozen
         defective = np.asarray(bench.test_images["label"][:]) != bench.good_id
@@ -81,7 +84,7 @@ def main() -> None:
         line |= {"ap": average_precision_score(defective, ours)}
         line |= {"ap_of_anomalib": average_precision_score(defective, theirs)}
         print(json.dumps(line), flush=True)
-        with options.output.open("a") as file:
+        with output.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 

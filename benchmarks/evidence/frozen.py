@@ -28,7 +28,7 @@ from kgl.knowledge.thresholds import otsu_threshold
 from kgl.modeling_kgl import KGLForImageClassification, class_probabilities, pool_maps, top_cells
 from kgl.saliency.cam import grad_cam_plus_plus, head_gradient
 from kgl.saliency.maps import fuse, to_grid, to_peak_one, to_uint8
-from kgl.training.cell_layers import NOISES, fit_cell_layers, score_cells
+from kgl.training.cell_scores import CellScore
 from kgl.training.frozen_features import FrozenFeatures
 from kgl.training.frozen_heads import FrozenHeads
 
@@ -109,7 +109,7 @@ class FrozenBench:
         )
         for name, maps in (("map", predictions.class_map), ("saliency", predictions.saliency)):
             rows, masks = self.test_masks
-            if len(rows):
+            if len(rows) and maps.shape[1:] != (1, 1):  # 1 x 1: the arm has no map
                 cells = list(mask_to_grid(masks, maps.shape[1:]))
                 metrics[f"{name}_cell_image_ap"] = image_average_precision(list(maps[rows]), cells)
         return metrics | {"seconds": fitted.fitted_at - started} | _marked(predictions, self)
@@ -193,7 +193,7 @@ def predict_test(bench: FrozenBench, shuffled: bool = False) -> Predictions:
 
 
 def default(bench: FrozenBench) -> Fitted:
-    """The default: regression and noise-trained H, fused."""
+    """The default: regression and the distance from good cells, fused."""
     if bench.good_id is None:
         return own_saliency(bench)
     bench.fit_default()
@@ -230,9 +230,9 @@ def own_saliency(bench: FrozenBench) -> Fitted:
     marked = torch.from_numpy(priors > thresholds[:, None, None])
 
     class HeadsOfMarkedCells(FrozenHeads):
-        def _fit_saliency(self, rows: np.ndarray) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+        def _fit_saliency(self, rows: np.ndarray) -> CellScore:
             inside = torch.from_numpy(np.isin(self.features.cell_rows, rows))[:, None, None]
-            return self._fit_layers(inside & ~marked, inside & marked, (0.0,) * len(NOISES))
+            return self._fit_score(inside & ~marked, inside & marked)
 
     HeadsOfMarkedCells(bench.model, bench.features, bench.labels, bench.groups, bench.seed).fit_final()
     return Fitted(lambda: predict_test(bench))
@@ -288,12 +288,10 @@ def mahalanobis(bench: FrozenBench) -> Fitted:
 
 
 def noise_head(bench: FrozenBench) -> Fitted:
-    """H alone, as in SimpleNet: good cells against noisy ones, no label of a defect."""
+    """Two layers that tell good cells from noisy ones, as in SimpleNet: no label of a defect."""
 
     def fit(good: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        flat = good.permute(0, 2, 3, 1).flatten(0, 2)
-        layers = fit_cell_layers(flat, None, bench.model.config.saliency_hidden_size, bench.seed)
-        return lambda cells: score_cells(layers, cells)[:, 0]
+        return rivals.noise_head(good.permute(0, 2, 3, 1).flatten(0, 2), bench.seed)
 
     return _scored(bench, fit)
 

@@ -11,11 +11,14 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn import functional as F
 
 from kgl.data.masks import mask_to_array, mask_to_grid
 from kgl.evaluation.predictions import Predictions
 
 
+NOISE_STEPS = 300
 MAX_BANK = 4096  # cells of PatchCore's coreset
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
@@ -76,6 +79,42 @@ def mahalanobis(good: torch.Tensor) -> Any:
         return (centred @ inverse * centred).sum(dim=3).clamp(min=0).sqrt()
 
     return distance
+
+
+def noise_head(good: torch.Tensor, seed: int, noise: float = 2.0, hidden: int = 256) -> Any:
+    """
+    Train two layers to tell good cells from the same cells under noise, the discriminator of SimpleNet (Liu 2023).
+
+    Args:
+        good: cells of good images, `(M, D)`.
+        seed: of weights, batches and noise.
+        noise: its standard deviation, in those of the good cells.
+        hidden: units between the layers.
+
+    Returns:
+        The function from cells `(B, D, h, w)` to logits `(B, h, w)`.
+    """
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Linear(good.shape[1], hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
+    target = torch.cat([torch.zeros(512), torch.ones(512)])
+    for _ in range(NOISE_STEPS):
+        cells = good[torch.randint(len(good), (512,))]
+        noisy = cells + noise * good.std(dim=0) * torch.randn_like(cells)
+        loss = F.binary_cross_entropy_with_logits(network(torch.cat([cells, noisy]))[:, 0], target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
+
+    @torch.no_grad()
+    def logits(cells: torch.Tensor) -> torch.Tensor:
+        flat = cells.permute(0, 2, 3, 1).flatten(0, 2)
+        return network(flat)[:, 0].view(len(cells), *cells.shape[2:])
+
+    return logits
 
 
 def choose_regression(
@@ -161,5 +200,6 @@ __all__ = [
     "greedy_coreset",
     "mahalanobis",
     "mask_cells",
+    "noise_head",
     "without_maps",
 ]

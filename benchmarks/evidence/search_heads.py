@@ -21,62 +21,91 @@ import torch
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from torch.nn import functional as F
 
 from kgl.benchmarks.evidence.frozen import FrozenBench
 from kgl.benchmarks.evidence.plan import TASKS
+from kgl.benchmarks.evidence.rivals import PatchCore, greedy_coreset, noise_head
 from kgl.benchmarks.evidence.task_data import defect_free_class, load_images
 from kgl.benchmarks.measure import RESULTS
 from kgl.data.masks import mask_to_grid
 from kgl.data.splits import select_few_labels
 from kgl.evaluation.maps import image_average_precision
-from kgl.knowledge.good_parts import GoodParts
+from kgl.knowledge.cells import raw_cells
 from kgl.modeling_kgl import top_cells
-from kgl.training.cell_layers import fit_cell_layers, score_cells
-from kgl.training.frozen_heads import FrozenHeads, defect_margin, within_class_deviation
+from kgl.training.cell_scores import fit_cell_score
+from kgl.training.frozen_heads import MAX_CELLS, FrozenHeads, defect_margin, within_class_deviation
 
 
 TASK, BUDGET = "tiles_defect", 8
-CANDIDATES = {  # name: noise of each network, hidden units in all; none: nearest neighbours
-    "one network, noise 1": ((1.0,), 256),
-    "one network, noise 2": ((2.0,), 256),
-    "one network, noise 2, defect cells": ((2.0,), 256),
-    "two networks, noises 1 and 2": ((1.0, 2.0), 256),
-    "four networks, noise 2": ((2.0,) * 4, 512),
-    "four networks, noises 1 and 2": ((1.0, 2.0) * 2, 512),
-    "nearest neighbours": ((), 0),
-}
+CANDIDATES = (
+    "512 k-means centres",
+    "512 random cells",
+    "512 cells, greedy coreset",
+    "3000 random cells, mean of 3 neighbours",
+    "one network, noise 1",
+    "one network, noise 2",
+    "PatchCore",
+    "PatchCore, rim averaged over fewer cells",
+)
 Score = Callable[[torch.Tensor], torch.Tensor]  # cells (B, D, h, w) to maps (B, h, w)
 
 
-def fit_candidate(name: str, bench: FrozenBench, rows: np.ndarray) -> Score:
-    """Fit a candidate to some of the training images."""
-    noises, hidden_size = CANDIDATES[name]
-    cells, defective = torch.from_numpy(bench.features.cells[rows]).float(), bench.defective[rows]
-    good = cells[torch.from_numpy(~defective)]
-    if not noises or name.endswith("defect cells"):
-        groups = [bench.groups[row] for row in rows[~defective]]
-        parts = GoodParts.of(good, groups, bench.seed)
-        distances = parts.distances(cells[torch.from_numpy(defective)], [None] * int(defective.sum()))
-    if not noises:
-        return lambda some: parts.distances(some, [None] * len(some))
-    found = None
-    if name.endswith("defect cells"):  # the highest 5 % of each defective image
-        marked = distances >= torch.quantile(distances.flatten(1), 0.95, dim=1)[:, None, None]
-        found = cells[torch.from_numpy(defective)].permute(0, 2, 3, 1)[marked]
-    layers = fit_cell_layers(good.permute(0, 2, 3, 1).flatten(0, 2), found, hidden_size, bench.seed, noises)
-    return lambda some: score_cells(layers, some)[:, 0]
+def fit_candidate(name: str, cells: torch.Tensor, seed: int) -> Score:
+    """Fit a candidate to cells of good images, `(N, D, h, w)`."""
+    flat = cells.permute(0, 2, 3, 1).flatten(0, 2)
+    if "noise" in name:
+        return noise_head(flat, seed, noise=float(name[-1]))
+    if name.startswith("PatchCore"):
+        model = PatchCore(flat, seed)
+        return lambda some: torch.from_numpy(model.score(some)[1])
+    chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
+    if name == "512 k-means centres":
+        memory = fit_cell_score(flat[chosen[:MAX_CELLS]], None, 512, seed).memory
+    elif name.endswith("greedy coreset"):
+        pool = flat[chosen[:MAX_CELLS]]
+        memory = pool[greedy_coreset(pool, 512, seed)]
+    else:
+        memory = flat[chosen[: int(name.split()[0])]]
+    neighbours = 3 if "neighbours" in name else 1
+
+    def distances(some: torch.Tensor) -> torch.Tensor:
+        parts = some.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, D)
+        near = [torch.cdist(one, memory).topk(neighbours, largest=False).values.mean(dim=1) for one in parts]
+        return torch.stack(near).view(len(some), *some.shape[2:])
+
+    return distances
+
+
+def cells_of(name: str, bench: FrozenBench, rows: np.ndarray) -> torch.Tensor:
+    """Return the cells that a candidate reads, `(N, D, h, w)`: raw ones for PatchCore, else the product's."""
+    if not name.startswith("PatchCore"):
+        return torch.from_numpy(bench._cells(rows)).float()
+    maps = bench.maps(rows)[: bench.model.config.saliency_stages]
+    if "fewer" not in name:
+        return raw_cells(maps)
+    averaged = [F.avg_pool2d(one, 3, stride=1, padding=1, count_include_pad=False) for one in maps]
+    resized = [
+        F.interpolate(one, size=maps[0].shape[2:], mode="bilinear", align_corners=False) for one in averaged[1:]
+    ]
+    return torch.cat([averaged[0], *resized], dim=1)
 
 
 def compare(bench: FrozenBench, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return a candidate's test maps `(N, h, w)` and the test scores `(N,)` alone and fused with the regression."""
-    everything = np.arange(len(bench.rows))
+    everything, of_train = np.arange(len(bench.rows)), cells_of(name, bench, bench.rows)
+    good = torch.from_numpy(~bench.defective)
+
+    def fit(rows: np.ndarray) -> Score:
+        inside = torch.from_numpy(np.isin(everything, rows))
+        return fit_candidate(name, of_train[inside & good], bench.seed)
+
     heads: FrozenHeads = bench.heads()
     held_out, logits = heads._out_of_sample_logits()
     scores = np.empty(len(everything))
     for fold in heads.folds:
-        score = fit_candidate(name, bench, np.setdiff1d(everything, fold))
-        scores[fold] = image_scores(score(torch.from_numpy(bench.features.cells[fold]).float()))
-    maps = fit_candidate(name, bench, everything)(torch.from_numpy(bench._cells(bench.test_rows)).float())
+        scores[fold] = image_scores(fit(np.setdiff1d(everything, fold))(of_train[fold]))
+    maps = fit(everything)(cells_of(name, bench, bench.test_rows))
     own, other = image_scores(maps), margins(heads._regression(everything)(bench._pooled(bench.test_rows)), bench)
     of_images = np.stack([margins(logits, bench), scores[held_out]], axis=1)
     defective = bench.defective[held_out]
@@ -111,8 +140,7 @@ def run_pair(pair: tuple[int, int], cache_dir: Path, wanted: list[str]) -> list[
     bench, lines = FrozenBench(TASK, train, test, 0, cache_dir), []
     labels, test_fold = np.asarray(test["label"][:]) != bench.good_id, np.asarray(test["fold"][:])
     for name in wanted:
-        with torch.no_grad() if not CANDIDATES[name][0] else torch.enable_grad():
-            maps, scores = compare(bench, name)
+        maps, scores = compare(bench, name)
         rows, masks = bench.test_masks
         cells = mask_to_grid(masks, maps.shape[1:])
         for tested in pair:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_dataset_builder
+from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
 from datasets import config as datasets_config
-from huggingface_hub import metadata_load
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...errors import InputError
-from ..images import find_files, has_image_suffix, without_decoding
-from .columns import SPLIT_NAMES, VALIDATION_NAMES, Columns, read_groups, read_labels, require_columns, root_cause
+from ..images import without_decoding
+from .columns import VALIDATION_NAMES, Columns, read_groups, read_labels, require_columns, root_cause
+from .hub_folder import load_hub_folder
 from .source import SourceDataset
-
-
-_SHARD = re.compile(r"[-_. ]?[0-9].*")  # of a table in several files
 
 
 def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceDataset:
@@ -33,11 +26,14 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
     Raises:
         InputError: no such dataset or column, labels that cannot be read, or images that are not the dataset's own.
     """
-    source, files, notes = f"--hub_dataset {name}", None, []
+    source, notes = f"--hub_dataset {name}", []
     try:
         if Path(name).is_dir():
-            files, notes = _files_by_split(Path(name), config)
-        loaded = load_dataset(name, config, data_files=files)
+            loaded, notes = load_hub_folder(Path(name), config, columns)
+        else:
+            loaded = load_dataset(name, config)
+    except InputError:
+        raise
     except Exception as error:  # loading a repository raises whatever its builder raises
         raise InputError(f"{source}: it cannot be loaded. {root_cause(error)}") from error
     tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
@@ -53,51 +49,6 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
         for split, of_source in split_names.items()
     }
     return SourceDataset(splits, source, tuple(notes))
-
-
-def _files_by_split(folder: Path, config: str | None) -> tuple[dict[str, list[str]] | None, list[str]]:
-    """
-    Return patterns of a folder's files by split, None where `datasets` finds each file once, and notes about them.
-
-    `datasets` takes words in names, such as `test_1.png`, for splits, and then leaves out the files without such
-    words. Here, folders and tables are splits if that is their whole name (`test/`, `train-00000-of-00001.parquet`),
-    and all else is training data.
-    """
-    readme, root = folder / "README.md", Path(os.path.abspath(folder))
-    try:
-        guess = load_dataset_builder(str(folder), config).config.data_files or {}
-    except FileNotFoundError:  # brackets in the folder's name, which are read as a pattern
-        guess = {}
-    if readme.is_file() and "configs" in (metadata_load(readme) or {}):
-        # Named one by one: by the patterns of a README alone, `datasets` would know another folder from its cache.
-        return {str(split): [glob.escape(file) for file in of_split] for split, of_split in guess.items()}, []
-    times_read = Counter(Path(file) for of_split in guess.values() for file in of_split)
-    endings = {file.suffix.lower() for file in times_read}
-    images = not endings or any(has_image_suffix(file.name) for file in times_read)
-    files = [
-        file
-        for file in find_files(root)
-        if file.suffix.lower() in endings or (images and (has_image_suffix(file.name) or file.stem == "metadata"))
-    ]
-    if all(times_read[file] == 1 for file in files):
-        return None, []
-    patterns: dict[str, list[str]] = {}
-    for file in files:
-        parts = file.relative_to(root).parts
-        entry = root.joinpath(*parts[: 2 if parts[0] == "data" else 1])
-        pattern = glob.escape(str(entry)) + ("" if entry == file else "/**")
-        of_split = patterns.setdefault(_split_of(entry), [])
-        if pattern not in of_split:
-            of_split.append(pattern)
-    note = "folders and tables are splits by their whole names; words in file names say nothing."
-    return patterns, [f"--hub_dataset {folder}: {note}"]
-
-
-def _split_of(entry: Path) -> str:
-    if entry.is_file() and has_image_suffix(entry.name):
-        return "train"
-    name = entry.name if entry.is_dir() else _SHARD.sub("", entry.stem)
-    return next((split for split, names in SPLIT_NAMES.items() if name.casefold() in names), "train")
 
 
 def _assign_splits(found: list[str]) -> dict[str, str]:

@@ -6,14 +6,8 @@ import torch
 from tiny import stages_model
 
 from kgl.modeling_kgl import top_cells
-from kgl.training.cell_layers import score_cells
 from kgl.training.frozen_features import FrozenFeatures
 from kgl.training.frozen_heads import FrozenHeads, defect_margin
-
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    monkeypatch.setattr("kgl.training.cell_layers.STEPS", 60)
 
 
 def features_of(labels, cell_rows=None, seed=0):
@@ -39,9 +33,8 @@ def heads_of(labels, groups=None, model=None, defect_cells=None, cell_rows=None)
 
 def saliency(model, cells):
     """Return the saliency logits `(N, h, w)` that the model's head makes of projected cells."""
-    head = model.saliency_head
-    hidden = torch.nn.functional.leaky_relu(head.hidden(torch.from_numpy(cells).float()), 0.2)
-    return head.output(hidden)[:, 0].detach()
+    head, cells = model.saliency_head, torch.from_numpy(cells).float()
+    return head.output(torch.cat([cells, head.distances(cells)], dim=1))[:, 0].detach()
 
 
 LABELS = [0] * 16 + [1] * 6 + [2] * 5
@@ -52,10 +45,10 @@ def test_logits_are_the_fused_scores():
     fit = heads.fit_final()
     features, model = heads.features, heads.model
     linear = heads._regression(np.arange(len(LABELS)))
-    layers = heads._fit_saliency(features.cell_rows)
-    maps = (score_cells(layers, torch.from_numpy(features.cells).float()) - fit["offset"]) / fit["spread"]
-    torch.testing.assert_close(saliency(model, features.cells), maps[:, 0], rtol=1e-3, atol=1e-3)
-    top = top_cells(maps, model.config.top_cells)
+    score = heads._fit_saliency(features.cell_rows)
+    maps = (score(torch.from_numpy(features.cells).float()) - fit["offset"]) / fit["spread"]
+    torch.testing.assert_close(saliency(model, features.cells), maps, rtol=1e-3, atol=1e-3)
+    top = top_cells(maps[:, None], model.config.top_cells)
     logits = model.classifier(torch.cat([torch.from_numpy(features.pooled), top], dim=1)).detach().numpy()
     by_regression = fit["scale"] * linear(features.pooled)
     extra = fit["saliency_weight"] * top.numpy() + fit["bias"]
@@ -100,12 +93,12 @@ def test_fusion_is_fitted_to_images_that_the_heads_have_not_seen(monkeypatch):
     maps = heads._out_of_sample_maps(np.arange(27))
     for held_out, seen in zip(heads.folds, learned, strict=True):
         assert not set(held_out) & set(seen) and len(held_out) + len(seen) == 27
-        own = score_cells(fit_saliency(heads, seen), torch.from_numpy(heads.features.cells[held_out]).float())[:, 0]
-        torch.testing.assert_close(maps[held_out], own.detach())
+        own = fit_saliency(heads, seen)(torch.from_numpy(heads.features.cells[held_out]).float())
+        torch.testing.assert_close(maps[held_out], own)
 
 
 def test_cells_under_masks_are_defective():
-    """On cells of defective images that lie among the good ones, which noise alone does not reach."""
+    """On cells of defective images that lie among the good ones, where the distance says nothing."""
     marked = np.zeros((27, 4, 5), dtype=bool)
     marked[16:, 3, 4] = True
     maps = {}
@@ -122,10 +115,10 @@ def test_masks_of_held_out_images_are_not_learned(monkeypatch):
     marked, seen = np.zeros((27, 4, 5), dtype=bool), []
     marked[16:, 3, 4] = True
     heads = heads_of(LABELS, defect_cells=marked)
-    fit_layers = FrozenHeads._fit_layers
+    fit_score = FrozenHeads._fit_score
     monkeypatch.setattr(
-        FrozenHeads, "_fit_layers",
-        lambda self, good, defective: seen.append((good, defective)) or fit_layers(self, good, defective),
+        FrozenHeads, "_fit_score",
+        lambda self, good, defective: seen.append((good, defective)) or fit_score(self, good, defective),
     )  # fmt: skip
     heads._fit_saliency(np.arange(20))
     ((good, defective),) = seen
@@ -133,8 +126,7 @@ def test_masks_of_held_out_images_are_not_learned(monkeypatch):
     assert defective[16:20, 3, 4].all() and defective.sum() == 4
 
 
-def test_without_a_good_class_priors_are_learned(monkeypatch):
-    monkeypatch.setattr("kgl.training.cell_layers.STEPS", 300)
+def test_without_a_good_class_priors_are_learned():
     model = stages_model(defect_free_label=None)
     heads = heads_of([0] * 8 + [1] * 8 + [2] * 8, model=model)
     fit = heads.fit_primary()

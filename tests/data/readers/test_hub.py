@@ -98,10 +98,25 @@ def test_whole_names_of_folders_are_splits(images_named_like_splits, tmp_path):
     assert read_folder(tmp_path / "all")[0] == {"train": ALL, "test": ALL, "validation": ALL}
 
 
-@pytest.mark.parametrize("name", ["[2024] parts", "a?b", "testing"])
+@pytest.mark.parametrize("name", ["[2024] parts", "a?b", "testing", "a::b", "{a,b}"])
 def test_name_of_the_folder_says_nothing(images_named_like_splits, tmp_path, name):
+    shutil.copytree(images_named_like_splits, tmp_path / "axb")  # a?b must not read it
     images_named_like_splits.rename(tmp_path / name)
     assert read_folder(tmp_path / name)[0] == {"train": ALL}
+
+
+@pytest.mark.parametrize("name", ["[2024] parts", "a?b", "a::b"])
+def test_tables_in_a_folder_of_any_name(hub_folder, tmp_path, name):
+    (hub_folder / "logo.png").write_bytes(b"of the README")
+    hub_folder.rename(tmp_path / name)
+    for _ in range(2):  # the second time from the cache
+        splits, _ = read_folder(tmp_path / name, image_column="img", label_column="fault")
+        assert splits == {"train": {"good": 6, "scratch": 3}, "test": {"good": 6, "scratch": 3}}
+
+
+def test_classes_of_any_name(image_folder):
+    (image_folder / "good").rename(image_folder / "a::b")
+    assert read_folder(image_folder)[0] == {"train": {"a::b": 12, "scratch": 6}}
 
 
 def test_folder_without_doubt_is_read_as_datasets_does(image_folder, tmp_path):
@@ -118,10 +133,22 @@ def test_no_table_of_a_folder_is_lost(hub_folder):
     assert splits == {"train": {"good": 6, "scratch": 3}, "test": {"good": 6, "scratch": 3}}
 
 
+def test_names_that_datasets_cannot_read_are_refused(hub_folder, image_folder, tmp_path):
+    table = hub_folder / "data" / "validation-00000-of-00001.parquet"
+    table.rename(table.with_name("x::y.parquet"))
+    with pytest.raises(InputError, match=r"x::y\.parquet cannot be read with :: in its name; rename it"):
+        read_folder(hub_folder)
+    (image_folder / "README.md").write_text(README)
+    image_folder.rename(tmp_path / "a::b")
+    with pytest.raises(InputError, match="the files that its README lists cannot be found; rename it"):
+        read_folder(tmp_path / "a::b")
+
+
+README = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: '*/?.png'\n---\n"
+
+
 def test_splits_in_the_readme_are_kept_and_not_cached(images_named_like_splits, tmp_path):
-    (images_named_like_splits / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: '*/?.png'\n---\n"
-    )
+    (images_named_like_splits / "README.md").write_text(README)
     splits, notes = read_folder(images_named_like_splits)
     assert splits == {"train": {"good": 6, "scratch": 2}} and notes == []
     shutil.copytree(images_named_like_splits, tmp_path / "other" / "images")

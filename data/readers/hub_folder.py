@@ -1,0 +1,219 @@
+"""Local folders like a repository of the Hub: as `datasets` reads them, but for what it guesses of names and types."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+from datasets import (
+    BuilderConfig,
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+)
+from datasets import config as datasets_config
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilderConfig
+from huggingface_hub import metadata_load
+
+from ...errors import InputError, format_count
+from ..images import find_files, has_image_suffix
+from .columns import SPLIT_NAMES, Columns
+from .table_files import read_table_file
+
+
+Splits = dict[str, list[Path]]
+
+_SHARD = re.compile(r"[-_. ]?[0-9].*")  # of a table in several files
+_PATTERN = re.compile(r"[*?\[\]{}]|::")  # what datasets reads as a pattern or as a chain of addresses
+_TABLES = (".parquet", ".arrow", ".zip", ".tar")
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_NAMES_NOTE = "folders and tables are splits by their whole names; words in file names say nothing."
+
+
+def load_hub_folder(folder: Path, config: str | None, columns: Columns) -> tuple[DatasetDict, list[str]]:
+    """
+    Return a folder's tables by split, and notes about how they were read.
+
+    `datasets` takes words in names, such as `test_1.png`, for splits, and then leaves out the files without such
+    words. Here, folders and tables are splits if that is their whole name (`test/`, `train-00000-of-00001.parquet`),
+    and all else is training data. Image files are listed here, and the cells of their `metadata.csv` stay text, of
+    which `datasets` makes numbers; tables that hold images, and archives, are read by `datasets`.
+
+    Raises:
+        InputError: a name or an archive that `datasets` would misread, or a metadata file that cannot be read.
+    """
+    root, source = Path(os.path.abspath(folder)), f"--hub_dataset {folder}"
+    readme = root / "README.md"
+    configured = readme.is_file() and "configs" in (metadata_load(readme) or {})
+    guessed, found = None, {}
+    if not _PATTERN.search(str(root)):
+        guessed, found = _guess(root, config)
+    elif configured:
+        raise InputError(f"{source}: with such a name, the files that its README lists cannot be found; rename it.")
+    splits, in_doubt = (found, False) if configured else _splits_by_name(root, found)
+    notes = [f"{source}: {_NAMES_NOTE}"] if in_doubt else []
+    if _lists_images(splits, guessed):
+        tables, left_out = _read_image_files(root, splits, columns, source)
+        return tables, notes + left_out
+    _check_tables(root, splits, source)
+    readable = _link_readable(root)
+    # Named one by one: by the patterns of a README alone, `datasets` would know another folder from its cache.
+    patterns = {
+        split: [glob.escape(str(readable / file.relative_to(root))) for file in files]
+        for split, files in splits.items()
+    }
+    loaded = load_dataset(str(readable), config, data_files=patterns if configured or in_doubt else None)
+    return loaded, notes
+
+
+def _guess(root: Path, config: str | None) -> tuple[BuilderConfig | None, Splits]:
+    """Return how `datasets` would read a folder, and which files as which split."""
+    try:
+        guessed = load_dataset_builder(str(root), config).config
+    except FileNotFoundError:  # nothing but files whose names are read as addresses
+        return None, {}
+    return guessed, {str(split): list(map(Path, files)) for split, files in (guessed.data_files or {}).items()}
+
+
+def _link_readable(root: Path) -> Path:
+    """Return the folder itself, or a link to it where `datasets` would read its path as a chain of addresses."""
+    if "::" not in str(root):
+        return root
+    # Always the same name, so that the caches of `datasets` hold.
+    link = Path(datasets_config.HF_DATASETS_CACHE) / "kgl_folders" / hashlib.sha1(os.fsencode(root)).hexdigest()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # of an earlier run or of another process of this one
+        link.symlink_to(root, target_is_directory=True)
+    return link
+
+
+def _splits_by_name(root: Path, found: Splits) -> tuple[Splits, bool]:
+    """Return the splits as `datasets` finds them, or by whole names where it reads a file twice or not at all."""
+    times_read = Counter(file for files in found.values() for file in files)
+    endings = {file.suffix.lower() for file in times_read}
+    every = find_files(root)
+    images = any(has_image_suffix(file.name) for file in times_read)
+    if not times_read:
+        endings = {file.suffix.lower() for file in every if file.name not in _METADATA} & set(_TABLES)
+        images = not endings
+    files = [
+        file
+        for file in every
+        if file.suffix.lower() in endings or (images and (has_image_suffix(file.name) or file.name in _METADATA))
+    ]
+    if all(times_read[file] == 1 for file in files):
+        return found, False
+    splits: Splits = {}
+    for file in files:
+        parts = file.relative_to(root).parts
+        entry = root.joinpath(*parts[: 2 if parts[0] == "data" else 1])
+        splits.setdefault(_split_of(entry), []).append(file)
+    return splits, True
+
+
+def _split_of(entry: Path) -> str:
+    if entry.is_file() and has_image_suffix(entry.name):
+        return "train"
+    name = entry.name if entry.is_dir() else _SHARD.sub("", entry.stem)
+    return next((split for split, names in SPLIT_NAMES.items() if name.casefold() in names), "train")
+
+
+def _lists_images(splits: Splits, guessed: BuilderConfig | None) -> bool:
+    """Return whether the folder holds image files, with or without metadata as text, and nothing else to read."""
+    if isinstance(guessed, FolderBasedBuilderConfig) and (
+        guessed.drop_labels is not None or guessed.drop_metadata is not None or guessed.metadata_filenames
+    ):  # settings of the README
+        return False
+    files = [file for files in splits.values() for file in files if file.name not in _METADATA[:2]]
+    return bool(files) and all(has_image_suffix(file.name) for file in files)
+
+
+def _check_tables(root: Path, splits: Splits, source: str) -> None:
+    for file in (file for files in splits.values() for file in files):
+        if "::" in str(file.relative_to(root)):
+            raise InputError(f"{source}: {file} cannot be read with :: in its name; rename it.")
+        if is_zipfile(file):
+            with ZipFile(file) as archive:
+                if any(Path(name).name == "metadata.csv" for name in archive.namelist()):
+                    raise InputError(
+                        f"{source}: {file} holds a metadata.csv, whose text would be read as numbers where it looks "
+                        "like some; unpack the archive."
+                    )
+
+
+def _read_image_files(root: Path, splits: Splits, columns: Columns, source: str) -> tuple[DatasetDict, list[str]]:
+    """Return the images by split, labelled by their metadata or their folders, and a note about those without."""
+    metadata = [file for file in find_files(root) if file.name in _METADATA]
+    images = {split: [file for file in files if file.name not in _METADATA] for split, files in splits.items()}
+    images = {split: files for split, files in images.items() if files}
+    if metadata:
+        tables, notes = _read_metadata(root, metadata, images, columns, source)
+        if not tables:
+            raise InputError(f"{source}: its metadata files have no rows.")
+        return tables, notes
+    every = [file for files in images.values() for file in files]
+    names = sorted({file.parent.name for file in every})
+    labelled = len(names) > 1 and len({len(file.parts) for file in every}) == 1
+    features = {"image": Image()} | ({"label": ClassLabel(names=names)} if labelled else {})
+    tables = {
+        split: Dataset.from_dict(
+            {"image": list(map(str, files))} | ({"label": [file.parent.name for file in files]} if labelled else {}),
+            features=Features(features),
+        )
+        for split, files in images.items()
+    }
+    return DatasetDict(tables), []
+
+
+def _read_metadata(
+    root: Path, metadata: list[Path], images: Splits, columns: Columns, source: str
+) -> tuple[DatasetDict, list[str]]:
+    """Return the rows of metadata files in the splits of the images that they name, every cell but these as text."""
+    splits_of: dict[Path, list[str]] = {}
+    for split, files in images.items():
+        for file in files:
+            splits_of.setdefault(file, []).append(split)
+    paths = {name: _path_column(name) for name in (columns.image, columns.mask) if name is not None}
+    stored = replace(columns, image=paths[columns.image], mask=paths.get(columns.mask))
+    rows: dict[str, list[dict[str, str | None]]] = {split: [] for split in images}
+    notes, listed = [], set()
+    for file in metadata:
+        table, of_file = read_table_file(file, stored, f"{source}, {file.relative_to(root)}")
+        notes += of_file
+        for row in table:
+            for name, column in paths.items():
+                row[name] = _join(file.parent, row.pop(column))
+            listed.add(Path(row[columns.image] or ""))
+            for split in splits_of.get(Path(row[columns.image] or ""), [next(iter(images))]):
+                rows[split].append(row)
+    missing = len(splits_of.keys() - listed)
+    if missing:
+        notes.append(f"{source}: {format_count(missing, 'image')} without a row in a metadata file left out.")
+    used = [name for name in (columns.label, columns.group) if name is not None and name not in paths]
+    features = Features({name: Image() for name in paths} | {name: Value("string") for name in used})
+    tables = {split: Dataset.from_list(of_split, features=features) for split, of_split in rows.items() if of_split}
+    return DatasetDict(tables), notes
+
+
+def _path_column(name: str) -> str:
+    """Return what a metadata file calls the column of paths of a column of images."""
+    return "file_name" if name == "image" else f"{name}_file_name"
+
+
+def _join(folder: Path, value: str | None) -> str | None:
+    return None if not value else os.path.normpath(folder / value.replace("\\", "/"))
+
+
+__all__ = ["load_hub_folder"]

@@ -1,0 +1,87 @@
+"""The saliency head's score of a cell: its distance from stored good cells, and what masks or priors add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+
+REGULARIZATION = 0.01  # inverse strength C of the regression on defective cells
+
+
+@dataclass(frozen=True)
+class CellScore:
+    """
+    A linear function of a cell and of its distance from the nearest stored cell.
+
+    Attributes:
+        memory: stored cells, `(K, D)`.
+        weight: of the cell and, last, of its distance, `(D + 1,)`.
+        bias: of the score.
+    """
+
+    memory: torch.Tensor
+    weight: torch.Tensor
+    bias: float
+
+    @torch.no_grad()
+    def __call__(self, cells: torch.Tensor) -> torch.Tensor:
+        """Return the scores `(B, h, w)` of cells `(B, D, h, w)`."""
+        flat = cells.permute(0, 2, 3, 1).flatten(0, 2)
+        scores = self.of_features(cell_features(flat, self.memory))
+        return scores.view(len(cells), *cells.shape[2:])
+
+    def of_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the scores `(M,)` of the result of [`cell_features`]."""
+        return features @ self.weight.to(features.device) + self.bias
+
+
+def cell_features(cells: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """Return cells `(M, D)` with their distance from the nearest stored cell, `(M, D + 1)`."""
+    distances = [torch.cdist(part, memory.to(cells.device)).amin(dim=1) for part in cells.split(8192)]
+    return torch.cat([cells, torch.cat(distances)[:, None]], dim=1)
+
+
+def fit_cell_score(good: torch.Tensor, defective: torch.Tensor | None, memory_size: int, seed: int) -> CellScore:
+    """
+    Store centres of the good cells and, where defective cells are known, learn to tell them from good ones.
+
+    Without defective cells the score is the distance alone: PatchCore (Roth et al. 2022) with k-means in place of the
+    coreset, which marks defects better with as few stored cells.
+
+    Args:
+        good: cells without a defect, `(M, D)`.
+        defective: cells known to be defective, `(M', D)`, or None.
+        memory_size: cells to store, K; repeated where there are fewer good ones.
+        seed: of the centres.
+    """
+    memory = _centres(good, memory_size, seed)
+    if defective is None:
+        weight = torch.zeros(good.shape[1] + 1)
+        weight[-1] = 1
+        return CellScore(memory, weight, 0.0)
+    features = torch.cat([cell_features(cells, memory) for cells in (good, defective)]).cpu().numpy()
+    target = np.repeat([0, 1], [len(good), len(defective)])
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression(C=REGULARIZATION, class_weight="balanced", max_iter=1000)
+    model.fit(scaler.transform(features), target)
+    weight = model.coef_[0] / scaler.scale_
+    bias = float(model.intercept_[0] - weight @ scaler.mean_)
+    return CellScore(memory, torch.from_numpy(weight).float(), bias)
+
+
+def _centres(cells: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Return k-means centres of cells `(M, D)`, `(count, D)`."""
+    centres = cells.float().cpu()
+    if len(centres) > count:
+        means = MiniBatchKMeans(count, init="random", batch_size=4 * count, n_init=1, max_iter=20, random_state=seed)
+        centres = torch.from_numpy(means.fit(centres.numpy()).cluster_centers_).float()
+    return centres[torch.arange(count) % len(centres)]
+
+
+__all__ = ["CellScore", "cell_features", "fit_cell_score"]
