@@ -102,9 +102,13 @@ class KGLCellHead(nn.Module):
         fused = self.fusion(feature_maps)
         return nn.functional.avg_pool2d(fused, 3, stride=1, padding=1, count_include_pad=False)
 
+    def score(self, cells: torch.Tensor) -> torch.Tensor:
+        """Return the saliency logits `(B, 1, h, w)` of cells `(B, D, h, w)`."""
+        return self.output(nn.functional.leaky_relu(self.hidden(cells), 0.2))
+
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return the saliency logits `(B, 1, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first."""
-        return self.output(nn.functional.leaky_relu(self.hidden(self.cells(feature_maps)), 0.2))
+        return self.score(self.cells(feature_maps))
 
 
 class KGLForImageClassification(KGLPreTrainedModel):

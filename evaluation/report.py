@@ -27,6 +27,7 @@ from .charts import (
     roc_chart,
     score_histogram,
 )
+from .curve_report import curve_section
 from .maps import upsample_maps
 from .metrics import METRIC_TITLES, defect_scores
 from .overlay import overlay_heat_map
@@ -139,6 +140,7 @@ def write_report(
         config=config,
         galleries=[(gallery, [cases[row] for row in gallery.rows]) for gallery in galleries],
         issues=_group_issues(report["issues"]),
+        curve=curve_section(path.parent),
     )
     write_text(path, html)
 
