@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..data.arguments import DataArguments
 from ..errors import InputError, check_choices, expand_home
+from ..labelling.choices import HEADS
 from ..training.arguments import check_path_or_repo
 from .parser import DATA_SOURCES, images_to_flags
 
@@ -27,7 +28,9 @@ class LabelledArguments:
     run: str | None = field(default=None, metadata={"help": "The folder of a finished run, with its settings."})
     backbone: str | None = field(
         default=None,
-        metadata={"help": "Pretrained backbone: a folder, a Hub id, or timm/NAME; by default the run's, or ResNet-18."},
+        metadata={
+            "help": "Pretrained backbone: a folder, a Hub id, or timm/NAME; by default the run's, or ResNet-18."
+        },
     )
     image_height: int | None = field(
         default=None, metadata={"help": "IMAGES: they are resized to this height, by default 160."}
@@ -40,7 +43,7 @@ class LabelledArguments:
         metadata={
             "help": "regression: the primary classifier alone, a tenth of a second per fit. final: with the heat map, "
             "many times as long.",
-            "choices": ["regression", "final"],
+            "choices": list(HEADS),
         },
     )
     output: str | None = field(
@@ -50,7 +53,7 @@ class LabelledArguments:
 
     def __post_init__(self) -> None:
         expand_home(self, "run", "backbone", "output")
-        check_choices(self, {"heads": ("regression", "final")})
+        check_choices(self, {"heads": HEADS})
         for name in ("image_height", "image_width"):
             value = vars(self)[name]
             if value is not None and value < 1:

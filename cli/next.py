@@ -10,13 +10,8 @@ from typing import Any
 
 from ..data.arguments import MAX_DUPLICATE_DISTANCE, MAX_MEGAPIXELS_HELP, check_megapixels
 from ..errors import InputError, check_choices, expand_home, format_count
+from ..labelling.choices import DEFAULT_STRATEGY, STRATEGIES
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
-
-
-STRATEGIES = (
-    "random", "uncertainty", "anomaly", "both", "diversity", "diverse_uncertainty", "diverse_anomaly", "diverse_both",
-)  # fmt: skip
-DEFAULT = "diverse_both"
 
 
 @dataclass
@@ -27,7 +22,7 @@ class NextArguments:
     unlabelled: str = field(metadata={"help": "A folder of unlabelled images, searched at any depth."})
     count: int = field(default=20, metadata={"help": "How many images to choose."})
     by: str = field(
-        default=DEFAULT,
+        default=DEFAULT_STRATEGY,
         metadata={
             "help": "What is chosen by: how undecided the classifier is, how unusual the image is, both, or how unlike "
             "the others it is; diverse_...: spread among the highest of these.",

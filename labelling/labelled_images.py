@@ -25,7 +25,6 @@ from ..training.settings import default_output_dir
 from .runs import Run, read_run, read_run_images
 
 
-HEADS = ("regression", "final")
 _BATCH = 32
 
 
@@ -199,7 +198,7 @@ def fit_and_predict(
         train: row numbers to fit to.
         test: row numbers to predict.
         seed: of the heads.
-        heads: one of [`HEADS`]: the primary classifier's regression, in a tenth of a second, or those of the final
+        heads: one of [`~kgl.labelling.choices.HEADS`]: the primary classifier's regression, in a tenth of a second, or those of the final
             classifier, in seconds.
     """
     of_train, of_test = select_features(features, train), select_features(features, test)
@@ -224,7 +223,6 @@ def _predict(model: KGLForImageClassification, features: FrozenFeatures, with_he
 
 
 __all__ = [
-    "HEADS",
     "LabelledImages",
     "compute_features",
     "default_device",

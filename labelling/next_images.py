@@ -81,7 +81,9 @@ def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> t
         raise InputError(f"{folder}: there is no such folder of unlabelled images.")
     own = run.data_args.data_dir
     if own is not None and folder.resolve() == Path(own).resolve():
-        raise InputError(f"{folder}: it is the folder that {run.folder} was trained on; give one of unlabelled images.")
+        raise InputError(
+            f"{folder}: it is the folder that {run.folder} was trained on; give one of unlabelled images."
+        )
     paths = find_images(folder)
     if not paths:
         raise InputError(f"{folder}: there is no image in it.")
