@@ -59,8 +59,7 @@ def run(args: AuditArguments, labelled_args: LabelledArguments, data_args: DataA
     with full_disk_as_input_error(output):
         table = run_audit(labelled, output, args.shown, heads)
     held.release()
-    count, images = format_count(len(table), "label"), format_count(len(labelled.images), "image")
-    print(f"{count} of {images} {'looks' if len(table) == 1 else 'look'} wrong.")
+    print(f"{len(table)} of {format_count(len(labelled.images), 'label')} in doubt, the least trusted first.")
     for row in table.head(_PRINTED).itertuples():
         print(f"  {row.rank}. {row.file}: {row.label}, perhaps {row.suggested_label} ({row.reason})")
     print(f"Images side by side: {output / 'audit.html'}, all rows: {output / 'audit.csv'}")

@@ -31,8 +31,8 @@ class CurveArguments:
 HELP = CommandHelp(
     command="kgl curve",
     usage="RUN|IMAGES [--SETTING VALUE ...]",
-    description="Fit the classifier's heads to 2, 4, 8, ... labels per class on repeated splits, draw the results over "
-    "the labels, and say what twice as many would bring. Given a run, the curve is added to its report.",
+    description="Fit heads to 2, 4, 8, ... labels per class on repeated splits, draw the results over the labels, and "
+    "say what twice as many would bring. Given a run, the curve is added to its report.",
     example="kgl curve runs/images",
     positional=POSITIONAL,
     groups=(

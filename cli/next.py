@@ -24,8 +24,8 @@ class NextArguments:
     by: str = field(
         default=DEFAULT_STRATEGY,
         metadata={
-            "help": "What is chosen by: how undecided the classifier is, how unusual the image is, both, or how unlike "
-            "the others it is; diverse_...: spread among the highest of these.",
+            "help": "What is chosen by: how undecided the classifier is, how unusual the image is, both, or how "
+            "unlike the others it is; diverse_...: spread among the highest of these.",
             "choices": list(STRATEGIES),
         },
     )
@@ -55,7 +55,7 @@ class NextArguments:
 HELP = CommandHelp(
     command="kgl next",
     usage="RUN UNLABELED_DIR [--SETTING VALUE ...]",
-    description="Rank unlabelled images by what their labels would bring: next.csv, and next.png with their heat maps. "
+    description="Rank unlabelled images by what their labels would bring: next.csv, and next.png with heat maps. "
     "Near-duplicates of labelled images, and of each other, are left out.",
     example="kgl next runs/images line/monday --count 20",
     groups=(HelpGroup("settings", NextArguments),),

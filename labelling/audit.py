@@ -70,8 +70,8 @@ def rank_suspects(audited: Labels, probabilities: np.ndarray) -> list[Suspect]:
     """
     Return the images whose label something contradicts, the least trusted first.
 
-    What a reason leaves of the trust: of the classifier, `(1 + margin) / 2`; of near-duplicates, the share of them that
-    carry the label, one half at most; of a mask that contradicts the label or identical files that do, nothing.
+    What a reason leaves of the trust: the classifier `(1 + margin) / 2`; near-duplicates the share of them that carry
+    the label, one half at most; a mask that contradicts the label, or identical files with another, nothing.
 
     Args:
         audited: the labels.

@@ -123,7 +123,7 @@ def run_curve(labelled: LabelledImages, output: Path, repetitions: int, heads: s
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 lines.append(line)
-    curve = summarize_curve(pd.DataFrame(lines), names[scarcest], heads)
+    curve = summarize_curve(pd.DataFrame(lines), names[scarcest], heads, labelled.data_args.num_folds)
     write_text(output / "curve.csv", _table(curve).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     draw_curve(curve, output / "curve.png")
     if labelled.run is not None:
@@ -165,14 +165,18 @@ def _choose(pool: Dataset, per_class: int, good: int, labelled: LabelledImages) 
     return np.asarray(chosen["row"][:])
 
 
-def summarize_curve(fits: pd.DataFrame, scarcest: str, heads: str) -> dict[str, Any]:
+def summarize_curve(fits: pd.DataFrame, scarcest: str, heads: str, num_folds: int) -> dict[str, Any]:
     """
     Return means with intervals, the power law, its forecast and where it flattens, as JSON values.
+
+    The splits share images, so intervals as of independent ones would be too narrow: they are widened as Nadeau and
+    Bengio (2003) correct the variance, by the ratio of test to training images.
 
     Args:
         fits: one row per fit: `repetition`, `per_class`, `good`, `images`, and the metrics of [`RISING`] that it has.
         scarcest: the class that limits the budgets.
         heads: that were fitted.
+        num_folds: one of them is the test split.
     """
     budgets = sorted(fits["per_class"].unique().tolist())
     sizes = fits.groupby("per_class")[["good", "images"]].mean().round().astype(int)
@@ -188,18 +192,20 @@ def summarize_curve(fits: pd.DataFrame, scarcest: str, heads: str) -> dict[str, 
     for name, rising in RISING.items():
         if name in fits:
             values = fits.pivot(index="repetition", columns="per_class", values=name).to_numpy()
-            curve["metrics"][name] = _summarize_metric(np.asarray(budgets), values, rising)
+            widening = np.sqrt(1 + len(values) / (num_folds - 1))
+            curve["metrics"][name] = _summarize_metric(np.asarray(budgets), values, rising, widening)
     return curve
 
 
-def _summarize_metric(budgets: np.ndarray, values: np.ndarray, rising: bool) -> dict[str, Any]:
-    """Return the summary of a metric's values `(R, B)`."""
+def _summarize_metric(budgets: np.ndarray, values: np.ndarray, rising: bool, widening: float) -> dict[str, Any]:
+    """Return the summary of a metric's values `(R, B)`; the deviations of its intervals are multiplied by `widening`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # equal values have an interval of no width
         intervals = stats.ttest_1samp(values, 0).confidence_interval()
-    low, high = np.clip([intervals.low, intervals.high], 0, 1)
+    mean = values.mean(axis=0)
+    low, high = (np.clip(mean + widening * (limit - mean), 0, 1) for limit in (intervals.low, intervals.high))
     summary: dict[str, Any] = {
-        "mean": values.mean(axis=0).tolist(),
+        "mean": mean.tolist(),
         "interval": np.stack([low, high], axis=1).tolist(),
         "values": values.tolist(),
     }
@@ -210,13 +216,14 @@ def _summarize_metric(budgets: np.ndarray, values: np.ndarray, rising: bool) -> 
     draws = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
     resampled = PowerLaw.fit(budgets, upright[draws].mean(axis=1))
     last, sign = int(budgets[-1]), 1 if rising else -1
-    interval = np.quantile(sign * resampled.gain(last), (0.025, 0.975))
+    gain = sign * law.gain(last)[0]
+    interval = gain + widening * (np.quantile(sign * resampled.gain(last), (0.025, 0.975)) - gain)
     return summary | {
         "law": {"a": float(law.a[0]), "b": float(law.b[0]), "c": float(law.c[0])},
         "forecast": {
             "from": last,
             "to": 2 * last,
-            "gain": float(sign * law.gain(last)[0]),
+            "gain": float(gain),
             "interval": interval.tolist(),
         },
         "flat_from": _flat_from(law, budgets),

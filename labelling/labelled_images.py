@@ -198,8 +198,8 @@ def fit_and_predict(
         train: row numbers to fit to.
         test: row numbers to predict.
         seed: of the heads.
-        heads: one of [`~kgl.labelling.choices.HEADS`]: the primary classifier's regression, in a tenth of a second, or those of the final
-            classifier, in seconds.
+        heads: one of [`~kgl.labelling.choices.HEADS`]: those of the primary classifier take a tenth of a second, those
+            of the final one many times as long.
     """
     of_train, of_test = select_features(features, train), select_features(features, test)
     fitter = FrozenHeads(model, of_train, labels[train], [groups[row] for row in train], seed)

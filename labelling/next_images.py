@@ -112,7 +112,7 @@ def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> t
 
 def keep_unlike(labelled: np.ndarray, hashes: np.ndarray, distance: int) -> tuple[np.ndarray, int]:
     """
-    Return the rows of images unlike all labelled ones, the first of each group of near-duplicates, and the others' count.
+    Return the rows of images unlike all labelled ones, the first of each group of near-duplicates.
 
     Args:
         labelled: perceptual hashes `(M, 4)` of labelled images.
@@ -190,9 +190,7 @@ def run_next(
     chosen = STRATEGIES[strategy](candidates, count, np.random.default_rng(run.seed))
     columns = _describe(chosen, candidates, probabilities, unlabelled.images["file_name"][:], model, strategy)
     heat_maps = [np.asarray(table[int(row)]["heat_map"]) for row in chosen]
-    draw_contact_sheet(
-        output / "next.png", unlabelled.images.select(chosen), heat_maps, columns, config, image_processor.size
-    )
+    draw_contact_sheet(output / "next.png", unlabelled.images.select(chosen), heat_maps, columns, config)
     csv = pd.DataFrame(columns).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_text(output / "next.csv", csv)
     delete_cache(output)
