@@ -198,7 +198,7 @@ def summarize_curve(fits: pd.DataFrame, scarcest: str, heads: str, num_folds: in
 
 
 def _summarize_metric(budgets: np.ndarray, values: np.ndarray, rising: bool, widening: float) -> dict[str, Any]:
-    """Return the summary of a metric's values `(R, B)`; the deviations of its intervals are multiplied by `widening`."""
+    """Return the summary of a metric's values `(R, B)`, the deviations of its intervals times `widening`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # equal values have an interval of no width
         intervals = stats.ttest_1samp(values, 0).confidence_interval()

@@ -12,7 +12,7 @@ from scipy.stats import entropy, rankdata
 from ..evaluation.metrics import defect_scores
 
 
-SHORTLIST = 5  # times the wanted number: the highest scores, among which the choice is spread
+SHORTLIST = 5  # times the wanted number: the highest scores, among which the choice is spread; half of all at most
 _EPS = 1e-6
 
 
@@ -82,7 +82,7 @@ def _highest(scores: np.ndarray, count: int) -> np.ndarray:
 
 def _spread(scores: np.ndarray, candidates: Candidates, count: int) -> np.ndarray:
     """Return rows among the highest scores that are far from each other and from the labelled images."""
-    shortlist = _highest(scores, SHORTLIST * count)
+    shortlist = _highest(scores, min(SHORTLIST * count, max(count, len(scores) // 2)))
     return shortlist[k_center(candidates.features[shortlist], candidates.labelled, count)]
 
 
