@@ -5,8 +5,8 @@ Buy labels by each strategy of `kgl next` and measure AP over the labels, one JS
 
 All arms of a repetition start from the same labelled images and are tested on the same held-out fold. In every round
 the final heads are fitted to the labels so far, judge the other images, and the strategy chooses which to buy. The
-arms of `CONTROLS` choose among all images, the others leave near-duplicates out as the command does. A fit takes 5 to 20
-seconds on a core; several processes may share the repetitions and write to one file. Lines that the results file
+arms of `CONTROLS` choose among all images, the others leave near-duplicates out as the command does. A fit takes 5 to
+20 seconds on a core; several processes may share the repetitions and write to one file. Lines that the results file
 already holds are skipped; `labelling_tables.py` makes table and figure of them.
 """
 
@@ -109,7 +109,7 @@ def evaluate(bench: FrozenBench) -> dict[str, Any]:
 
 
 def buy(task_name: str, arms: list[str], repetition: int, cache_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the line of each arm, with what [`evaluate`] returns after every round; the start is fitted once for all."""
+    """Yield the line of each arm, with what [`evaluate`] returns after every round; all share the first fit."""
     images, plan, folds = load_images(task_name), PLANS[task_name], TASKS[task_name].folds
     fold = np.asarray(images["fold"][:])
     test, pool = (np.flatnonzero((fold == repetition % folds) == inside) for inside in (True, False))
