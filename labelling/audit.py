@@ -197,9 +197,7 @@ def run_audit(labelled: LabelledImages, output: Path, shown: int, heads: str) ->
     probabilities = held_out_probabilities(model, features, audited.labels, labelled.groups, labelled.seed, heads)
     suspects = rank_suspects(audited, probabilities)
     table = _table(suspects, audited, probabilities, labelled.images["file_name"][:])
-    write_page(
-        output / "audit.html", labelled.images, suspects[:shown], table, features.pooled, labelled.loaded.source
-    )
+    write_page(output / "audit.html", labelled.images, suspects[:shown], table, features.pooled, labelled.name)
     write_text(output / "audit.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     delete_cache(output)
     return table

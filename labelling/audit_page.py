@@ -25,7 +25,7 @@ _SIDE = 224  # pixels of the longer side
 
 
 def write_page(
-    path: Path, images: Dataset, suspects: list[Suspect], table: pd.DataFrame, pooled: np.ndarray, source: str
+    path: Path, images: Dataset, suspects: list[Suspect], table: pd.DataFrame, pooled: np.ndarray, name: str
 ) -> None:
     """
     Write the page.
@@ -36,7 +36,7 @@ def write_page(
         suspects: to show, in order.
         table: a row per suspect, at least those to show, in the same order.
         pooled: features of all images, `(N, P)`, by which the nearest are found.
-        source: how the images were named.
+        name: of the images.
     """
     labels = np.asarray(images["label"][:])
     features, _ = standardize(pooled, pooled[:0])
@@ -51,7 +51,7 @@ def write_page(
         loader=PackageLoader("kgl.labelling", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = templates.get_template("audit.html.jinja").render(
-        cases=cases, total=len(table), images=len(images), source=source
+        cases=cases, total=len(table), images=len(images), name=name
     )
     write_text(path, page)
 

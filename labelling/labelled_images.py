@@ -79,6 +79,11 @@ class LabelledImages:
     def _usable(self) -> np.ndarray:
         return np.flatnonzero([problem is None for problem in self.loaded.inspection.problems])
 
+    @property
+    def name(self) -> str:
+        """The name of the images, without their path."""
+        return Path(default_output_dir(self.data_args)).name
+
     def output_dir(self, command: str) -> Path:
         """Return the default output folder of a command, `runs/NAME_command`."""
         folder = self.run.folder if self.run is not None else Path(default_output_dir(self.data_args))

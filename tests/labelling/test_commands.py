@@ -146,6 +146,13 @@ def test_next_by_uncertainty_is_sorted_by_it(surfaces, tmp_path):
     assert len(table) == 10 and table["uncertainty"].is_monotonic_decreasing
 
 
+def test_next_images_for_a_run_from_scratch(finished_run, tmp_path):
+    save_surfaces(tmp_path / "new", {"good": 3, "pit": 4}, 40)
+    output = str(tmp_path / "out")
+    main(["next", str(finished_run[1]), str(tmp_path / "new"), "--count", "3", "--output", output])
+    assert len(pd.read_csv(tmp_path / "out" / "next.csv")) == 3
+
+
 def test_audit_finds_a_flipped_label(surfaces, tmp_path, capsys):
     images = tmp_path / "images"
     shutil.copytree(surfaces / "images", images)
@@ -163,7 +170,7 @@ def test_audit_finds_a_flipped_label(surfaces, tmp_path, capsys):
     page = (output / "audit.html").read_text(encoding="utf-8")
     shown = min(len(table), 60)
     assert page.count('<section class="case">') == shown and page.count("data:image/jpeg") == 5 * shown
-    assert "http" not in page and not (output / "cache").exists()
+    assert "http" not in page and str(tmp_path) not in page and not (output / "cache").exists()
 
 
 def test_output_of_another_command_or_user_is_refused(surfaces, tmp_path, capsys):
