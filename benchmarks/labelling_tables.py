@@ -25,6 +25,7 @@ from kgl.benchmarks.label_errors import OUTPUT as ERRORS
 from kgl.benchmarks.measure import RESULTS
 
 
+TILES = "magnetic-tile"
 FORECASTS = RESULTS / "curve_forecast.json"
 
 
@@ -72,26 +73,26 @@ def errors_table(path: Path) -> str:
     """Return a table of precision and recall of the list, a row per share of wrong labels, heads and part."""
     lines = [line for line in read_lines(path) if line["share"] > 0]
     runs = pd.DataFrame(
-        {"share": line["share"], "heads": line["heads"], "part": part} | metrics
+        {"data": line["data"], "share": line["share"], "heads": line["heads"], "part": part} | metrics
         for line in lines
         for part, metrics in line["parts"].items()
     )
     rows = []
-    for (share, heads, part), group in runs.groupby(["share", "heads", "part"], sort=False):
+    for (data, share, heads, part), group in runs.groupby(["data", "share", "heads", "part"], sort=False):
         listed = f"{group['listed'].mean():.0f}"
         rows.append(
-            {"labels flipped": f"{share:.0%}", "heads": heads, "reasons": part, "listed": listed}
+            {"dataset": data, "labels flipped": f"{share:.0%}", "heads": heads, "reasons": part, "listed": listed}
             | {title: format_mean(group[name]) for title, name in (
                 ("precision", "precision"), ("recall", "recall"),
                 ("precision as far as there are flips", "precision_at_flips"), ("AP", "ap"),
             )}
         )  # fmt: skip
-    return markdown_table(rows, text_columns=3)
+    return markdown_table(rows, text_columns=4)
 
 
 def conflicts_table(path: Path) -> str:
     """Return a table of the ranks of the published conflicts, a column per kind of heads."""
-    lines = [line for line in read_lines(path) if line["share"] == 0]
+    lines = [line for line in read_lines(path) if line["share"] == 0 and line["data"] == TILES]
     files = list(lines[0]["ranks_of_conflicts"]) if lines else []
     titles = [f"rank, {line['heads']} ({line['listed']} listed)" for line in lines]
     ranks = [line["ranks_of_conflicts"] for line in lines]

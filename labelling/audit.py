@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from ..data.duplicates import find_near_duplicates
 from ..data.progress import progress_bar
@@ -16,12 +17,14 @@ from ..modeling_kgl import KGLForImageClassification
 from ..training.frozen_features import FrozenFeatures
 from ..training.frozen_heads import group_folds
 from .audit_page import write_page
-from .confident_learning import find_doubts
+from .confident_learning import confident_classes
 from .labelled_images import LabelledImages, compute_features, fit_and_predict
 from .output import CACHE, delete_cache
 
 
 CLASSIFIER, DUPLICATES, MASK = "classifier", "duplicates", "mask"
+MIN_PROBABILITY = 0.01  # a classifier of few images is not surer than that
+MAX_VOTE = 4.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Suspect:
 
     Attributes:
         row: of the image.
-        trust: in the label, in 0..1: the least that anything leaves of it.
+        trust: in the label against the suggested one, in 0..1.
         suggested: another class, by its index.
         kinds: what speaks against the label.
         reasons: the same in words.
@@ -70,56 +73,92 @@ def rank_suspects(audited: Labels, probabilities: np.ndarray) -> list[Suspect]:
     """
     Return the images whose label something contradicts, the least trusted first.
 
-    What a reason leaves of the trust: the classifier `(1 + margin) / 2`; near-duplicates the share of them that carry
-    the label, one half at most; a mask that contradicts the label, or identical files with another, nothing.
+    The trust in a label is its odds against the best other class: the ratio of their probabilities, times
+    [`vote_weight`] for each near-duplicate that carries the label and divided by it for each that carries the other. A
+    mask that contradicts the label, and identical files of which more carry another one, leave none.
 
     Args:
         audited: the labels.
         probabilities: out of sample, `(N, K)`; NaN rows are images without a prediction.
     """
-    doubts, labels, names = find_doubts(probabilities, audited.labels), audited.labels, audited.names
+    labels, names = audited.labels, audited.names
+    trust, suggested = _trust(audited, probabilities)
     suspects: dict[int, Suspect] = {}
 
-    def add(row: int, trust: float, suggested: int, kind: str, reason: str) -> None:
-        one = suspects.setdefault(row, Suspect(row, trust, suggested, [], []))
-        if trust < one.trust:
-            one.trust, one.suggested = trust, suggested
+    def add(row: int, kind: str, reason: str, certain: int | None = None) -> None:
+        """Add a reason; `certain`: the class that it leaves no doubt about."""
+        one = suspects.setdefault(row, Suspect(row, float(trust[row]), int(suggested[row]), [], []))
+        if certain is not None:
+            one.trust, one.suggested = 0.0, certain
         one.kinds.append(kind)
         one.reasons.append(reason)
 
-    for row in np.flatnonzero(doubts.suggested != labels):
-        suggested, label = doubts.suggested[row], labels[row]
-        reason = (
-            f"classifier: {names[suggested]} {probabilities[row, suggested]:.2f}, {names[label]} "
-            f"{probabilities[row, label]:.2f}"
-        )
-        add(row, (1 + doubts.margin[row]) / 2, int(suggested), CLASSIFIER, reason)
-    for row, trust, suggested, reason in _contradicting_duplicates(audited):
-        add(row, trust, suggested, DUPLICATES, reason)
-    for row, suggested, reason in _contradicting_masks(audited, probabilities):
-        add(row, 0.0, suggested, MASK, reason)
-    # Equal trust: more reasons first, then what the classifier makes of the label.
-    margins = np.nan_to_num(doubts.margin, nan=1.0)
-    return sorted(suspects.values(), key=lambda one: (one.trust, -len(one.kinds), margins[one.row], one.row))
+    for row in np.flatnonzero((confident_classes(probabilities, labels) != labels) & (trust < 0.5)):
+        said = ", ".join(f"{names[label]} {probabilities[row, label]:.2f}" for label in (suggested[row], labels[row]))
+        add(int(row), CLASSIFIER, f"classifier: {said}")
+    for row, reason, certain in _contradicting_duplicates(audited):
+        add(row, DUPLICATES, reason, certain)
+    for row, certain, reason in _contradicting_masks(audited, probabilities):
+        add(row, MASK, reason, certain)
+    # Equal trust: more reasons first, then what it would be without masks and identical files.
+    return sorted(suspects.values(), key=lambda one: (one.trust, -len(one.kinds), trust[one.row], one.row))
 
 
-def _contradicting_duplicates(audited: Labels) -> list[tuple[int, float, int, str]]:
-    """Return row, trust, the usual label of the others, and the reason, where a near-duplicate has another label."""
-    found = []
-    for number in np.unique(audited.near_duplicates):
-        rows = np.flatnonzero(audited.near_duplicates == number)
-        counts = np.bincount(audited.labels[rows], minlength=len(audited.names))
-        if np.count_nonzero(counts) < 2:
+def _trust(audited: Labels, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the trust in each label by classifier and near-duplicates, `(N,)`, and the best other class, `(N,)`."""
+    labels, rows = audited.labels, np.arange(len(audited.labels))
+    votes = label_counts(audited)
+    votes[rows, labels] -= 1  # an image has no vote of its own
+    known = np.nan_to_num(probabilities, nan=1 / len(audited.names))
+    evidence = np.log(np.maximum(known, MIN_PROBABILITY)) + np.log(vote_weight(audited)) * votes
+    others = evidence.copy()
+    others[rows, labels] = -np.inf
+    return expit(evidence[rows, labels] - others.max(axis=1)), others.argmax(axis=1)
+
+
+def label_counts(audited: Labels) -> np.ndarray:
+    """Return how many near-duplicates of each image, itself among them, carry each label, `(N, K)`."""
+    counts = np.zeros((int(audited.near_duplicates.max()) + 1, len(audited.names)))
+    np.add.at(counts, (audited.near_duplicates, audited.labels), 1)
+    return counts[audited.near_duplicates]
+
+
+def vote_weight(audited: Labels) -> float:
+    """
+    Return the odds that a near-duplicate's label gives to a class, from how far near-duplicates agree.
+
+    It is `1 / (1 - kappa)` with Cohen's kappa of the labels of near-duplicates: 1 where they agree no more than by
+    chance, as those of parts in a fixture that look alike to a hash, and `MAX_VOTE` at most.
+    """
+    counts, rows = label_counts(audited), np.arange(len(audited.labels))
+    several = counts.sum(axis=1) > 1
+    if not several.any():
+        return 1.0
+    others = counts.sum(axis=1)[several] - 1
+    agreement = ((counts[rows, audited.labels][several] - 1) / others).mean()
+    by_chance = float(((np.bincount(audited.labels[several]) / several.sum()) ** 2).sum())
+    kappa = (agreement - by_chance) / max(1 - by_chance, 1e-9)
+    return float(1 / np.clip(1 - kappa, 1 / MAX_VOTE, 1))
+
+
+def _contradicting_duplicates(audited: Labels) -> list[tuple[int, str, int | None]]:
+    """
+    Return row and reason where no more than half of the near-duplicates carry the image's label.
+
+    For identical files the third value is the label that most of the others carry, None for near-duplicates.
+    """
+    found: list[tuple[int, str, int | None]] = []
+    all_counts = label_counts(audited)
+    for row in np.flatnonzero((all_counts > 0).sum(axis=1) > 1):
+        counts, label = all_counts[row].astype(int), audited.labels[row]
+        if counts[label] > counts.sum() / 2:
             continue
-        identical = len({audited.digests[row] for row in rows}) == 1
-        said = ", ".join(f"{counts[label]} {audited.names[label]}" for label in np.argsort(-counts) if counts[label])
-        for row in rows:
-            share = counts[audited.labels[row]] / len(rows)
-            others = counts.copy()
-            others[audited.labels[row]] = 0
-            if share <= 0.5:
-                reason = f"{'identical files' if identical else 'near-duplicates'} are {said}"
-                found.append((int(row), 0.0 if identical else float(share), int(others.argmax()), reason))
+        alike = np.flatnonzero(audited.near_duplicates == audited.near_duplicates[row])
+        identical = len({audited.digests[other] for other in alike}) == 1
+        order = np.argsort(-counts, kind="stable")
+        said = ", ".join(f"{counts[one]} {audited.names[one]}" for one in order if counts[one])
+        certain = int(next(one for one in order if one != label)) if identical else None
+        found.append((int(row), f"{'identical files' if identical else 'near-duplicates'} are {said}", certain))
     return found
 
 
@@ -223,4 +262,4 @@ def _table(suspects: list[Suspect], audited: Labels, probabilities: np.ndarray, 
     return pd.DataFrame(rows, columns=list(names))
 
 
-__all__ = ["Labels", "Suspect", "held_out_probabilities", "labels_of", "rank_suspects", "run_audit"]
+__all__ = ["Labels", "Suspect", "held_out_probabilities", "labels_of", "rank_suspects", "run_audit", "vote_weight"]

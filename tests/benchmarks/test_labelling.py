@@ -55,12 +55,22 @@ def test_choices_are_compared_with_both_controls(tmp_path):
 def test_tables_of_label_errors(tmp_path):
     part = {"listed": 30, "precision": 0.5, "recall": 0.75, "precision_at_flips": 0.6, "ap": 0.55}
     lines = [
-        {"heads": "final", "share": 0.0, "seed": 0, "listed": 12, "ranks_of_conflicts": {"a.jpg": 3, "b.jpg": 0}},
-        *({"heads": "final", "share": 0.1, "seed": seed, "parts": {"all": part}} for seed in range(3)),
+        {
+            "data": "magnetic-tile",
+            "heads": "final",
+            "share": 0.0,
+            "seed": 0,
+            "listed": 12,
+            "ranks_of_conflicts": {"a.jpg": 3, "b.jpg": 0},
+        },
+        *(
+            {"data": "magnetic-tile", "heads": "final", "share": 0.1, "seed": seed, "parts": {"all": part}}
+            for seed in range(3)
+        ),
     ]
     path = tmp_path / "errors.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "| 10% | final | all | 30 | 0.500 (0.500 .. 0.500) | 0.750" in errors_table(path)
+    assert "| magnetic-tile | 10% | final | all | 30 | 0.500 (0.500 .. 0.500) | 0.750" in errors_table(path)
     assert "| a.jpg | 3 |" in conflicts_table(path) and "rank, final (12 listed)" in conflicts_table(path)
 
 

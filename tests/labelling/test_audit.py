@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kgl.labelling.audit import CLASSIFIER, DUPLICATES, MASK, Labels, rank_suspects
+from kgl.labelling.audit import CLASSIFIER, DUPLICATES, MASK, MAX_VOTE, Labels, rank_suspects, vote_weight
 from kgl.labelling.audit_page import nearest_of_class
 
 
@@ -38,18 +38,41 @@ def test_label_that_the_classifier_contradicts():
     labels, probabilities = [0, 0, 0, 1, 1, 2], agreeing([0, 0, 1, 1, 1, 2])
     (suspect,) = rank_suspects(audited(labels), probabilities)
     assert (suspect.row, suspect.suggested, suspect.kinds) == (2, 1, [CLASSIFIER])
-    assert suspect.trust == pytest.approx((1 + 0.05 - 0.9) / 2)
+    assert suspect.trust == pytest.approx(0.05 / 0.95)
     assert suspect.reasons == ["classifier: dent 0.90, good 0.05"]
 
 
 def test_minority_of_near_duplicates_is_listed():
-    labels = [1, 0, 0, 0, 0, 1, 1, 0, 2]
-    near = [7, 7, 7, 7, 4, 5, 9, 9, 8]
+    labels = [1, 0, 0, 0, 0, 1, 1, 0, 2, 2, 2]
+    near = [7, 7, 7, 7, 4, 5, 9, 9, 8, 8, 8]
     found = rank_suspects(audited(labels, near), agreeing(labels))
-    assert [one.row for one in found] == [0, 6, 7]  # one of four; then both of a pair
-    assert found[0].trust == 0.25 and found[0].suggested == 0 and found[0].kinds == [DUPLICATES]
+    assert sorted(one.row for one in found) == [0, 6, 7]  # one of four, and both of a pair
+    assert found[0].row == 0 and found[0].suggested == 0 and found[0].kinds == [DUPLICATES]
     assert found[0].reasons == ["near-duplicates are 3 good, 1 dent"]
-    assert found[1].trust == found[2].trust == 0.5
+    vote = vote_weight(audited(labels, near))
+    odds = 0.9 / 0.05 / vote**3  # of the classifier, against three votes
+    assert found[0].trust == pytest.approx(odds / (1 + odds))
+
+
+def test_votes_of_near_duplicates_overrule_the_classifier():
+    """The classifier calls an exposure of a dent good; the labels of the others, and all near-duplicates, agree."""
+    labels, near = [1, 1, 1, 0, 0, 0, 0, 1], [1, 1, 1, 2, 2, 2, 3, 4]
+    probabilities = agreeing([0, 1, 1, 0, 0, 0, 0, 0])
+    found = rank_suspects(audited(labels, near), probabilities)
+    assert vote_weight(audited(labels, near)) == MAX_VOTE
+    assert [one.row for one in found] == [7, 0]
+    odds = 0.05 / 0.9 * MAX_VOTE**2
+    assert found[0].trust == pytest.approx(0.05 / 0.95) and found[1].trust == pytest.approx(odds / (1 + odds))
+    alone = rank_suspects(audited(labels), probabilities)
+    assert [one.row for one in alone] == [0, 7] and alone[0].trust == alone[1].trust
+
+
+def test_weight_of_votes_follows_the_agreement_of_near_duplicates():
+    assert vote_weight(audited([0, 1, 0, 1])) == 1  # no near-duplicates
+    assert vote_weight(audited([0, 1, 0, 1], [0, 0, 1, 1])) == 1  # less than by chance
+    assert vote_weight(audited([0, 0, 1, 1], [0, 0, 1, 1])) == MAX_VOTE
+    # Agreement 4 / 6, by chance 1 / 2: kappa 1 / 3.
+    assert vote_weight(audited([0, 0, 1, 1, 0, 1], [0, 0, 1, 1, 2, 2])) == pytest.approx(1.5)
 
 
 def test_identical_files_leave_no_trust():
@@ -68,12 +91,13 @@ def test_masks_that_contradict_labels():
     assert rank_suspects(without, agreeing(labels)) == []
 
 
-def test_several_reasons_make_one_row_with_the_least_trust():
-    labels = [0, 0, 0, 1, 1, 1]
-    found = rank_suspects(audited(labels, [1, 2, 3, 3, 3, 4]), agreeing([0, 0, 1, 1, 1, 1]))
+def test_several_reasons_make_one_row_with_less_trust():
+    labels, near = [0, 0, 0, 1, 1, 1, 1, 0, 0], [1, 1, 3, 3, 3, 4, 4, 5, 5]
+    found = rank_suspects(audited(labels, near), agreeing([0, 0, 1, 1, 1, 1, 1, 0, 0]))
     (suspect,) = found
     assert suspect.row == 2 and suspect.kinds == [CLASSIFIER, DUPLICATES]
-    assert suspect.trust == pytest.approx(min(1 / 3, (1 - 0.85) / 2))
+    odds = 0.05 / 0.9 / vote_weight(audited(labels, near)) ** 2
+    assert suspect.trust == pytest.approx(odds / (1 + odds)) and suspect.trust < 0.05 / 0.95
 
 
 def test_row_without_a_prediction_is_listed_for_its_mask():
