@@ -1,13 +1,14 @@
 """
-Flip labels of magnetic tiles, or of another folder, and measure the list of `kgl audit`, one JSON line per seed, share and heads.
+Flip labels of the magnetic tiles and measure the list of `kgl audit`, one JSON line per seed, share and heads.
 
     python benchmarks/label_errors.py --cache_dir CACHE [--data_dir FOLDER] [--seeds 5] [--heads ...]
 
 A flipped label becomes any other class, all alike, image by image: other exposures of the part keep theirs, so near-
-duplicates help more than where a part is labelled once. Seeds below 10 helped to choose how reasons are weighed. Masks are left out: they would show every flip between good and
-defective. The list is measured as a whole, and with the classifier's part or that of near-duplicates alone. The first
-line of each kind of heads has no flips: the ranks of the tiles whose exposures carry different labels as published.
-Lines that the results file already holds are skipped; `labelling_tables.py` makes the table of them.
+duplicates help more than where a part is labelled once. Seeds below 10 helped to choose how reasons are weighed. Masks
+are left out: they would show every flip between good and defective. The list is measured as a whole, and with the
+classifier's part or that of near-duplicates alone. The first line of each kind of heads has no flips: the ranks of the
+tiles whose exposures carry different labels as published. Lines that the results file already holds are skipped;
+`labelling_tables.py` makes the table of them.
 """
 
 from __future__ import annotations
