@@ -115,10 +115,13 @@ class KGLCellHead(nn.Module):
             squared = cells.square().sum(dim=1, keepdim=True) - 2 * nearest.amax(dim=1, keepdim=True)
             return squared.clamp(min=1e-6).sqrt()
 
+    def score(self, cells: torch.Tensor) -> torch.Tensor:
+        """Return the saliency logits `(B, 1, h, w)` of cells `(B, D, h, w)`."""
+        return self.output(torch.cat([cells, self.distances(cells).to(cells.dtype)], dim=1))
+
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return the saliency logits `(B, 1, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first."""
-        cells = self.cells(feature_maps)
-        return self.output(torch.cat([cells, self.distances(cells).to(cells.dtype)], dim=1))
+        return self.score(self.cells(feature_maps))
 
 
 class KGLForImageClassification(KGLPreTrainedModel):

@@ -28,6 +28,7 @@ from .charts import (
     roc_chart,
     score_histogram,
 )
+from .curve_report import curve_section
 from .maps import upsample_maps
 from .metrics import METRIC_TITLES, defect_scores
 from .overlay import overlay_heat_map, shown_from
@@ -170,6 +171,7 @@ def render_report(
             for gallery in galleries
         ],
         issues=_group_issues(report["issues"]),
+        curve=curve_section(path.parent),
     )
     write_text(path, html)
 

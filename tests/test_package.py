@@ -22,6 +22,7 @@ ROOMS = (
     {"knowledge"},
     {"training"},
     {"evaluation"},
+    {"labelling"},
     {"hub", "exporters"},
     {"train", "prior", "cli"},
 )
@@ -85,7 +86,7 @@ def test_wheel_holds_every_file_of_the_rooms(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("kgl/")}
     expected = {f"kgl/{path.relative_to(ROOT).as_posix()}" for path in package_files()}
-    assert packed == expected | {"kgl/hub_card.md", "kgl/evaluation/report.html.jinja"}
+    assert packed == expected | {f"kgl/{name}" for name in SOURCES if "/" in name or name == "hub_card.md"}
 
 
 def _source_copy(folder: Path) -> Path:
@@ -97,7 +98,10 @@ def _source_copy(folder: Path) -> Path:
     return folder
 
 
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hub_card.md", "evaluation/report.html.jinja")
+SOURCES = (
+    "pyproject.toml", "README.md", "LICENSE", "hub_card.md", "evaluation/report.html.jinja",
+    "evaluation/curve.html.jinja", "labelling/audit.html.jinja",
+)  # fmt: skip
 
 
 def test_importing_kgl_imports_nothing_heavy():

@@ -50,6 +50,9 @@ def test_images_replace_the_source_of_the_recipe(tmp_path, source):
         ("prior", ["data_dir", "model", "output_dir"]),
         ("export", ["model", "output", "int8"]),
         ("push", ["run"]),
+        ("curve", ["run", "backbone", "output"]),
+        ("audit", ["data_dir", "backbone", "output"]),
+        ("next", ["run", "unlabelled", "output"]),
     ],
 )
 def test_home_is_expanded_in_every_path(command, settings, tmp_path, monkeypatch):
