@@ -35,7 +35,19 @@ USER_PATHS = re.compile(
     r"(images|runs/.+|line/.+|models/.+|part\.png|parts\.csv|priors|predicted|grid\.png|\.venv(/.*)?"
     r"|__pycache__/\*|OWNER/\w+|microsoft/resnet-18|timm/\w+)"
 )
-SUBCOMMANDS = ("train", "prior", "data", "predict", "threshold", "curve", "next", "audit", "export", "push", "saliency")
+SUBCOMMANDS = (
+    "train",
+    "prior",
+    "data",
+    "predict",
+    "threshold",
+    "curve",
+    "next",
+    "audit",
+    "export",
+    "push",
+    "saliency",
+)
 FOREIGN_SETTINGS = {  # in the text, of other commands than kgl
     "--num_processes", "--mixed_precision", "--quiet", "--nproc-per-node", "--help", "--help-all", "--search",
     "--trust_remote_code", "--use_fsdp", "--labelled", "--examples",
