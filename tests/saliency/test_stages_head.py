@@ -62,5 +62,7 @@ def test_class_map_in_mixed_precision_and_without_gradients():
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         output = model(pixel_values)
         mixed = layer_cam(model, output.feature_maps, output.saliency, TARGETS)
-    assert mixed.dtype == torch.float32 and (mixed - expected).abs().max() < 0.2
+    # Rounding changes which stored cell is the nearest to a few of the cells.
+    assert mixed.dtype == torch.float32 and (mixed - expected).abs().median() < 0.01
+    assert ((mixed - expected).abs() > 0.1).double().mean() < 0.05
     assert all(parameter.grad is None for parameter in model.parameters())
