@@ -41,7 +41,6 @@ def surfaces(tmp_path_factory):
     save_backbone(folder / "backbone")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("kgl.evaluation.results.BOOTSTRAP_DRAWS", 10)
-        patched.setattr("kgl.training.cell_layers.STEPS", 30)
         settings = ["--backbone", str(folder / "backbone"), "--image_height", "64", "--image_width", "64"]
         run(parse([str(folder / "images"), *settings, "--use_cpu", "true", "--output_dir", str(folder / "run")]))
     return folder
