@@ -105,7 +105,7 @@ class KGLCellHead(nn.Module):
 
     def cells(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return the cells `(B, D, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first."""
-        return self.fusion(tuple(nn.functional.avg_pool2d(one, 3, stride=1, padding=1) for one in feature_maps))
+        return self.fusion(tuple(average_neighbours(one) for one in feature_maps))
 
     def distances(self, cells: torch.Tensor) -> torch.Tensor:
         """Return the distance of cells `(B, D, h, w)` from the nearest stored one, `(B, 1, h, w)`."""
@@ -318,6 +318,11 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """
     eps = torch.finfo(torch.double).eps
     return logits.double().softmax(dim=1).clamp(eps, 1 - eps)
+
+
+def average_neighbours(feature_map: torch.Tensor) -> torch.Tensor:
+    """Return each cell of a map `(B, C, h, w)` averaged with its eight neighbours, which count as 0 outside."""
+    return nn.functional.avg_pool2d(feature_map, 3, stride=1, padding=1)
 
 
 def pool_maps(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -16,13 +16,14 @@ from typing import Any
 
 import pandas as pd
 
+from kgl.benchmarks.evidence.records import read_lines
 from kgl.benchmarks.measure import store
 from kgl.labelling.curve import RISING, summarize_curve
 
 
 def forecasts(folder: Path) -> list[dict[str, Any]]:
     """Return forecast and measured gain of every metric and budget of a finished curve."""
-    fits = pd.DataFrame([json.loads(line) for line in (folder / "fits.jsonl").read_text().splitlines()])
+    fits = pd.DataFrame(read_lines(folder / "fits.jsonl"))
     settings = json.loads((folder / "run.json").read_text())["curve"]
     budgets, found = sorted(fits["per_class"].unique()), []
     for hidden in budgets[3:]:

@@ -69,7 +69,7 @@ def _run_to_flags(arguments: list[str]) -> list[str]:
 
 def run(args: ThresholdArguments) -> None:
     """Choose the thresholds, write every file that has them, and print them before and after."""
-    from ..data.storage import full_disk_as_input_error, lock, write_json
+    from ..data.storage import full_disk_as_input_error, lock, write_bytes, write_json
     from ..evaluation.operating_points import (
         choose_operating_points,
         comparison_rows,
@@ -77,7 +77,7 @@ def run(args: ThresholdArguments) -> None:
         write_operating_points,
     )
     from ..evaluation.run_outputs import print_limits
-    from ..exporters.threshold import update_graphs, write_graph
+    from ..exporters.threshold import update_graphs
     from ..hub.model_card import write_card
 
     folder = Path(args.run)
@@ -89,7 +89,7 @@ def run(args: ThresholdArguments) -> None:
         with full_disk_as_input_error(folder):
             write_operating_points(points)
             for path, content in graphs.items():
-                write_graph(path, content)
+                write_bytes(path, content)
             write_card(folder, points.after)
             write_json(folder / "metrics.json", points.after)
     finally:

@@ -149,7 +149,7 @@ def read_images(args: DataArguments) -> LoadedDataset:
         split_of = np.repeat(list(source.splits), [len(split) for split in source.splits.values()])
         inspection = inspect_images(images)
         issues = [*inspection.issues, *_unusable_images(images, inspection, source.description, args.on_bad_image)]
-        usable = [row for row, problem in enumerate(inspection.problems) if problem is None]
+        usable = inspection.usable
         if len(usable) < len(images):
             images, split_of = images.select(usable), split_of[usable]
         images = images.add_column("digest", [inspection.digests[row] for row in usable])

@@ -69,6 +69,11 @@ class Inspection:
     mask_shows_defect: list[bool | None]
     issues: list[DataIssue]
 
+    @property
+    def usable(self) -> np.ndarray:
+        """Row numbers of the usable images, ascending."""
+        return np.flatnonzero([problem is None for problem in self.problems])
+
 
 def inspect_images(images: Dataset) -> Inspection:
     """

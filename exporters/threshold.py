@@ -46,16 +46,6 @@ def update_graphs(run: Path, configs: dict[str, KGLConfig]) -> tuple[dict[Path, 
     return updated, others
 
 
-def write_graph(path: Path, content: bytes) -> None:
-    """Replace a graph's file atomically."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _is_export_of(graph: Any, config: KGLConfig) -> bool:
     """Return whether the metadata of an `onnx.ModelProto` are those of a classifier, its operating point aside."""
     entries = {one.key: one.value for one in graph.metadata_props}
@@ -90,4 +80,4 @@ def _set_operating_point(graph: Any, config: KGLConfig, path: Path) -> None:
     helper.set_model_props(graph, entries | decision_metadata(config))
 
 
-__all__ = ["update_graphs", "write_graph"]
+__all__ = ["update_graphs"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.nn import functional as F
 
-from ..modeling_kgl import KGLForImageClassification
+from ..modeling_kgl import KGLForImageClassification, average_neighbours
 
 
 FITTED_CELLS = 20_000  # that the projection is fitted on; more change it by less than its own sampling
@@ -53,10 +53,14 @@ def fit_projection(
 
 def raw_cells(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Return all channels of maps `(B, C_i, h_i, w_i)`, averaged over 3 x 3 cells, at the resolution of the first."""
-    averaged = [F.avg_pool2d(one, 3, stride=1, padding=1) for one in feature_maps]
+    return stack_stages([average_neighbours(one) for one in feature_maps])
+
+
+def stack_stages(feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return all channels of maps `(B, C_i, h_i, w_i)` at the resolution of the first."""
     size = feature_maps[0].shape[-2:]
-    resized = [F.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in averaged[1:]]
-    return torch.cat([averaged[0], *resized], dim=1)
+    resized = [F.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in feature_maps[1:]]
+    return torch.cat([feature_maps[0], *resized], dim=1)
 
 
-__all__ = ["FITTED_CELLS", "FITTED_IMAGES", "fit_projection", "raw_cells"]
+__all__ = ["FITTED_CELLS", "FITTED_IMAGES", "fit_projection", "raw_cells", "stack_stages"]

@@ -68,16 +68,12 @@ class LabelledImages:
     @property
     def hashes(self) -> np.ndarray:
         """Perceptual hashes, `(N, 4)` uint64."""
-        return self.loaded.inspection.hashes[self._usable]
+        return self.loaded.inspection.hashes[self.loaded.inspection.usable]
 
     @property
     def mask_shows_defect(self) -> list[bool | None]:
         """Whether the mask of each image marks a defect, None without a mask."""
-        return [self.loaded.inspection.mask_shows_defect[row] for row in self._usable]
-
-    @property
-    def _usable(self) -> np.ndarray:
-        return np.flatnonzero([problem is None for problem in self.loaded.inspection.problems])
+        return [self.loaded.inspection.mask_shows_defect[row] for row in self.loaded.inspection.usable]
 
     @property
     def name(self) -> str:

@@ -93,13 +93,12 @@ def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> t
         images=[str(path) for path in paths], labels=["unknown"] * len(paths), names=["unknown"], file_names=names
     )
     found = inspect_images(images)
-    usable = np.flatnonzero([problem is None for problem in found.problems])
+    usable = found.usable
     unusable = [
         f"{name}: {problem}" for name, problem in zip(names, found.problems, strict=True) if problem is not None
     ]
-    labelled = np.flatnonzero([problem is None for problem in loaded.inspection.problems])
     distance = loaded.duplicate_distance if duplicate_distance is None else duplicate_distance
-    fresh, known = keep_unlike(loaded.inspection.hashes[labelled], found.hashes[usable], distance)
+    fresh, known = keep_unlike(loaded.inspection.hashes[loaded.inspection.usable], found.hashes[usable], distance)
     if len(fresh) == 0:
         raise InputError(
             f"{folder}: nothing to label in it: of {format_count(len(paths), 'image')}, {len(unusable)} are unusable "

@@ -25,13 +25,14 @@ from torch.nn import functional as F
 
 from kgl.benchmarks.evidence.frozen import FrozenBench
 from kgl.benchmarks.evidence.plan import TASKS
+from kgl.benchmarks.evidence.records import read_lines
 from kgl.benchmarks.evidence.rivals import PatchCore, greedy_coreset, noise_head
 from kgl.benchmarks.evidence.task_data import defect_free_class, load_images
 from kgl.benchmarks.measure import RESULTS
 from kgl.data.masks import mask_to_grid
 from kgl.data.splits import select_few_labels
 from kgl.evaluation.maps import image_average_precision
-from kgl.knowledge.cells import raw_cells
+from kgl.knowledge.cells import raw_cells, stack_stages
 from kgl.modeling_kgl import top_cells
 from kgl.training.cell_scores import fit_cell_score
 from kgl.training.frozen_heads import MAX_CELLS, FrozenHeads, defect_margin, within_class_deviation
@@ -84,11 +85,7 @@ def cells_of(name: str, bench: FrozenBench, rows: np.ndarray) -> torch.Tensor:
     maps = bench.maps(rows)[: bench.model.config.saliency_stages]
     if "fewer" not in name:
         return raw_cells(maps)
-    averaged = [F.avg_pool2d(one, 3, stride=1, padding=1, count_include_pad=False) for one in maps]
-    resized = [
-        F.interpolate(one, size=maps[0].shape[2:], mode="bilinear", align_corners=False) for one in averaged[1:]
-    ]
-    return torch.cat([averaged[0], *resized], dim=1)
+    return stack_stages([F.avg_pool2d(one, 3, stride=1, padding=1, count_include_pad=False) for one in maps])
 
 
 def compare(bench: FrozenBench, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -158,7 +155,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "head_search.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    kept = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
+    kept = read_lines(options.output) if options.output.exists() else []
     for pair in itertools.combinations(range(TASKS[TASK].folds), 2):
         done = {line["candidate"] for line in kept if line["pair"] == list(pair)}
         wanted = [name for name in CANDIDATES if name not in done]

@@ -11,14 +11,13 @@ of the pairs are above 0. Bold where the interval excludes 0. Intervals are not 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from kgl.benchmarks.evidence.formatting import format_difference, markdown_table, replace_block
-from kgl.benchmarks.evidence.records import pivot_metric, read_runs
+from kgl.benchmarks.evidence.records import pivot_metric, read_lines, read_runs
 from kgl.benchmarks.evidence.tables import places
 from kgl.benchmarks.measure import RESULTS
 
@@ -82,7 +81,7 @@ def maps_table(runs: pd.DataFrame) -> str:
 
 def search_table(path: Path) -> str:
     """Return a table of the candidates for the heads: mean AP alone and fused, mean cell AP, over the tested folds."""
-    lines = pd.json_normalize([json.loads(line) for line in path.read_text().splitlines()])
+    lines = pd.json_normalize(read_lines(path))
     columns = {"alone": "ap.alone", "equal spreads": "ap.equal spreads", "ranks": "ap.ranks",
                "stacking": "ap.stacking", "cell AP per image": "cell_image_ap"}  # fmt: skip
     means = lines.groupby("candidate", sort=False)[list(columns.values())].mean()

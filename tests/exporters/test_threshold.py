@@ -8,9 +8,10 @@ import pytest
 from tiny import tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.data.storage import write_bytes
 from kgl.errors import InputError
 from kgl.exporters.onnx import metadata, write_onnx
-from kgl.exporters.threshold import update_graphs, write_graph
+from kgl.exporters.threshold import update_graphs
 
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
@@ -57,7 +58,7 @@ def test_constant_that_other_nodes_use_keeps_its_value(tmp_path):
     configs = dict.fromkeys(("primary", "final"), tiny_model(operating_point=NEW).config)
     for _ in range(2):
         (content,) = update_graphs(tmp_path, configs)[0].values()
-        write_graph(tmp_path / "model.onnx", content)
+        write_bytes(tmp_path / "model.onnx", content)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     half, defective = session.run(["half", "defective"], {"score": np.array([0.6, 0.69, 0.71])})
     np.testing.assert_allclose(half, [0.3, 0.345, 0.355])
