@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 
-REGULARIZATION = 0.01  # inverse strength C of the regression on defective cells
+REGULARIZATION = 0.001  # inverse strength C of the regression on defective cells
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,33 @@ def fit_cell_score(good: torch.Tensor, defective: torch.Tensor | None, memory_si
         weight = torch.zeros(good.shape[1] + 1)
         weight[-1] = 1
         return CellScore(memory, weight, 0.0)
-    features = torch.cat([cell_features(cells, memory) for cells in (good, defective)]).cpu().numpy()
+    # The penalty holds the distance as little as all channels together: few defects must not outvote it.
+    scale = np.append(np.ones(good.shape[1]), np.sqrt(good.shape[1]))
+    return CellScore(memory, *_fit_line(cell_features(good, memory), cell_features(defective, memory), scale))
+
+
+def fit_marked_cells(marked: torch.Tensor, others: torch.Tensor, memory_size: int) -> CellScore:
+    """
+    Learn to tell marked cells from others by the cells alone, without any distance: no cell is known to be good.
+
+    Args:
+        marked: cells that a prior marks, `(M, D)`.
+        others: `(M', D)`.
+        memory_size: cells that the head stores, K; all zero, as their distance has no weight.
+    """
+    weight, bias = _fit_line(others, marked, np.ones(marked.shape[1]))
+    return CellScore(torch.zeros(memory_size, marked.shape[1]), torch.cat([weight, torch.zeros(1)]), bias)
+
+
+def _fit_line(good: torch.Tensor, defective: torch.Tensor, scale: np.ndarray) -> tuple[torch.Tensor, float]:
+    """Return weight `(D,)` and bias of a balanced regression on features `(M, D)`, standardised times `scale`."""
+    features = torch.cat([good, defective]).cpu().numpy()
     target = np.repeat([0, 1], [len(good), len(defective)])
     scaler = StandardScaler().fit(features)
     model = LogisticRegression(C=REGULARIZATION, class_weight="balanced", max_iter=1000)
-    model.fit(scaler.transform(features), target)
-    weight = model.coef_[0] / scaler.scale_
-    bias = float(model.intercept_[0] - weight @ scaler.mean_)
-    return CellScore(memory, torch.from_numpy(weight).float(), bias)
+    model.fit(scaler.transform(features) * scale, target)
+    weight = model.coef_[0] * scale / scaler.scale_
+    return torch.from_numpy(weight).float(), float(model.intercept_[0] - weight @ scaler.mean_)
 
 
 def _centres(cells: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -84,4 +103,4 @@ def _centres(cells: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     return centres[torch.arange(count) % len(centres)]
 
 
-__all__ = ["CellScore", "cell_features", "fit_cell_score"]
+__all__ = ["CellScore", "cell_features", "fit_cell_score", "fit_marked_cells"]

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from ..modeling_kgl import KGLCellHead, KGLForImageClassification, top_cells
-from .cell_scores import CellScore, fit_cell_score
+from .cell_scores import CellScore, fit_cell_score, fit_marked_cells
 from .frozen_features import FrozenFeatures
 
 
@@ -227,7 +227,7 @@ class FrozenHeads:
         """
         marked = torch.from_numpy(priors > thresholds[:, None, None])
         if marked.any() and not marked.all():
-            self._set_saliency(self._fit_score(~marked, marked), HeatScale(0.0, 1.0))
+            self._set_saliency(self._fit_marked(marked, ~marked), HeatScale(0.0, 1.0))
 
     def _out_of_sample_logits(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows that some fold holds out, in order, and the regression's logits without that fold."""
@@ -271,16 +271,23 @@ class FrozenHeads:
 
     def _fit_score(self, good: torch.Tensor, defective: torch.Tensor | None) -> CellScore:
         """Fit the score to a sample of the cells that two masks `(M, h, w)` mark."""
-        flat, generator = self.cells.permute(0, 2, 3, 1), np.random.default_rng(self.seed)
+        generator = np.random.default_rng(self.seed)
+        cells = self._sample(good, generator)
+        known = None if defective is None or not defective.any() else self._sample(defective, generator)
+        return fit_cell_score(cells, known, self.model.config.memory_size, self.seed)
 
-        def sample(mask: torch.Tensor) -> torch.Tensor:
-            at = np.flatnonzero(mask.numpy())
-            at = torch.from_numpy(generator.permutation(at)[:MAX_CELLS])
-            image, cell = at // mask[0].numel(), at % mask[0].numel()
-            return flat[image, cell // mask.shape[2], cell % mask.shape[2]].float().to(self.model.device)
+    def _fit_marked(self, marked: torch.Tensor, others: torch.Tensor) -> CellScore:
+        """Fit the score to samples of cells that a prior marks and of others, masks `(M, h, w)`."""
+        generator = np.random.default_rng(self.seed)
+        samples = [self._sample(mask, generator) for mask in (marked, others)]
+        return fit_marked_cells(*samples, self.model.config.memory_size)
 
-        others = None if defective is None or not defective.any() else sample(defective)
-        return fit_cell_score(sample(good), others, self.model.config.memory_size, self.seed)
+    def _sample(self, mask: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+        """Return at most `MAX_CELLS` of the cells that a mask `(M, h, w)` marks, `(n, D)` float32."""
+        at = torch.from_numpy(generator.permutation(np.flatnonzero(mask.numpy()))[:MAX_CELLS])
+        image, cell = at // mask[0].numel(), at % mask[0].numel()
+        flat = self.cells.permute(0, 2, 3, 1)
+        return flat[image, cell // mask.shape[2], cell % mask.shape[2]].float().to(self.model.device)
 
     def _fusion(self, rows: np.ndarray, logits: np.ndarray, scores: np.ndarray | None) -> Fusion:
         if len(rows) == 0:

@@ -232,7 +232,7 @@ def own_saliency(bench: FrozenBench) -> Fitted:
     class HeadsOfMarkedCells(FrozenHeads):
         def _fit_saliency(self, rows: np.ndarray) -> CellScore:
             inside = torch.from_numpy(np.isin(self.features.cell_rows, rows))[:, None, None]
-            return self._fit_score(inside & ~marked, inside & marked)
+            return self._fit_marked(inside & marked, inside & ~marked)
 
     HeadsOfMarkedCells(bench.model, bench.features, bench.labels, bench.groups, bench.seed).fit_final()
     return Fitted(lambda: predict_test(bench))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from kgl.training.cell_scores import cell_features, fit_cell_score
+from kgl.training.cell_scores import cell_features, fit_cell_score, fit_marked_cells
 
 
 def as_map(cells):
@@ -54,3 +54,14 @@ def test_a_large_distance_counts_beside_what_is_learned():
     far, opposite, inside = score.of_features(features).tolist()
     assert min(far, opposite) > inside
     assert score(as_map(features[:, :4]))[0, 0].tolist() == pytest.approx([far, opposite, inside], rel=1e-4)
+
+
+def test_marked_cells_are_told_apart_without_a_distance():
+    generator = torch.Generator().manual_seed(0)
+    others, marked = torch.randn(400, 4, generator=generator), torch.randn(100, 4, generator=generator)
+    marked[:, 2] += 3
+    score = fit_marked_cells(marked, others, 8)
+    assert score.memory.shape == (8, 4) and score.weight.shape == (5,) and score.weight[-1] == 0
+    assert int(score.weight.argmax()) == 2
+    values = score(as_map(torch.cat([others, marked])))[0, 0]
+    assert roc_auc_score(torch.arange(500) >= 400, values) > 0.95
