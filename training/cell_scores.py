@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 
-REGULARIZATION = 0.001  # inverse strength C of the regression on defective cells
+REGULARIZATION = 0.01  # inverse strength C of the regression on defective cells
 
 
 @dataclass(frozen=True)
