@@ -132,6 +132,7 @@ SIXTEEN_BITS = make_png(16, 16, bits=16, pixels=bytes(16 * (1 + 16 * 6)))  # Pil
         ),
         (bytes(handler.MAX_FILE_BYTES + 1), r"the file is larger than 20 MB; compress or crop it\."),
     ],
+    ids=["empty", "gif", "cut off", "bomb", "too many pixels", "16-bit colours", "16-bit grey", "too many bytes"],
 )
 def test_unusable_images_are_refused_by_place(endpoint, raw, message):
     with pytest.raises(ValueError, match=rf"^inputs: {message}$"):
