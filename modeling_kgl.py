@@ -301,8 +301,9 @@ class KGLForImageClassification(KGLPreTrainedModel):
         return score, score >= self.config.threshold
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model, its code and its pipelines."""
+        """Save the model, its code, its pipelines and its handler for Inference Endpoints."""
         # transformers copies the files of relative imports, also of those inside a function.
+        from .handler import EndpointHandler  # noqa: F401
         from .pipeline_kgl import custom_pipelines
 
         # Pipeline.save_pretrained writes this entry; here, checkpoints and Trainer.save_model get it too.

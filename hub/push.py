@@ -31,6 +31,7 @@ from .model_card import UserPart, merge_user_parts, read_user_part, render_card
 _MODEL_FILES = (
     "config.json", "preprocessor_config.json", "model.safetensors", "model-*-of-*.safetensors",
     "model.safetensors.index.json", "configuration_kgl.py", "modeling_kgl.py", "pipeline_kgl.py",
+    "handler.py",
 )  # fmt: skip
 _RUN_FILES = ("metrics.json", "report.html", "grid_*.png")
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "configuration_kgl.py", "modeling_kgl.py")

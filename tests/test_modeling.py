@@ -235,10 +235,11 @@ def test_saved_model_loads_without_kgl(tmp_path, auto_image_processor):
 def test_hub_files_import_each_other_as_siblings():
     """transformers copies the files of relative imports that it finds by this pattern."""
     root = Path(__file__).parents[1]
-    for name in ("configuration_kgl", "modeling_kgl", "pipeline_kgl"):
+    names = {"configuration_kgl", "modeling_kgl", "pipeline_kgl", "handler"}
+    for name in names:
         source = (root / f"{name}.py").read_text()
         siblings = re.findall(r"^\s*from\s+\.(\S*)\s+import", source, flags=re.MULTILINE)
-        assert set(siblings) <= {"configuration_kgl", "modeling_kgl", "pipeline_kgl"}
+        assert set(siblings) <= names
         assert "import kgl" not in source and "from kgl" not in source.replace(">>> from kgl", "")
 
 

@@ -16,7 +16,7 @@ ROOT = Path(kgl.__file__).parent
 ROOMS = (
     {"errors"},
     {"configuration_kgl"},
-    {"pipeline_kgl"},
+    {"pipeline_kgl", "handler"},
     {"modeling_kgl"},
     {"saliency", "data"},
     {"knowledge"},

@@ -5,13 +5,11 @@ import os
 import subprocess
 import sys
 from base64 import b64encode
-from importlib.metadata import distribution
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from packaging.requirements import Requirement
+from few_packages import link_packages
 from PIL import Image
 from tiny import tiny_model
 from transformers import pipeline
@@ -190,23 +188,6 @@ def test_more_pixels_than_pillow_allows_are_refused_with_the_mend(tmp_path, monk
 def test_task_is_registered():
     pipe = pipeline("defect-detection", model=tiny_model(), image_processor=PROCESSOR)
     assert isinstance(pipe, DefectDetectionPipeline)
-
-
-def link_packages(names: tuple[str, ...], folder: Path) -> Path:
-    """Make a folder for PYTHONPATH with nothing but these distributions and those they require."""
-    wanted, done = list(names), set()
-    while wanted:
-        name = wanted.pop()
-        if name.lower() in done:
-            continue
-        done.add(name.lower())
-        package = distribution(name)
-        for top in {file.parts[0] for file in package.files} - {".."}:
-            if not (folder / top).exists():
-                (folder / top).symlink_to(package.locate_file(top))
-        required = [Requirement(line) for line in package.requires or []]
-        wanted += [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
-    return folder
 
 
 WITHOUT_KGL = """

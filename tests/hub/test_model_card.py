@@ -99,7 +99,8 @@ classifier("part.png")
 ```
 
 `model(**inputs).saliency.sigmoid()` is the heat map.
-The code beside the weights needs only torch and transformers.
+The code beside the weights needs only torch and transformers. `handler.py` serves the model on Inference Endpoints:
+image files as base64 text in, decision, probabilities, heat map and boxes as JSON out.
 
 ## Data
 

@@ -27,8 +27,8 @@ from kgl.training.arguments import LicenseArguments
 
 PUSHED = {
     ".gitattributes", "README.md", "config.json", "configuration_kgl.py", "grid_test.png", "grid_train.png",
-    "metrics.json", "model.safetensors", "modeling_kgl.py", "pipeline_kgl.py", "preprocessor_config.json",
-    "report.html",
+    "handler.py", "metrics.json", "model.safetensors", "modeling_kgl.py", "pipeline_kgl.py",
+    "preprocessor_config.json", "report.html",
 }  # fmt: skip
 FLAGS = [
     "--defect_free_label", "good", "--image_height", "32", "--image_width", "48", "--num_folds", "2",
