@@ -149,7 +149,7 @@ def _group_columns(config: KGLConfig) -> list[str]:
     if config.defect_free_id is None:
         return ["Images", "Wrong class", "Median probability of the true class"]
     look_again = [] if config.look_again_threshold is None else ["Look again"]
-    return ["Images", "Defective", "False alarms", "Missed defects", *look_again, "Median P(defect)"]
+    return ["Images", "Defective", "False alarms", "Missed", *look_again, "Median P(defect)"]
 
 
 def _group_results(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -> tuple[list[str], int]:
