@@ -340,6 +340,7 @@ def write_run(
         job.data.splits["test"],
         job.recipe.image_processor,
         job.settings.prior,
+        job.data.source_groups,
     )
     scores = {name: (phase.validation or {}).get("defect_scores") for name, phase in phases.items()}
     if None not in scores.values():  # of a phase that an earlier version trained there are none

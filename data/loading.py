@@ -76,6 +76,8 @@ class LoadedDataset:
         inspection: what was found in every image, unusable ones included.
         issues: what the owner of the data should know.
         notes: sentences about how the source was read and split.
+        source_groups: file name to group of the images to which the source gives one, such as a part: by
+            --group_column or by its layout, near-duplicates not joined.
     """
 
     splits: DatasetDict
@@ -86,6 +88,7 @@ class LoadedDataset:
     inspection: Inspection
     issues: list[DataIssue]
     notes: list[str]
+    source_groups: dict[str, str]
 
     @property
     def class_names(self) -> list[str]:
@@ -159,6 +162,7 @@ def read_images(args: DataArguments) -> LoadedDataset:
         if defect_free.label is not None:
             shown = [inspection.mask_shows_defect[row] for row in usable]
             issues += find_mask_issues(images, shown, defect_free.label)
+        source_groups = _source_groups(images)
         groups = merge_groups(images["group"][:], images["digest"][:], near_duplicates.tolist())
         images = images.remove_columns("group").add_column("group", groups)
         splits = DatasetDict({name: images.select(np.flatnonzero(split_of == name)) for name in source.splits})
@@ -172,6 +176,7 @@ def read_images(args: DataArguments) -> LoadedDataset:
         inspection=inspection,
         issues=issues,
         notes=list(source.notes),
+        source_groups=source_groups,
     )
 
 
@@ -272,6 +277,12 @@ def _unusable_images(images: Dataset, inspection: Inspection, source: str, on_ba
         count, named = format_count(len(unusable), "unusable image"), ", ".join(map(str, unusable))
         raise InputError(f"{count}: {named}. Repair or remove them, or leave them out with --on_bad_image skip.")
     return unusable
+
+
+def _source_groups(images: Dataset) -> dict[str, str]:
+    """Return file name to group of the images that are not their own group."""
+    pairs = zip(images["file_name"][:], images["group"][:], strict=True)
+    return {file_name: group for file_name, group in pairs if group != file_name}
 
 
 def _important_issues(issues: list[DataIssue]) -> list[str]:

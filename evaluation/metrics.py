@@ -272,6 +272,29 @@ def decision_rates(
     return rates
 
 
+def count_decisions(
+    defective: np.ndarray, scores: np.ndarray, threshold: float, look_again_threshold: float | None = None
+) -> dict[str, dict[str, int]]:
+    """
+    Return how many `good` and how many `defective` images are `called_good`, to `look_again` and `called_defective`.
+
+    Args:
+        defective: `(N,)` bool.
+        scores: `P(defect)`, `(N,)`.
+        threshold: an image is called defective from it on.
+        look_again_threshold: an image is to be looked at again from it up to the threshold; without it no image is.
+    """
+    edges, names = [threshold], ["called_good", "called_defective"]
+    if look_again_threshold is not None:
+        edges, names = [look_again_threshold, threshold], ["called_good", "look_again", "called_defective"]
+    decided = np.digitize(scores, edges)
+    counts = {
+        kind: np.bincount(decided[rows], minlength=len(names)).tolist()
+        for kind, rows in (("good", ~defective), ("defective", defective))
+    }
+    return {kind: dict(zip(names, of_kind, strict=True)) for kind, of_kind in counts.items()}
+
+
 def wilson_interval(outcomes: np.ndarray) -> list[float]:
     """
     Return Wilson's 95 % interval of the share of True in `(N,)` bool; 0..1 for N = 0.
@@ -288,6 +311,7 @@ __all__ = [
     "FALSE_ALARM_RATE",
     "METRIC_TITLES",
     "DefectClassification",
+    "count_decisions",
     "decision_rates",
     "defect_scores",
     "expected_calibration_error",

@@ -18,8 +18,9 @@ from ..errors import InputError
 from ..training.arguments import OperatingArguments
 from ..training.run_dir import RunState
 from .calibration import choose_operating_point
+from .galleries import GALLERY_FILE
 from .predictions import decision_columns
-from .report import GALLERY_FILE, render_report
+from .report import render_report
 from .results import operating_rates
 from .run_outputs import logged_values
 
@@ -88,6 +89,8 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
     predictions = _read_table(run, "predictions.csv", ["label", *scores, *(f"{model}_decision" for model in MODELS)])
     if not (run / GALLERY_FILE).exists():
         raise InputError(_incomplete(run, GALLERY_FILE))
+    if "thumbnails" not in json.loads((run / GALLERY_FILE).read_text(encoding="utf-8")):
+        raise InputError(_incomplete(run, f"thumbnails in {GALLERY_FILE}"))
     defective = (validation["label"] != good).to_numpy()
     if defective.all() or not defective.any():
         kind = "defective" if defective.all() else "good"
@@ -144,6 +147,7 @@ def write_operating_points(points: OperatingPoints) -> None:
         {model: _probabilities(table, model, config) for model in MODELS},
         {model: logged_values(run / model) for model in MODELS},
         config,
+        table["group"].to_list() if "group" in table else [""] * len(table),
     )
 
 

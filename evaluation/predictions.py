@@ -77,23 +77,31 @@ def most_probable_defects(scores: torch.Tensor, defect_free_id: int | None) -> t
 
 
 def write_predictions(
-    path: Path, dataset: Dataset, predictions: dict[str, Predictions], configs: dict[str, KGLConfig]
+    path: Path,
+    dataset: Dataset,
+    predictions: dict[str, Predictions],
+    configs: dict[str, KGLConfig],
+    groups: Sequence[str] | None = None,
 ) -> None:
     """
     Write a CSV with one row per image.
 
-    Columns: `file_name`, `label`, and for each model `MODEL_predicted_label`, `MODEL_defect_score`, `MODEL_defective`
-    and `MODEL_decision` (these three only where a class is defect-free; decided by the model's operating point), and
-    `MODEL_probability_CLASS`. Numbers have full precision, so that decisions can be made anew from them.
+    Columns: `file_name`, `label`, `group` (only where one is known), and for each model `MODEL_predicted_label`,
+    `MODEL_defect_score`, `MODEL_defective` and `MODEL_decision` (these three only where a class is defect-free;
+    decided by the model's operating point), and `MODEL_probability_CLASS`. Numbers have full
+    precision, so that decisions can be made anew from them.
 
     Args:
         path: the CSV to write.
         dataset: columns `file_name` and `label`.
         predictions: model to its predictions of `dataset`.
         configs: model to its config.
+        groups: of the images, such as parts; "" where it is unknown.
     """
     names = dataset.features["label"].names
     columns = {"file_name": dataset["file_name"][:], "label": [names[label] for label in dataset["label"][:]]}
+    if groups is not None and any(groups):
+        columns["group"] = list(groups)
     for model, predicted in predictions.items():
         probabilities, config = predicted.probabilities, configs[model]
         columns[f"{model}_predicted_label"] = [names[index] for index in probabilities.argmax(axis=1)]

@@ -13,6 +13,7 @@ from .calibration import apply_temperature
 from .maps import evaluate_maps
 from .metrics import (
     DefectClassification,
+    count_decisions,
     decision_rates,
     defect_scores,
     expected_calibration_error,
@@ -99,16 +100,19 @@ def operating_rates(defective: np.ndarray, scores: np.ndarray, operating_point: 
     """
     Return [`decision_rates`] at the threshold and, where there is a look-again band, `..._with_look_again`.
 
-    The latter count the images called defective and those to be looked at again.
+    The latter count the images called defective and those to be looked at again. `decisions_at_operating_point` are
+    the numbers of images behind them, of [`count_decisions`].
 
     Args:
         defective: `(N,)` bool.
         scores: `P(defect)`, `(N,)`.
         operating_point: of a model's config.
     """
-    rates = decision_rates(defective, scores, operating_point["threshold"], "at_operating_point")
-    if "look_again_threshold" in operating_point:
-        rates |= decision_rates(defective, scores, operating_point["look_again_threshold"], "with_look_again")
+    threshold, look_again = operating_point["threshold"], operating_point.get("look_again_threshold")
+    rates: dict[str, Any] = decision_rates(defective, scores, threshold, "at_operating_point")
+    rates["decisions_at_operating_point"] = count_decisions(defective, scores, threshold, look_again)
+    if look_again is not None:
+        rates |= decision_rates(defective, scores, look_again, "with_look_again")
     return rates
 
 

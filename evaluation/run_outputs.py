@@ -62,6 +62,7 @@ def write_outputs(
     test: Dataset,
     image_processor: BaseImageProcessor,
     prior_args: TrainPriorArguments,
+    source_groups: dict[str, str],
 ) -> None:
     """
     Write image grids, `predictions.csv` and `report.html` into a run's folder.
@@ -74,7 +75,9 @@ def write_outputs(
         test: the test images.
         image_processor: of the models.
         prior_args: how priors are made.
+        source_groups: file name to group, such as a part, of the images to which their source gives one.
     """
+    groups = [source_groups.get(file_name, "") for file_name in test["file_name"][:]]
     models, predictions = evaluation.models, evaluation.predictions
     size = (image_processor.size["height"], image_processor.size["width"])
     config = models["final"].config
@@ -85,9 +88,8 @@ def write_outputs(
     of_rows = {name: one.select(rows) for name, one in predictions.items()}
     draw_comparison_grid(folder / "grid_test.png", test.select(rows), of_rows, size, "Held-out test images", config)
     shutil.copy(folder / "grid_test.png", folder / "final")  # shown by the card
-    write_predictions(
-        folder / "predictions.csv", test, predictions, {name: model.config for name, model in models.items()}
-    )
+    configs = {name: model.config for name, model in models.items()}
+    write_predictions(folder / "predictions.csv", test, predictions, configs, groups)
     write_report(
         folder / "report.html",
         report,
@@ -98,6 +100,7 @@ def write_outputs(
         if prior_args.prior_source == "saliency"
         else None,
         config,
+        groups,
     )
 
 

@@ -100,7 +100,7 @@ def _source_copy(folder: Path) -> Path:
 
 SOURCES = (
     "pyproject.toml", "README.md", "LICENSE", "hub_card.md", "evaluation/report.html.jinja",
-    "evaluation/curve.html.jinja", "labelling/audit.html.jinja",
+    "evaluation/curve.html.jinja", "evaluation/galleries.html.jinja", "labelling/audit.html.jinja",
 )  # fmt: skip
 
 

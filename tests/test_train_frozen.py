@@ -1,9 +1,12 @@
 """The job on a frozen backbone: what a run writes, resuming after each step, two processes, refused settings."""
 
 import json
+import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import load_from_disk
 from jobs import run_train
@@ -59,6 +62,23 @@ def test_run_writes_models_priors_and_metrics(frozen_run):
     assert not (out / "cache").exists() and (out / "report.html").exists() and (out / "final" / "README.md").exists()
     priors = load_from_disk(out / "priors")
     assert np.asarray(priors["saliency_prior"]).shape == (9, 8, 8)
+
+
+def test_groups_of_a_table_are_in_the_report(frozen_run, tmp_path, few_draws):
+    settings, _, _ = frozen_run
+    files = sorted(path.relative_to(settings[0]) for path in Path(settings[0]).rglob("*.png"))
+    rows = [f"{file},{file.parent},lot {index // 3}" for index, file in enumerate(files)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,lot", *rows]))
+    table = ["--data_file", str(tmp_path / "t.csv"), "--data_dir", settings[0], "--group_column", "lot"]
+    run(parse([*table, *settings[1:], "--output_dir", str(tmp_path / "out")]))
+    predicted = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert list(predicted.columns[:3]) == ["file_name", "label", "group"]
+    lots = dict(zip(map(str, files), (row.rpartition(",")[2] for row in rows), strict=True))
+    assert predicted["group"].to_list() == [lots[name] for name in predicted["file_name"]]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"<tr><td>(lot \d)</td><td>(\d+)</td>", page))
+    assert listed == {name: str(count) for name, count in predicted["group"].value_counts().items()}
+    assert "Results by group" in page
 
 
 def test_backbone_is_left_as_it_was(frozen_run):

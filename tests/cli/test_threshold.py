@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from tiny import save_backbone
@@ -14,8 +15,10 @@ from tiny import save_backbone
 from kgl.cli.main import main
 from kgl.configuration_kgl import KGLConfig
 from kgl.evaluation.calibration import choose_operating_point
+from kgl.evaluation.curve_report import add_to_report
 from kgl.evaluation.metrics import wilson_interval
 from kgl.hub.push import files_to_push
+from kgl.labelling.curve import summarize_curve
 
 
 BAND = ["--wanted_recall", "0.5", "--look_again_recall", "1"]
@@ -145,6 +148,32 @@ def test_every_file_has_the_new_point(run, capsys):
     assert not list(run.rglob("*.unfinished"))
 
 
+def test_report_keeps_its_sections_at_another_threshold(run):
+    """Expectation and galleries follow the threshold; the curve and the groups stay."""
+    table = pd.read_csv(run / "predictions.csv", dtype=str)
+    table["group"] = [f"lot {index % 2}" for index in range(len(table))]
+    table.to_csv(run / "predictions.csv", index=False, lineterminator="\n")
+    metrics = dict.fromkeys(("ap", "recall_at_false_alarm_rate", "false_alarm_rate_at_zero_missed"), 0.5)
+    fits = pd.DataFrame({"repetition": [0, 0, 1, 1], "per_class": [2, 4, 2, 4], "good": 8, "images": 9} | metrics)
+    add_to_report(summarize_curve(fits, "scratch", "final", 3), run)
+    pages = []
+    for settings in ([], BAND):
+        main(["threshold", str(run), *settings])
+        pages.append(report_without_charts(run))
+        decisions = [row["final_decision"] for row in read_rows(run / "predictions.csv") if row["label"] == "scratch"]
+        missed, again = decisions.count("good"), decisions.count("look again")
+        (sentence,) = re.findall(r"Of 100 defective parts, .*", pages[-1])
+        counted = [missed, again] if settings else [missed]
+        assert re.findall(rf"; (\d+) of {len(decisions)} test images", sentence) == [*map(str, counted)]
+        assert pages[-1].count("How many labels are needed") == 1
+        groups = re.findall(r"<tr><td>(lot \d)</td><td>(\d+)</td>", pages[-1])
+        assert dict(groups) == {f"lot {rest}": str(len(table[rest::2])) for rest in (0, 1)}
+        assert [row["group"] for row in read_rows(run / "predictions.csv")] == table["group"].to_list()
+        counts = read_json(run / "metrics.json")["results"]["final"]["decisions_at_operating_point"]["defective"]
+        assert counts["called_good"] == missed and counts.get("look_again", 0) == again
+    assert pages[0].count('data-kind="look again"') == 0 < pages[1].count('data-kind="look again"')
+
+
 def test_first_rule_gives_the_first_files_again(trained, run, capsys):
     """There and back: report, galleries and all are those that training wrote."""
     before = {name: (run / name).read_bytes() for name in TEXT_FILES}
@@ -242,6 +271,10 @@ def test_folders_that_are_no_finished_run_are_refused_and_left_alone(run, tmp_pa
         ("validation.csv", "validation.csv is missing, which runs of earlier versions do not have; train it again"),
         ("metrics.json", "no finished run of kgl train, metrics.json is missing; finish the run"),
     ):
+        content = json.loads((run / "gallery.json").read_text()) if name == "gallery.json" else None
+        if content:
+            (run / name).write_text(json.dumps(content["cases"]))
+            assert "thumbnails in gallery.json is missing, which runs of earlier versions" in refused(capsys, run)
         (run / name).unlink()
         assert sentence in refused(capsys, run)
         files.pop(run / name)

@@ -26,6 +26,7 @@ from kgl.evaluation.run_outputs import print_results
 
 NAMES = ["good", "scratch", "pit"]
 EVIL = '<img src=x onerror="console.error(1)">.png'
+GROUPS = [("", "lot a", "lot <b>")[index % 5 % 3] for index in range(60)]
 
 
 def encoded(pixels):
@@ -89,7 +90,7 @@ def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(
         path, report, test, test_predictions, {"primary": steps, "final": steps},
-        lambda rows: np.ones((len(rows), 4, 4)), config,
+        lambda rows: np.ones((len(rows), 4, 4)), config, GROUPS,
     )  # fmt: skip
     return path, report, test_predictions, labels
 
@@ -141,6 +142,8 @@ def test_page_in_a_browser(page, width, tmp_path):
         decided = [int(one.text.split()[0]) for one in counts]
         called, defective = 1 - final[:, 0] >= point["threshold"], np.array(labels) > 0
         assert decided == [int((a & b).sum()) for a in (~defective, defective) for b in (~called, called)]
+        groups = [one.text for one in driver.find_elements("css selector", ".groups tbody td:first-child")]
+        assert sorted(groups) == ["lot <b>", "lot a"]
         first = driver.find_element("xpath", "//h2[.='False alarms']/following::figcaption[1]")
         assert EVIL in first.text and "true class: good" in first.text
         driver.save_screenshot(str(tmp_path / "page.png"))
@@ -170,7 +173,7 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     }  # fmt: skip
     write_report(
         tmp_path / "report.html", report, test, test_predictions, {"primary": [], "final": []},
-        lambda rows: np.zeros((len(rows), 4, 4)), config,
+        lambda rows: np.zeros((len(rows), 4, 4)), config, [""] * len(test),
     )  # fmt: skip
     text = (tmp_path / "report.html").read_text()
     assert "Missed defects" not in text and "No issues were found" in text and "No threshold was chosen" in text
@@ -206,8 +209,9 @@ def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
     }  # fmt: skip
     path = tmp_path / "report.html"
     write_report(
-        path, report, test, both, {"primary": [], "final": []}, lambda rows: np.zeros((len(rows), 4, 4)), config
-    )
+        path, report, test, both, {"primary": [], "final": []}, lambda rows: np.zeros((len(rows), 4, 4)), config,
+        [""] * len(test),
+    )  # fmt: skip
     (chart,) = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)"', path.read_text())
     assert f"{names[1]} (AP" in base64.b64decode(chart).decode()  # text, which the reader's fonts show
     with chromium(width, 900) as driver:
@@ -215,7 +219,7 @@ def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
         driver.get(path.as_uri())
         count, shown = loaded_images(driver)
-        assert count == shown == 1 + 6 * 5
+        assert count == shown == 1 + 6 * 5 + 6
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         tiles = "return [...document.querySelectorAll('.tiles img')].map(i => [i.alt, i.naturalWidth, i.clientHeight])"
         for alt, across, down in driver.execute_script(tiles):

@@ -12,7 +12,7 @@ from tiny import tiny_model
 from kgl.evaluation.calibration import apply_temperature
 from kgl.evaluation.metrics import decision_rates, expected_calibration_error, wilson_interval
 from kgl.evaluation.predictions import Predictions, most_probable_defects, predict_batches, write_predictions
-from kgl.evaluation.results import evaluate_run, heat_map_rates
+from kgl.evaluation.results import evaluate_run, heat_map_rates, operating_rates
 
 
 NAMES = ["good", "scratch", "pit"]
@@ -69,6 +69,22 @@ def test_run_is_evaluated_with_intervals_and_differences(test_split, predictions
         assert low - 1e-12 <= results["final"][metric] <= high + 1e-12
     assert differences["ap"]["interval"][0] > 0
     assert {"map_ap", "saliency_cell_ap", "saliency_found_rate"} <= results["final"].keys()
+
+
+def test_decisions_are_counted(test_split, predictions):
+    scores, defective = predictions["final"].probabilities[:, 1:].sum(axis=1), np.array(test_split["label"][:]) > 0
+    point = POINT | {"look_again_threshold": 0.2}
+    rates = operating_rates(defective, scores, point)
+    counts = rates["decisions_at_operating_point"]
+    for kind, rows in (("good", ~defective), ("defective", defective)):
+        assert counts[kind] == {
+            "called_good": int((scores[rows] < 0.2).sum()),
+            "look_again": int(((scores[rows] >= 0.2) & (scores[rows] < 0.4)).sum()),
+            "called_defective": int((scores[rows] >= 0.4).sum()),
+        }
+    assert counts["good"]["look_again"] > 0
+    without = operating_rates(defective, scores, POINT)["decisions_at_operating_point"]
+    assert list(without["good"]) == ["called_good", "called_defective"]
 
 
 def test_marked_cells_are_counted_per_image(test_split):
@@ -142,4 +158,10 @@ def test_table_of_predictions(test_split, predictions, tmp_path):
     )  # fmt: skip
     header = (tmp_path / "predictions.csv").read_text().splitlines()[0]
     assert "defect" not in header and "primary_probability_good" in header
+    for groups, columns in ((["lot 1", ""] * 15, ["group"]), ([""] * 30, [])):  # none where no group is known
+        write_predictions(tmp_path / "predictions.csv", test_split, predictions, both, groups)
+        with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0])[2:-14] == columns
+        assert [row.get("group", "") for row in rows] == groups
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -74,6 +75,17 @@ def test_groups_masks_and_splits_of_a_table(image_folder):
         assert (row["mask"] is None) == row["file_name"].startswith("good")
     folds = load(table, group_column="part")
     assert not set(folds["train"]["group"]) & set(folds["test"]["group"])
+
+
+def test_groups_of_the_source_are_kept_where_near_duplicates_join_them(image_folder):
+    shutil.copy(image_folder / "good" / "0.png", image_folder / "good" / "copy.png")
+    rows = [(f"{label}/{index}.png", label, f"part{index // 2}" * (index < 4)) for label, index in ROWS]
+    table = write_csv(image_folder / "t.csv", ("image", "label", "part"), [*rows, ("good/copy.png", "good", "lot")])
+    loaded = read_defect_dataset(DataArguments(data_file=str(table), group_column="part"))
+    assert loaded.source_groups == {"good/copy.png": "lot"} | {name: part for name, _, part in rows if part}
+    joined = {row["file_name"]: row["group"] for split in loaded.splits.values() for row in split}
+    assert joined["good/copy.png"] == joined["good/0.png"]
+    assert read_defect_dataset(DataArguments(data_file=str(table))).source_groups == {}
 
 
 def test_na_and_none_are_labels_and_a_missing_group_is_its_own(image_folder):
