@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kgl.data.masks import mask_to_array, mask_to_grid
 from kgl.evaluation.predictions import Predictions
+from kgl.training.cell_scores import greedy_coreset
 
 
 NOISE_STEPS = 300
@@ -36,7 +37,9 @@ class PatchCore:
 
     def __init__(self, cells: torch.Tensor, seed: int, share: float = 0.1, neighbours: int = 9) -> None:
         self.neighbours = neighbours
-        self.bank = cells[greedy_coreset(cells, min(MAX_BANK, max(1, int(share * len(cells)))), seed)]
+        generator = torch.Generator().manual_seed(seed)
+        projected = cells @ torch.randn(cells.shape[1], min(128, cells.shape[1]), generator=generator)
+        self.bank = cells[greedy_coreset(projected, min(MAX_BANK, max(1, int(share * len(cells)))), seed)]
 
     def score(self, cells: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return image scores `(B,)` and distances of cells `(B, h, w)` of cells `(B, C, h, w)`."""
@@ -51,21 +54,6 @@ class PatchCore:
             scores.append(float((1 - around.softmax(dim=0)[0]) * distances[highest]))
             maps.append(distances.view(one.shape[1:]).numpy())
         return np.asarray(scores), np.stack(maps)
-
-
-def greedy_coreset(cells: torch.Tensor, size: int, seed: int) -> torch.Tensor:
-    """Return the indices of `size` cells, each the farthest from those before it, in a random projection."""
-    generator = torch.Generator().manual_seed(seed)
-    projected = cells @ torch.randn(cells.shape[1], min(128, cells.shape[1]), generator=generator)
-    squares = projected.square().sum(dim=1)
-    chosen = [int(torch.randint(len(cells), (1,), generator=generator))]
-    nearest = torch.full((len(cells),), torch.inf)
-    for _ in range(size - 1):
-        last = chosen[-1]
-        nearest = torch.minimum(nearest, torch.addmv(squares + squares[last], projected, projected[last], alpha=-2))
-        nearest[last] = -torch.inf  # rounding must not choose it again
-        chosen.append(int(nearest.argmax()))
-    return torch.tensor(chosen)
 
 
 def mahalanobis(good: torch.Tensor) -> Any:
@@ -197,7 +185,6 @@ __all__ = [
     "PatchCore",
     "choose_regression",
     "from_scores",
-    "greedy_coreset",
     "mahalanobis",
     "mask_cells",
     "noise_head",

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import rankdata
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from kgl.benchmarks.evidence.frozen import FrozenBench
 from kgl.benchmarks.evidence.plan import TASKS
 from kgl.benchmarks.evidence.records import read_lines
-from kgl.benchmarks.evidence.rivals import PatchCore, greedy_coreset, noise_head
+from kgl.benchmarks.evidence.rivals import PatchCore, noise_head
 from kgl.benchmarks.evidence.task_data import defect_free_class, load_images
 from kgl.benchmarks.measure import RESULTS
 from kgl.data.masks import mask_to_grid
@@ -34,15 +35,16 @@ from kgl.data.splits import select_few_labels
 from kgl.evaluation.maps import image_average_precision
 from kgl.knowledge.cells import raw_cells, stack_stages
 from kgl.modeling_kgl import top_cells
-from kgl.training.cell_scores import fit_cell_score
+from kgl.training.cell_scores import fit_cell_score, greedy_coreset
 from kgl.training.frozen_heads import MAX_CELLS, FrozenHeads, defect_margin, within_class_deviation
 
 
 TASK, BUDGET = "tiles_defect", 8
 CANDIDATES = (
-    "512 k-means centres",
-    "512 random cells",
+    "the product's 512 centres",
+    "512 k-means centres, random start",
     "512 cells, greedy coreset",
+    "512 random cells",
     "3000 random cells, mean of 3 neighbours",
     "one network, noise 1",
     "one network, noise 2",
@@ -61,8 +63,12 @@ def fit_candidate(name: str, cells: torch.Tensor, seed: int) -> Score:
         model = PatchCore(flat, seed)
         return lambda some: torch.from_numpy(model.score(some)[1])
     chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
-    if name == "512 k-means centres":
+    if name == "the product's 512 centres":
         memory = fit_cell_score(flat[chosen[:MAX_CELLS]], None, 512, seed).memory
+    elif name.endswith("random start"):
+        pool = flat[chosen[:MAX_CELLS]].numpy()
+        means = MiniBatchKMeans(512, init="random", batch_size=2048, n_init=1, max_iter=20, random_state=seed)
+        memory = torch.from_numpy(means.fit(pool).cluster_centers_).float()
     elif name.endswith("greedy coreset"):
         pool = flat[chosen[:MAX_CELLS]]
         memory = pool[greedy_coreset(pool, 512, seed)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from kgl.training.cell_scores import cell_features, fit_cell_score, fit_marked_cells
+from kgl.training.cell_scores import cell_features, fit_cell_score, fit_marked_cells, greedy_coreset
 
 
 def as_map(cells):
@@ -65,3 +65,18 @@ def test_marked_cells_are_told_apart_without_a_distance():
     assert int(score.weight.argmax()) == 2
     values = score(as_map(torch.cat([others, marked])))[0, 0]
     assert roc_auc_score(torch.arange(500) >= 400, values) > 0.95
+
+
+def test_coreset_takes_the_farthest_cell_each_time():
+    cells = torch.tensor([[0.0], [1.0], [4.0], [10.0]])
+    first, *rest = greedy_coreset(cells, 4, seed=0).tolist()
+    expected = {0: [3, 2, 1], 1: [3, 2, 0], 2: [3, 0, 1], 3: [0, 2, 1]}[first]
+    assert rest == expected
+    assert sorted(greedy_coreset(torch.zeros(5, 2), 5, seed=0).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_rare_kind_of_good_cell_has_a_centre_of_its_own():
+    generator = torch.Generator().manual_seed(0)
+    good = torch.cat([torch.randn(3000, 2, generator=generator), torch.tensor([[30.0, 0.0]])])
+    memory = fit_cell_score(good, None, 16, seed=0).memory
+    assert torch.cdist(torch.tensor([[30.0, 0.0]]), memory).min() < 1e-3
