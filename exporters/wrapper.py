@@ -48,13 +48,16 @@ class ExportWrapper(nn.Module):
             image: `(B, H, W, 3)` uint8, upright and RGB.
 
         Returns:
-            `probabilities (B, K)`, `heat_map (B, h, w)` in 0..1 and, where the model has a defect-free class,
-            `defective (B,)` bool by the config's threshold.
+            `probabilities (B, K)`, `heat_map (B, h, w)` in 0..1, 0 everywhere where the head was not trained, and,
+            where the model has a defect-free class, `defective (B,)` bool by the config's threshold.
         """
         resized = resize_as_pillow(image.permute(0, 3, 1, 2), self.size)
         pixel_values = ((resized * self.rescale_factor).float() - self.mean) / self.std
         output = self.model(pixel_values)
-        outputs = (output.logits.softmax(dim=1), output.saliency[:, 0].sigmoid())
+        heat_map = output.saliency[:, 0].sigmoid()
+        if not self.model.config.has_heat_map:
+            heat_map = heat_map * 0
+        outputs = (output.logits.softmax(dim=1), heat_map)
         return outputs if self.model.config.defect_free_id is None else (*outputs, self.model.decide(output.logits)[1])
 
     @property

@@ -109,7 +109,8 @@ def test_no_decision_without_defect_free_class(tmp_path):
     assert not {"threshold", "operating_point", "saliency_threshold"} & set(
         session.get_modelmeta().custom_metadata_map
     )
-    probabilities = session.run(["probabilities"], {"image": noise(50, 60)[None]})[0]
+    probabilities, heat_map = session.run(["probabilities", "heat_map"], {"image": noise(50, 60)[None]})
+    assert heat_map.shape[1:] == (2, 2) and not heat_map.any()  # the head was not trained
     pixel_values = to_pixel_values(
         [Image.fromarray(noise(50, 60))], ViTImageProcessorPil(size={"height": 32, "width": 32})
     )
