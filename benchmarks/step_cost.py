@@ -21,13 +21,13 @@ import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch import nn
-from transformers import Trainer
+from transformers import ResNetConfig, Trainer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.benchmarks.measure import BACKBONE, hardware, paired, store
 from kgl.configuration_kgl import KGLConfig
 from kgl.knowledge.thresholds import add_prior_thresholds
-from kgl.modeling_kgl import KGLForImageClassification
+from kgl.modeling_kgl import KGLForImageClassification, pool_maps
 from kgl.saliency.cam import layer_cam
 from kgl.training.augmentation import PairedAugmentation
 from kgl.training.collator import DefectCollator
@@ -41,6 +41,13 @@ from kgl.training.trainer import KnowledgeGuidedTrainer
 from kgl.training.training_args import KGLTrainingArguments
 
 
+# ResNet-18 as the default, heads on frozen features, uses it.
+DEFAULT_BACKBONE = ResNetConfig(
+    layer_type="basic",
+    depths=[2, 2, 2, 2],
+    hidden_sizes=[64, 128, 256, 512],
+    out_features=["stage2", "stage3", "stage4"],
+)
 FROZEN_STAGES = 2
 VIEWS = 4
 Results = dict[str, dict[str, object]]
@@ -52,11 +59,10 @@ class PlainClassifier(nn.Module):
     def __init__(self, model: KGLForImageClassification) -> None:
         super().__init__()
         self.backbone = model.backbone
-        self.classifier = nn.Linear(2 * BACKBONE.hidden_sizes[-1], model.config.num_labels)
+        self.classifier = nn.Linear(2 * sum(model.backbone.channels), model.config.num_labels)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        features = self.backbone(pixel_values).feature_maps[0]
-        return self.classifier(torch.cat([features.mean(dim=(2, 3)), features.flatten(2).max(dim=2).values], dim=1))
+        return self.classifier(pool_maps(tuple(self.backbone(pixel_values).feature_maps)))
 
 
 def random_rows(count: int, size: tuple[int, int], grid: tuple[int, int]) -> Dataset:
@@ -183,6 +189,11 @@ def main() -> None:
     results = measure_training(model, rows, image_processor, options.rounds)
     images = torch.rand(options.batch_size, 3, height, width, device=device)
     results |= measure_inference(model, images, options.rounds)
+    default = KGLForImageClassification(
+        KGLConfig(backbone_config=DEFAULT_BACKBONE.to_dict(), num_labels=2, head="stages")
+    )
+    of_default = measure_inference(default.to(device), images, options.rounds)
+    results |= {f"default_{name}": result for name, result in of_default.items() if "class_map" not in name}
 
     print(f"{hardware()}, {options.threads} threads, batch size {options.batch_size}, {height} x {width}")
     for name, result in results.items():
