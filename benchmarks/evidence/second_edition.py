@@ -5,7 +5,8 @@ Write the tables and the figure of the second edition: frozen arms, every fold a
 
 A pair is a fold and a choice of training images (a seed; seeds of one fold differ in both images and weights). The
 interval of a difference is Student's 95 % over the folds, each the mean of its pairs; in brackets, beside it, how many
-of the pairs are above 0. Bold where the interval excludes 0. Intervals are not corrected for the number of places.
+of the pairs are above 0. Bold where the interval excludes 0. Intervals are not corrected for the number of places. In
+the summary the places of a fold are averaged before.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from kgl.benchmarks.evidence.formatting import format_difference, markdown_table, replace_block
-from kgl.benchmarks.evidence.records import pivot_metric, read_lines, read_runs
+from kgl.benchmarks.evidence.records import confidence_interval, pivot_metric, read_lines, read_runs
 from kgl.benchmarks.evidence.tables import places
 from kgl.benchmarks.measure import RESULTS
 
 
 RUNS, SEARCH = RESULTS / "second_edition.jsonl", RESULTS / "head_search.jsonl"
 FOLDS = 4
+BUDGET_SHOWN = 8  # in the figure
 DEFAULT = "default"
+GOAL = [(dataset, budget) for dataset in ("tiles", "tiles_defect", "boards") for budget in (8, 16)]
 # Methods that only tell good from defective are compared by the AP of defects.
 GOOD_PARTS_ONLY = ("nearest neighbours", "mahalanobis", "noise head alone", "patchcore")
 MAPS = {  # column: arm, metric
@@ -47,20 +50,53 @@ def by_fold(differences: pd.Series) -> pd.Series:
     return differences.groupby(differences.index % FOLDS).mean()
 
 
-def differences_table(runs: pd.DataFrame) -> str:
-    """Return a table of the default minus every other arm, a row per place."""
+def differences(of_place: pd.DataFrame, arm: str) -> pd.Series:
+    """Return the default minus an arm, indexed by seed; empty where the arm did not run."""
+    values = pivot_metric(of_place, metric_of(arm, of_place))
+    return (values[DEFAULT] - values[arm]).dropna() if arm in values else pd.Series(dtype=float)
+
+
+def rivals_of(runs: pd.DataFrame, good_parts_only: bool) -> list[str]:
+    """Return the arms beside the default that know good parts alone, or the others, in the order of the runs."""
+    return [arm for arm in runs["arm"].unique() if arm != DEFAULT and (arm in GOOD_PARTS_ONLY) == good_parts_only]
+
+
+def differences_table(runs: pd.DataFrame, arms: list[str]) -> str:
+    """Return a table of the default minus arms, a row per place."""
     rows = []
     for (dataset, budget), of_place in places(runs):
         row = {"dataset": dataset, "per class": str(budget)}
-        default = pivot_metric(of_place, "ap")[DEFAULT].dropna()
+        metric = metric_of(arms[0], of_place)
+        default = pivot_metric(of_place, metric)[DEFAULT].dropna()
         row["pairs"], row["AP of the default"] = str(len(default)), f"{default.mean():.3f}"
-        for arm in [one for one in runs["arm"].unique() if one != DEFAULT]:
-            values = pivot_metric(of_place, metric_of(arm, of_place))
-            pairs = (values[DEFAULT] - values[arm]).dropna() if arm in values else pd.Series(dtype=float)
-            won = f" [{(pairs > 0).sum()}/{len(pairs)}]" if len(pairs) else ""
+        for arm in arms:
+            pairs = differences(of_place, arm)
+            won = f" [{(pairs > 0).sum()}/{len(pairs)}]"
             row[f"minus {arm}"] = f"{format_difference(by_fold(pairs))}{won}" if len(pairs) else ""
-        rows.append(row)
+        if any(row[f"minus {arm}"] for arm in arms):
+            rows.append(row)
     return markdown_table(rows, text_columns=2)
+
+
+def summary_table(runs: pd.DataFrame) -> str:
+    """Return a table of the default minus every arm: the mean over two groups of places, and counts of places."""
+    rows, of_places = [], dict(places(runs))
+    for arm in [*rivals_of(runs, False), *rivals_of(runs, True)]:
+        pairs = {place: differences(of_place, arm) for place, of_place in of_places.items()}
+        folds = {place: by_fold(one) for place, one in pairs.items() if len(one)}
+        row = {"the default minus": arm}
+        for title, wanted in (
+            ("tiles and boards, 8 and 16", GOAL),
+            ("KolektorSDD, 2 to 8", [place for place in folds if place[0] == "kolektorsdd"]),
+        ):
+            known = [folds[place] for place in wanted if place in folds]
+            row[title] = format_difference(pd.concat(known, axis=1).mean(axis=1)) if known else ""
+        intervals = [confidence_interval(one) for one in folds.values()]
+        above = sum(interval is not None and interval[0] > 0 for interval in intervals)
+        below = sum(interval is not None and interval[1] < 0 for interval in intervals)
+        row["places above / open / below"] = f"{above} / {len(folds) - above - below} / {below}"
+        rows.append(row)
+    return markdown_table(rows)
 
 
 def maps_table(runs: pd.DataFrame) -> str:
@@ -95,16 +131,18 @@ def search_table(path: Path) -> str:
 
 
 def draw_seconds(runs: pd.DataFrame, path: Path) -> None:
-    """Draw AP over the seconds that fitting takes, a panel per place; features are computed before and not counted."""
-    of_places = list(places(runs))
+    """Draw AP over the seconds that fitting takes, a panel per dataset; those of the features are not counted."""
+    of_places = [(place, of_place) for place, of_place in places(runs) if place[1] == BUDGET_SHOWN]
     figure, axes = plt.subplots(
         1, len(of_places), figsize=(3.2 * len(of_places), 3.4), squeeze=False, layout="constrained"
     )
     for axis, ((dataset, budget), of_place) in zip(axes[0], of_places, strict=True):
-        for arm, of_arm in of_place.groupby("arm", sort=False):
-            axis.plot(of_arm["seconds"].median(), of_arm[metric_of(arm, of_place)].mean(), "o", label=arm)
-        axis.set(title=f"{dataset}, {budget}", xscale="log", xlabel="seconds (median)")
-    axes[0][0].set_ylabel("AP (of defects, where an arm knows no classes)")
+        metric = metric_of(GOOD_PARTS_ONLY[0], of_place)
+        # The control takes the fitted heads of the default.
+        for arm, of_arm in of_place[of_place["arm"] != "another image's map"].groupby("arm", sort=False):
+            axis.plot(of_arm["seconds"].median(), of_arm[metric].mean(), "o", label=arm)
+        axis.set(title=f"{dataset}, {budget} per class", xscale="log", xlabel="seconds (median)")
+    axes[0][0].set_ylabel("AP, defects against good")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110)
@@ -120,7 +158,12 @@ def main() -> None:
     if not options.runs.exists():
         parser.error(f"{options.runs}: no such file.")
     runs = read_runs(options.runs)
-    blocks = {"second differences": differences_table(runs), "second maps": maps_table(runs)}
+    blocks = {
+        "second summary": summary_table(runs),
+        "second differences": differences_table(runs, rivals_of(runs, False)),
+        "second good parts": differences_table(runs, rivals_of(runs, True)),
+        "second maps": maps_table(runs),
+    }
     if SEARCH.exists():
         blocks["head search"] = search_table(SEARCH)
     if options.figure is not None:

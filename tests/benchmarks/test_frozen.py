@@ -95,10 +95,13 @@ def test_tables_of_the_second_edition(tmp_path):
             lines.append({"dataset": "boards", "budget": 8, "arm": arm, "seed": seed, "metrics": metrics})
     runs = tmp_path / "runs.jsonl"
     runs.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    table = second_edition.differences_table(read_runs(runs))
+    table = second_edition.differences_table(read_runs(runs), ["frozen regression"])
     assert "| boards | 8 | 8 | 0.715 |" in table
     # over the four folds' means .10, .11, .12, .13: half the interval is 3.182 * .01291 / 2
     assert "+0.115 (+0.094 .. +0.136)" in table and "[8/8]" in table
+    summary = second_edition.summary_table(read_runs(runs)).splitlines()
+    assert summary[2] == "| frozen regression | **+0.115 (+0.094 .. +0.136)** |  | 1 / 0 / 0 |"
+    assert summary[3].startswith("| patchcore | **+0.215 ")
     assert "0.400" in second_edition.maps_table(read_runs(runs))
     second_edition.draw_seconds(read_runs(runs), tmp_path / "seconds.png")
     assert (tmp_path / "seconds.png").stat().st_size > 1000
