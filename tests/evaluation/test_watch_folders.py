@@ -26,7 +26,7 @@ from kgl.pipeline_kgl import DefectDetectionPipeline
 
 PREDICTION = {
     "label": "pit", "score": 1.0, "scores": {"pit": 1.0}, "boxes": [], "defect_score": 1.0, "defective": True,
-    "decision": "defective",
+    "decision": "defective", "unlike_training": None,
 }  # fmt: skip
 
 

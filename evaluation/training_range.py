@@ -1,0 +1,175 @@
+"""What the training images look like: the range of their properties, kept in a model's config and buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image as PILImage
+from sklearn.model_selection import GroupKFold
+from transformers import BaseImageProcessor
+from transformers.image_utils import load_image
+
+from ..data.images import to_pixel_values
+from ..data.progress import progress_bar
+from ..modeling_kgl import KGLForImageClassification, average_features
+from ..pipeline_kgl import PROPERTIES, image_properties
+from ..saliency.activations import eval_mode
+
+
+MAX_IMAGES = 512  # more would narrow the limits little
+OUTSIDE = 0.01  # share of images like the training ones beyond each limit
+SIZES = ("width", "height")
+_FOLDS = 10
+_MARGIN = 1e-4  # of a limit, so that rounding on another device changes no answer
+
+
+@dataclass(frozen=True)
+class ImageMeasures:
+    """
+    Measures of N images.
+
+    Attributes:
+        values: `brightness`, `contrast`, `detail`, `width` and `height`, each `(N,)`.
+        features: their average features, `(N, P)` float64.
+    """
+
+    values: dict[str, np.ndarray]
+    features: np.ndarray
+
+    def select(self, rows: np.ndarray) -> ImageMeasures:
+        """Return the measures of some of the images."""
+        return ImageMeasures({name: one[rows] for name, one in self.values.items()}, self.features[rows])
+
+    def with_distances(self, distances: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the values, and `feature_distance`, `(N,)`."""
+        return self.values | {"feature_distance": distances}
+
+
+@torch.no_grad()
+def measure_images(
+    model: KGLForImageClassification, batches: Iterable[list[PILImage.Image]], image_processor: BaseImageProcessor
+) -> ImageMeasures:
+    """Measure images, given in batches; the model keeps its training or evaluation mode."""
+    seen, features, sizes = [], [], []
+    with eval_mode(model):
+        for batch in batches:
+            images = [load_image(image) for image in batch]  # upright
+            pixel_values = to_pixel_values(images, image_processor).to(model.device)
+            seen.append(image_properties(pixel_values, image_processor).cpu().double())
+            features.append(average_features(model.features(pixel_values)[0]).cpu().double())
+            sizes += [image.size for image in images]
+    columns = [*torch.cat(seen).numpy().T, *np.asarray(sizes).T]
+    names = [name for name in PROPERTIES if name != "feature_distance"]
+    return ImageMeasures(dict(zip([*names, *SIZES], columns, strict=True)), torch.cat(features).numpy())
+
+
+def measure_sample(
+    model: KGLForImageClassification, dataset: Dataset, image_processor: BaseImageProcessor, batch_size: int = 16
+) -> tuple[ImageMeasures, list[str]]:
+    """Return the measures and the groups of at most `MAX_IMAGES` images, the same ones whenever it is called."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(dataset))[:MAX_IMAGES])
+    sample = dataset.select(rows)
+    batches = progress_bar(
+        sample.select_columns("image").iter(batch_size), "Range of images", total=-(-len(sample) // batch_size)
+    )
+    return measure_images(model, (batch["image"] for batch in batches), image_processor), sample["group"][:]
+
+
+def set_training_range(
+    model: KGLForImageClassification, train: Dataset, image_processor: BaseImageProcessor, batch_size: int
+) -> None:
+    """
+    Measure training images, and set the model's `feature_center`, `feature_scale` and `config.training_range`.
+
+    Args:
+        model: trained.
+        train: columns `image` and `group`; of fewer than two images the range stays unknown.
+        image_processor: the model's.
+        batch_size: images per forward pass.
+    """
+    if len(train) < 2:
+        return
+    measures, groups = measure_sample(model, train, image_processor, batch_size)
+    center, scale = center_and_scale(measures.features)
+    model.feature_center.copy_(torch.from_numpy(center))
+    model.feature_scale.copy_(torch.from_numpy(scale))
+    distances = held_out_distances(measures.features, groups)
+    model.config.training_range = find_range(measures.with_distances(distances))
+
+
+def center_and_scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return mean and spread of each feature over the images `(N, P)`, both `(P,)`.
+
+    The spread is the standard deviation, with half of the features' median one added in squares: features that hardly
+    vary would decide alone otherwise.
+    """
+    deviation = features.std(axis=0)
+    return features.mean(axis=0), np.sqrt(deviation**2 + (0.5 * np.median(deviation)) ** 2) + 1e-9
+
+
+def feature_distances(features: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the distances `(N,)` of features `(N, P)`, as [`KGLForImageClassification.feature_distance`] does."""
+    return np.sqrt(np.square((features - center) / scale).mean(axis=1))
+
+
+def held_out_distances(features: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """
+    Return the distance of each image from the others, `(N,)`, in ten folds that keep groups whole.
+
+    Args:
+        features: `(N, P)`, N > 1.
+        groups: of the images; where all are of one group, each image is its own.
+    """
+    names = np.asarray(groups) if len(set(groups)) > 1 else np.arange(len(groups))
+    distances = np.empty(len(features))
+    for rest, held_out in GroupKFold(min(_FOLDS, len(np.unique(names)))).split(features, groups=names):
+        distances[held_out] = feature_distances(features[held_out], *center_and_scale(features[rest]))
+    return distances
+
+
+def find_range(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """
+    Return the `training_range` of a model's config.
+
+    Each limit is the `ceil((N + 1) * 0.99)`-th smallest or largest value, the extreme one of fewer than 99 images. The
+    expected share of further images like these beyond it is then at most `max(0.01, 1 / (N + 1))` (conformal
+    prediction); `expected_share` is the sum over all limits. Sizes have the exact range; it has limits that may be
+    passed by chance only where the sizes differ.
+
+    Args:
+        values: of N images: `brightness`, `contrast`, `detail`, `feature_distance`, `width` and `height`, each `(N,)`.
+    """
+    number = len(values["brightness"])
+    rank = min(number, math.ceil((number + 1) * (1 - OUTSIDE) - 1e-9))  # rounding must not raise a whole number
+    found: dict[str, Any] = {"images": number}
+    limits = 0.0
+    for name in PROPERTIES:
+        ordered, one_sided = np.sort(values[name]), name == "feature_distance"
+        low = 0.0 if one_sided else float(ordered[number - rank]) * (1 - _MARGIN)
+        found[name] = [low, float(ordered[rank - 1]) * (1 + _MARGIN)]
+        limits += (1 if one_sided else 2) * (number + 1 - rank)
+    for name in SIZES:
+        found[name] = [int(values[name].min()), int(values[name].max())]
+        limits += 2 * (found[name][0] < found[name][1])
+    return found | {"expected_share": min(1.0, limits / (number + 1))}
+
+
+__all__ = [
+    "MAX_IMAGES",
+    "SIZES",
+    "ImageMeasures",
+    "center_and_scale",
+    "feature_distances",
+    "find_range",
+    "held_out_distances",
+    "measure_images",
+    "measure_sample",
+    "set_training_range",
+]
