@@ -43,9 +43,9 @@ class KGLConfig(PreTrainedConfig):
         Without it 0.5.
     training_range (`dict`, *optional*):
         What the training images look like: `[low, high]` of `brightness`, `contrast`, `detail`, `feature_distance`,
-        `width` and `height` (see [`~kgl.pipeline_kgl.image_properties`]), the number of `images` that were measured,
-        and `expected_share`, the share of further images like them that lies outside of one of these at most. `None`
-        where nothing was measured.
+        `width` and `height` (see [`~kgl.pipeline_kgl.image_properties`]), the numbers of `images` and independent
+        `groups` of them that were measured, and `expected_share`, the expected share of further images like them that
+        lies outside of one of these at most. `None` where nothing was measured.
     has_heat_map (`bool`, *optional*, defaults to `True`):
         Whether `H` was trained; `False` for a primary classifier, whose heat map means nothing.
     problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
@@ -159,10 +159,10 @@ class KGLConfig(PreTrainedConfig):
         names = ("brightness", "contrast", "detail", "feature_distance", "width", "height")
         ranges = [self.training_range.get(name) for name in names]
         whole = all(isinstance(one, list) and len(one) == 2 and one[0] <= one[1] for one in ranges)
-        if not whole or self.training_range.get("images", 0) < 1 or "expected_share" not in self.training_range:
+        if not whole or not {"images", "groups", "expected_share"} <= self.training_range.keys():
             raise ValueError(
-                f"training_range={self.training_range}: it needs `images`, `expected_share` and `[low, high]` of "
-                f"{', '.join(names)}."
+                f"training_range={self.training_range}: it needs `images`, `groups`, `expected_share`, and "
+                f"`[low, high]` of {', '.join(names)}."
             )
 
     @property

@@ -47,9 +47,9 @@ class DefectDetectionPipeline(Pipeline):
     - **boxes** (`list[dict]`) -- Bounding boxes of the connected regions of marked cells of the heat map, highest peak
       first: `xmin`, `ymin`, `xmax`, `ymax` in pixels of the upright image (`xmax` and `ymax` exclusive) and `score`,
       the peak. None is smaller than a cell, and none lies inside another. Without a heat map there are none.
-    - **unlike_training** (`list[str]` or `None`) -- How the image differs from the training images: some of `"darker"`,
-      `"brighter"`, `"less contrast"`, `"more contrast"`, `"less detail"`, `"more detail"`, `"other features"` and
-      `"other size"`, in this order; none where it is like them, `None` where the model has no `training_range`.
+    - **unlike_training** (`list[str]` or `None`) -- How the image differs from the training images: `"darker"` or
+      `"brighter"`, `"less contrast"` or `"more contrast"`, `"less detail"` or `"more detail"`, `"other features"`,
+      `"other size"`; empty where it is like them, `None` where the model has no `training_range`.
 
     Parameters of the pipeline or of a call: `box_threshold` (`float` in 0..1, defaults to the `saliency_threshold` of
     the config, 0.5 where none was chosen), the value of the heat map from which a cell is marked, and `timeout`

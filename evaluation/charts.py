@@ -132,8 +132,10 @@ def property_histogram(title: str, training: np.ndarray, test: np.ndarray, limit
     for values, colour, label in ((training, _GOOD_COLOUR, "training"), (test, _COLOURS["final"], "test")):
         shares = np.full(len(values), 100 / len(values))
         axes.hist(values, bins, weights=shares, alpha=0.6, color=colour, label=f"{label} images")
-    for limit, label in zip(limits, ("training range", None), strict=True):
-        axes.axvline(limit, color="black", linestyle="--", label=label)
+    low, high = limits
+    axes.axvline(high, color="black", linestyle="--", label="training range")
+    if low > 0:
+        axes.axvline(low, color="black", linestyle="--")
     axes.set(xlabel=title, ylabel="% of the images")
     _add_legend(axes, "best")
     return _chart(figure, title, f"Histogram of training and test images: {title}")

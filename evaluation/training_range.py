@@ -100,7 +100,7 @@ def set_training_range(
     model.feature_center.copy_(torch.from_numpy(center))
     model.feature_scale.copy_(torch.from_numpy(scale))
     distances = held_out_distances(measures.features, groups)
-    model.config.training_range = find_range(measures.with_distances(distances))
+    model.config.training_range = find_range(measures.with_distances(distances), groups)
 
 
 def center_and_scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,31 +134,37 @@ def held_out_distances(features: np.ndarray, groups: Sequence[str]) -> np.ndarra
     return distances
 
 
-def find_range(values: dict[str, np.ndarray]) -> dict[str, Any]:
+def find_range(values: dict[str, np.ndarray], groups: Sequence[str]) -> dict[str, Any]:
     """
     Return the `training_range` of a model's config.
 
-    Each limit is the `ceil((N + 1) * 0.99)`-th smallest or largest value, the extreme one of fewer than 99 images. The
-    expected share of further images like these beyond it is then at most `max(0.01, 1 / (N + 1))` (conformal
-    prediction); `expected_share` is the sum over all limits. Sizes have the exact range; it has limits that may be
-    passed by chance only where the sizes differ.
+    Of each group of images the largest and the smallest value count: images of one group resemble each other. A limit
+    is the `ceil((G + 1) * 0.99)`-th of the G groups' extremes, the utmost one of fewer than 99 groups. The expected
+    share of images of further such groups beyond it is then at most `max(0.01, 1 / (G + 1))` (conformal prediction);
+    `expected_share` is the sum over all limits. Sizes have the exact range, which may be left by chance where they
+    differ.
 
     Args:
         values: of N images: `brightness`, `contrast`, `detail`, `feature_distance`, `width` and `height`, each `(N,)`.
+        groups: of the images, `(N,)`.
     """
-    number = len(values["brightness"])
+    names, group_of = np.unique(groups, return_inverse=True)
+    number = len(names)
     rank = min(number, math.ceil((number + 1) * (1 - OUTSIDE) - 1e-9))  # rounding must not raise a whole number
-    found: dict[str, Any] = {"images": number}
-    limits = 0.0
+    found: dict[str, Any] = {"images": len(group_of), "groups": number}
+    beyond = 0.0
     for name in PROPERTIES:
-        ordered, one_sided = np.sort(values[name]), name == "feature_distance"
-        low = 0.0 if one_sided else float(ordered[number - rank]) * (1 - _MARGIN)
-        found[name] = [low, float(ordered[rank - 1]) * (1 + _MARGIN)]
-        limits += (1 if one_sided else 2) * (number + 1 - rank)
+        lowest, highest = np.full(number, np.inf), np.full(number, -np.inf)
+        np.minimum.at(lowest, group_of, values[name])
+        np.maximum.at(highest, group_of, values[name])
+        one_sided = name == "feature_distance"
+        low = 0.0 if one_sided else float(np.sort(lowest)[number - rank]) * (1 - _MARGIN)
+        found[name] = [low, float(np.sort(highest)[rank - 1]) * (1 + _MARGIN)]
+        beyond += (1 if one_sided else 2) * (number + 1 - rank)
     for name in SIZES:
         found[name] = [int(values[name].min()), int(values[name].max())]
-        limits += 2 * (found[name][0] < found[name][1])
-    return found | {"expected_share": min(1.0, limits / (number + 1))}
+        beyond += 2 * (found[name][0] < found[name][1])
+    return found | {"expected_share": min(1.0, beyond / (number + 1))}
 
 
 __all__ = [

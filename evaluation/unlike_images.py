@@ -44,11 +44,11 @@ class UnlikeImages:
         Return whether chance alone gives so many with a probability below `level`.
 
         Of images like the training ones, the number outside is beta-binomial: which share of them lies beyond limits
-        that few images chose is uncertain itself.
+        that few groups of images chose is uncertain itself.
         """
-        number = self.training_range["images"]
+        number = self.training_range["groups"]
         beyond = self.training_range["expected_share"] * (number + 1)
-        if beyond >= number + 1:  # so few training images that anything may be outside
+        if beyond >= number + 1:  # so few groups that anything may be outside
             return False
         return bool(betabinom.sf(self.unlike - 1, self.images, beyond, number + 1 - beyond) < level)
 
