@@ -43,9 +43,9 @@ class KGLConfig(PreTrainedConfig):
         Without it 0.5.
     training_range (`dict`, *optional*):
         What the training images look like: `[low, high]` of `brightness`, `contrast`, `detail`, `feature_distance`,
-        `width` and `height` (see [`~kgl.pipeline_kgl.image_properties`]), the numbers of `images` and independent
-        `groups` of them that were measured, and `expected_share`, the expected share of further images like them that
-        lies outside of one of these at most. `None` where nothing was measured.
+        `width` and `height` (see [`~kgl.pipeline_kgl.image_properties`]), the numbers of `images` and of independent
+        `groups` of them that were measured, and `expected_share`, the share of these images outside of the range of
+        the others, which is what to expect of further images like them. `None` where nothing was measured.
     has_heat_map (`bool`, *optional*, defaults to `True`):
         Whether `H` was trained; `False` for a primary classifier, whose heat map means nothing.
     problem_type (`str`, *optional*, defaults to `"single_label_classification"`):

@@ -173,7 +173,7 @@ def held_out_table(lines: list[dict[str, Any]]) -> str:
     for (name, number), group in _grouped(lines):
         row = {"dataset": DATA[name], "training images": str(number)}
         row["groups"] = f"{np.mean([line['groups'] for line in group]):.0f}"
-        row["expected at most"] = _percent([line["expected_share"] for line in group])
+        row["expected share"] = _percent([line["expected_share"] for line in group])
         row["held-out images that look unlike"] = _percent([line["flagged"] for line in group])
         for size in map(str, FOLDERS):
             known = [line["warned"][size] for line in group if size in line["warned"]]

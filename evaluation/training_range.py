@@ -121,50 +121,71 @@ def feature_distances(features: np.ndarray, center: np.ndarray, scale: np.ndarra
 
 def held_out_distances(features: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """
-    Return the distance of each image from the others, `(N,)`, in ten folds that keep groups whole.
+    Return the distance of each image from the others, `(N,)`, in the folds of [`group_folds`].
 
     Args:
         features: `(N, P)`, N > 1.
-        groups: of the images; where all are of one group, each image is its own.
+        groups: of the images.
     """
-    names = np.asarray(groups) if len(set(groups)) > 1 else np.arange(len(groups))
     distances = np.empty(len(features))
-    for rest, held_out in GroupKFold(min(_FOLDS, len(np.unique(names)))).split(features, groups=names):
+    for rest, held_out in group_folds(groups):
         distances[held_out] = feature_distances(features[held_out], *center_and_scale(features[rest]))
     return distances
 
 
+def group_folds(groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows `(rest, held out)` of ten folds that keep groups whole; of one group, each image is its own."""
+    names = np.asarray(groups) if len(set(groups)) > 1 else np.arange(len(groups))
+    return list(GroupKFold(min(_FOLDS, len(np.unique(names)))).split(names, groups=names))
+
+
 def find_range(values: dict[str, np.ndarray], groups: Sequence[str]) -> dict[str, Any]:
     """
-    Return the `training_range` of a model's config.
+    Return the `training_range` of a model's config: [`find_limits`], and how many images pass those of the others.
+
+    Args:
+        values: of N > 1 images: `brightness`, `contrast`, `detail`, `feature_distance`, `width` and `height`, each
+            `(N,)`.
+        groups: of the images, `(N,)`.
+    """
+    names, outside = np.asarray(groups), np.zeros(len(groups), dtype=bool)
+    for rest, held_out in group_folds(groups):
+        limits = find_limits({name: one[rest] for name, one in values.items()}, names[rest])
+        outside[held_out] = is_outside({name: one[held_out] for name, one in values.items()}, limits)
+    counts = {"images": len(names), "groups": len(np.unique(names)), "expected_share": float(outside.mean())}
+    return counts | find_limits(values, names)
+
+
+def find_limits(values: dict[str, np.ndarray], groups: Sequence[str]) -> dict[str, list[float]]:
+    """
+    Return `[low, high]` of each property.
 
     Of each group of images the largest and the smallest value count: images of one group resemble each other. A limit
     is the `ceil((G + 1) * 0.99)`-th of the G groups' extremes, the utmost one of fewer than 99 groups. The expected
-    share of images of further such groups beyond it is then at most `max(0.01, 1 / (G + 1))` (conformal prediction);
-    `expected_share` is the sum over all limits. Sizes have the exact range, which may be left by chance where they
-    differ.
+    share of images of further such groups beyond it is then at most `max(0.01, 1 / (G + 1))` (conformal prediction).
+    Sizes have the exact range.
 
     Args:
-        values: of N images: `brightness`, `contrast`, `detail`, `feature_distance`, `width` and `height`, each `(N,)`.
-        groups: of the images, `(N,)`.
+        values: as [`find_range`].
+        groups: of the images.
     """
     names, group_of = np.unique(groups, return_inverse=True)
     number = len(names)
     rank = min(number, math.ceil((number + 1) * (1 - OUTSIDE) - 1e-9))  # rounding must not raise a whole number
-    found: dict[str, Any] = {"images": len(group_of), "groups": number}
-    beyond = 0.0
+    limits: dict[str, list[float]] = {}
     for name in PROPERTIES:
         lowest, highest = np.full(number, np.inf), np.full(number, -np.inf)
         np.minimum.at(lowest, group_of, values[name])
         np.maximum.at(highest, group_of, values[name])
-        one_sided = name == "feature_distance"
-        low = 0.0 if one_sided else float(np.sort(lowest)[number - rank]) * (1 - _MARGIN)
-        found[name] = [low, float(np.sort(highest)[rank - 1]) * (1 + _MARGIN)]
-        beyond += (1 if one_sided else 2) * (number + 1 - rank)
-    for name in SIZES:
-        found[name] = [int(values[name].min()), int(values[name].max())]
-        beyond += 2 * (found[name][0] < found[name][1])
-    return found | {"expected_share": min(1.0, beyond / (number + 1))}
+        low = 0.0 if name == "feature_distance" else float(np.sort(lowest)[number - rank]) * (1 - _MARGIN)
+        limits[name] = [low, float(np.sort(highest)[rank - 1]) * (1 + _MARGIN)]
+    return limits | {name: [int(values[name].min()), int(values[name].max())] for name in SIZES}
+
+
+def is_outside(values: dict[str, np.ndarray], limits: dict[str, list[float]]) -> np.ndarray:
+    """Return which images lie outside of a limit, `(N,)` bool, as `unlike_training` of the pipeline says it."""
+    ranges = [(values[name], *limits[name]) for name in (*PROPERTIES, *SIZES)]
+    return np.any([(value < low) | (value > high) for value, low, high in ranges], axis=0)
 
 
 __all__ = [
@@ -173,8 +194,11 @@ __all__ = [
     "ImageMeasures",
     "center_and_scale",
     "feature_distances",
+    "find_limits",
     "find_range",
+    "group_folds",
     "held_out_distances",
+    "is_outside",
     "measure_images",
     "measure_sample",
     "set_training_range",

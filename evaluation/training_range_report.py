@@ -16,7 +16,7 @@ from ..data.storage import write_json
 from ..modeling_kgl import KGLForImageClassification
 from ..pipeline_kgl import PROPERTIES
 from .charts import Chart, property_histogram
-from .training_range import SIZES, feature_distances, held_out_distances, measure_sample
+from .training_range import SIZES, feature_distances, held_out_distances, is_outside, measure_sample
 
 
 TRAINING_IMAGES_FILE = "training_images.json"  # of the report's section, in a run's folder
@@ -99,17 +99,17 @@ def read_training_images(path: Path, config: KGLConfig) -> TrainingImages | None
     stored = json.loads(path.read_text(encoding="utf-8"))
     training, test = ({name: np.asarray(stored[split][name]) for name in _TITLES} for split in ("training", "test"))
     limits: dict[str, Any] = {name: config.training_range[name] for name in _TITLES}
-    outside = {name: (test[name] < low) | (test[name] > high) for name, (low, high) in limits.items()}
-    rows = [
-        (title, _range(*limits[name]), _range(test[name].min(), test[name].max()), str(int(outside[name].sum())))
-        for name, title in _TITLES.items()
-    ]
+    rows = []
+    for name, title in _TITLES.items():
+        low, high = limits[name]
+        outside = (test[name] < low) | (test[name] > high)
+        rows.append((title, _range(low, high), _range(test[name].min(), test[name].max()), str(int(outside.sum()))))
     return TrainingImages(
         rows=rows,
         charts=[property_histogram(_TITLES[name], training[name], test[name], limits[name]) for name in PROPERTIES],
         training=len(training[SIZES[0]]),
         test=len(test[SIZES[0]]),
-        outside=int(np.any(list(outside.values()), axis=0).sum()),
+        outside=int(is_outside(test, limits).sum()),
         expected_percent=f"{100 * config.training_range['expected_share']:.0f}",
     )
 

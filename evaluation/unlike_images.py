@@ -43,14 +43,12 @@ class UnlikeImages:
         """
         Return whether chance alone gives so many with a probability below `level`.
 
-        Of images like the training ones, the number outside is beta-binomial: which share of them lies beyond limits
-        that few groups of images chose is uncertain itself.
+        How many of the training images pass the limits of the others tells the share to expect, as uncertain as one
+        that was counted on so many groups: their number is beta-binomial, from a uniform prior of the share.
         """
-        number = self.training_range["groups"]
-        beyond = self.training_range["expected_share"] * (number + 1)
-        if beyond >= number + 1:  # so few groups that anything may be outside
-            return False
-        return bool(betabinom.sf(self.unlike - 1, self.images, beyond, number + 1 - beyond) < level)
+        groups, share = self.training_range["groups"], self.training_range["expected_share"]
+        counted = (1 + share * groups, 1 + (1 - share) * groups)
+        return bool(betabinom.sf(self.unlike - 1, self.images, *counted) < level)
 
     def sentence(self, latest: bool = False) -> str:
         """Return the counts in words; `latest`: of the last images alone."""

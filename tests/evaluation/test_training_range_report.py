@@ -47,7 +47,7 @@ def test_table_counts_what_the_pipeline_names(written):
     assert int(rows["Distance of the features"][3]) == sum("other features" in one for one in answers)
     assert rows["Width, pixels"] == ("Width, pixels", "50 … 50", "50 … 50", "0")
     assert found.outside == sum(map(bool, answers)) and (found.training, found.test) == (30, 8)
-    assert found.expected_percent == "23"  # 7 limits of 31
+    assert found.expected_percent == f"{100 * model.config.training_range['expected_share']:.0f}"
     assert len(found.charts) == 4 and all(chart.src.startswith("data:image/svg") for chart in found.charts)
 
 
