@@ -213,11 +213,12 @@ def draw_changes(lines: list[dict[str, Any]], path: Path) -> None:
         places = np.arange(len(titles))
         axis.barh(places - 0.2, 100 * np.array(images), 0.38, color="#3b82a0", label="images that look unlike")
         axis.barh(places + 0.2, 100 * np.array(folders), 0.38, color="#c2410c", label="folders of 20 that warn")
-        axis.axvline(100 * np.mean([line["expected_share"] for line in group]), color="black", linestyle="--")
+        expected = 100 * np.mean([line["expected_share"] for line in group])
+        axis.axvline(expected, color="black", linestyle="--", label="expected share of images")
         axis.set(title=f"{DATA[name]}, {number} training images", xlabel="%", xlim=(0, 100))
         axis.set_yticks(places, titles)
         axis.invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
 
 
