@@ -41,6 +41,11 @@ class KGLConfig(PreTrainedConfig):
         cells, and overlays draw nothing below it. Beside it how it was chosen: `good_images`, the number of good
         validation images; `false_alarm_rate`, the share of them with a marked cell; and `chosen`, the rule in words.
         Without it 0.5.
+    training_range (`dict`, *optional*):
+        What the training images look like: `[low, high]` of `brightness`, `contrast`, `detail`, `feature_distance`,
+        `width` and `height` (see [`~kgl.pipeline_kgl.image_properties`]), the numbers of `images` and of independent
+        `groups` of them that were measured, and `expected_share`, the share of these images outside of the range of
+        the others, which is what to expect of further images like them. `None` where nothing was measured.
     has_heat_map (`bool`, *optional*, defaults to `True`):
         Whether `H` was trained; `False` for a primary classifier, whose heat map means nothing.
     problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
@@ -76,6 +81,7 @@ class KGLConfig(PreTrainedConfig):
     temperature: float = 1.0
     operating_point: dict | None = None
     saliency_threshold: dict | None = None
+    training_range: dict | None = None
     has_heat_map: bool = True
     problem_type: str = "single_label_classification"
     initializer_range: float = 0.02
@@ -145,6 +151,19 @@ class KGLConfig(PreTrainedConfig):
         """Check that the heat map's threshold lies in 0..1."""
         if self.saliency_threshold is not None and not 0 <= self.saliency_threshold.get("threshold", -1.0) <= 1:
             raise ValueError(f"saliency_threshold={self.saliency_threshold}: it needs a `threshold` in 0..1.")
+
+    def validate_training_range(self) -> None:
+        """Check that the training range is whole."""
+        if self.training_range is None:
+            return
+        names = ("brightness", "contrast", "detail", "feature_distance", "width", "height")
+        ranges = [self.training_range.get(name) for name in names]
+        whole = all(isinstance(one, list) and len(one) == 2 and one[0] <= one[1] for one in ranges)
+        if not whole or not {"images", "groups", "expected_share"} <= self.training_range.keys():
+            raise ValueError(
+                f"training_range={self.training_range}: it needs `images`, `groups`, `expected_share`, and "
+                f"`[low, high]` of {', '.join(names)}."
+            )
 
     @property
     def threshold(self) -> float:

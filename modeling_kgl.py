@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    initialization,
 )
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -64,6 +65,14 @@ class KGLPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps.
     accepts_loss_kwargs = False
+    # Older models have none.
+    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = ["feature_center", "feature_scale"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, KGLForImageClassification):  # missing from the file, they hold anything
+            initialization.zeros_(module.feature_center)
+            initialization.ones_(module.feature_scale)
 
     def get_input_embeddings(self) -> None:
         """Return None: images have no table of embeddings. FSDP asks for it."""
@@ -149,13 +158,17 @@ class KGLForImageClassification(KGLPreTrainedModel):
         if config.head == "stages":
             self.fusion = None
             self.saliency_head = KGLCellHead(channels[: config.saliency_stages], config.cell_size, config.memory_size)
-            pooled_features = 2 * sum(channels) + 1
+            num_features = sum(channels)
+            pooled_features = 2 * num_features + 1
         else:
             self.fusion = KGLStageFusion(channels, config.fusion_size) if len(channels) > 1 else None
             num_features = config.fusion_size if len(channels) > 1 else channels[0]
             self.saliency_head = nn.Conv2d(num_features, 1, kernel_size=1)
             pooled_features = 2 * num_features + 2
         self.classifier = nn.Linear(pooled_features, config.num_labels)
+        # Of the training images' average features: mean and spread.
+        self.register_buffer("feature_center", torch.zeros(num_features))
+        self.register_buffer("feature_scale", torch.ones(num_features))
         self.post_init()
 
     @classmethod
@@ -271,6 +284,12 @@ class KGLForImageClassification(KGLPreTrainedModel):
             pooled = pool_maps((torch.cat([feature_maps[0], saliency], dim=1),))
         return self.classifier(pooled) / self.config.temperature, saliency
 
+    def feature_distance(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return how far images' average features lie from those of the training images, in spreads, `(B,)`."""
+        return (
+            ((average_features(feature_maps) - self.feature_center) / self.feature_scale).square().mean(dim=1).sqrt()
+        )
+
     @torch.no_grad()
     def saliency_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width of the saliency logits of images of this height and width."""
@@ -324,6 +343,11 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
 def average_neighbours(feature_map: torch.Tensor) -> torch.Tensor:
     """Return each cell of a map `(B, C, h, w)` averaged with its eight neighbours, which count as 0 outside."""
     return nn.functional.avg_pool2d(feature_map, 3, stride=1, padding=1)
+
+
+def average_features(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the average over the cells of each map `(B, C_i, h_i, w_i)`, `(B, sum(C_i))` float32."""
+    return torch.cat([one.float().mean(dim=(2, 3)) for one in feature_maps], dim=1)
 
 
 def pool_maps(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:

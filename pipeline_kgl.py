@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from base64 import b64decode
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -13,12 +14,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification, ImageClassificationPipeline, Pipeline
+from transformers import AutoModelForImageClassification, BaseImageProcessor, ImageClassificationPipeline, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
 
 TASK = "defect-detection"
+# Of an image as the model sees it, with the words for values below and above the training images'.
+PROPERTIES = {
+    "brightness": ("darker", "brighter"),
+    "contrast": ("less contrast", "more contrast"),
+    "detail": ("less detail", "more detail"),
+    "feature_distance": ("other features", "other features"),
+}
+OTHER_SIZE = "other size"
 
 
 class DefectDetectionPipeline(Pipeline):
@@ -38,6 +47,9 @@ class DefectDetectionPipeline(Pipeline):
     - **boxes** (`list[dict]`) -- Bounding boxes of the connected regions of marked cells of the heat map, highest peak
       first: `xmin`, `ymin`, `xmax`, `ymax` in pixels of the upright image (`xmax` and `ymax` exclusive) and `score`,
       the peak. None is smaller than a cell, and none lies inside another. Without a heat map there are none.
+    - **unlike_training** (`list[str]` or `None`) -- How the image differs from the training images: `"darker"` or
+      `"brighter"`, `"less contrast"` or `"more contrast"`, `"less detail"` or `"more detail"`, `"other features"`,
+      `"other size"`; empty where it is like them, `None` where the model has no `training_range`.
 
     Parameters of the pipeline or of a call: `box_threshold` (`float` in 0..1, defaults to the `saliency_threshold` of
     the config, 0.5 where none was chosen), the value of the heat map from which a cell is marked, and `timeout`
@@ -82,7 +94,12 @@ class DefectDetectionPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         output = self.model(pixel_values=inputs["pixel_values"])
-        return {"logits": output.logits, "saliency": output.saliency, "size": inputs["size"]}
+        outputs = {"logits": output.logits, "saliency": output.saliency, "size": inputs["size"]}
+        if self.model.config.training_range is not None:
+            seen = image_properties(inputs["pixel_values"], self.image_processor)
+            distance = self.model.feature_distance(output.feature_maps)
+            outputs["properties"] = torch.cat([seen, distance[:, None]], dim=1)
+        return outputs
 
     def postprocess(self, outputs: dict[str, Any], box_threshold: float | None = None) -> dict[str, Any]:
         """Return an image's dictionary from logits `(1, K)` and saliency logits `(1, 1, h, w)`."""
@@ -98,6 +115,9 @@ class DefectDetectionPipeline(Pipeline):
         cells = outputs["saliency"].float().sigmoid() * config.has_heat_map
         heat = F.interpolate(cells, outputs["size"], mode="bilinear")[0, 0].numpy()
         threshold = config.heat_threshold if box_threshold is None else box_threshold
+        unlike = None
+        if config.training_range is not None:
+            unlike = unlike_training(outputs["properties"][0].tolist(), outputs["size"], config.training_range)
         return {
             "label": label,
             "score": scores[label],
@@ -107,6 +127,7 @@ class DefectDetectionPipeline(Pipeline):
             "decision": decision,
             "heat_map": Image.fromarray((heat * 255).round().astype(np.uint8)),
             "boxes": hot_boxes(cells[0, 0], threshold, outputs["size"]) if config.has_heat_map else [],
+            "unlike_training": unlike,
         }
 
 
@@ -164,6 +185,51 @@ def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.
         if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in tiles):
             raise ValueError(f"An image of mode {image.mode} has more than 8 bits per channel; convert it to 8.")
     return load_image(image, timeout=timeout)
+
+
+def image_properties(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
+    """
+    Return brightness, contrast and detail of images as the model sees them, `(B, 3)` float32 in grey levels 0..255.
+
+    Grey is the mean of the channels. Brightness is its mean, contrast its standard deviation, and detail the mean
+    absolute difference of an inner pixel from its four neighbours, all four added (the Laplacian).
+
+    Args:
+        pixel_values: `(B, 3, H, W)`, as the image processor returns them.
+        image_processor: the one that made them.
+    """
+    colours = pixel_values.float()
+    if image_processor.do_normalize:
+        values = (image_processor.image_mean, image_processor.image_std)
+        mean, std = (torch.tensor(one, device=colours.device).view(-1, 1, 1) for one in values)
+        colours = colours * std + mean
+    grey = colours.mean(dim=1)
+    if image_processor.do_rescale:
+        grey = grey / image_processor.rescale_factor
+    across = grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    down = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1]
+    detail = (4 * grey[:, 1:-1, 1:-1] - across - down).abs().mean(dim=(1, 2))
+    return torch.stack([grey.mean(dim=(1, 2)), grey.flatten(1).std(dim=1, correction=0), detail], dim=1)
+
+
+def unlike_training(properties: Sequence[float], size: tuple[int, int], training_range: dict[str, Any]) -> list[str]:
+    """
+    Return how an image differs from the training images, as `unlike_training` of [`DefectDetectionPipeline`].
+
+    Args:
+        properties: the values of `PROPERTIES`.
+        size: height and width of the upright image in pixels.
+        training_range: of the model's config.
+    """
+    found = []
+    for (name, (below, above)), value in zip(PROPERTIES.items(), properties, strict=True):
+        low, high = training_range[name]
+        if not low <= value <= high:  # also where it is not a number
+            found.append(below if value < low else above)
+    limits = (training_range["height"], training_range["width"])
+    if not all(low <= side <= high for side, (low, high) in zip(size, limits, strict=True)):
+        found.append(OTHER_SIZE)
+    return found
 
 
 def hot_boxes(cells: torch.Tensor, threshold: float, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -235,10 +301,14 @@ if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
     )
 
 __all__ = [
+    "OTHER_SIZE",
+    "PROPERTIES",
     "TASK",
     "DefectDetectionPipeline",
     "KGLImageClassificationPipeline",
     "custom_pipelines",
     "hot_boxes",
+    "image_properties",
     "open_image",
+    "unlike_training",
 ]

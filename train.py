@@ -28,6 +28,7 @@ from kgl.errors import format_count
 from kgl.evaluation.calibration import calibrate_model
 from kgl.evaluation.operating_points import VALIDATION_FILE, write_validation_scores
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
+from kgl.evaluation.training_range import set_training_range
 from kgl.hub.model_card import write_card
 from kgl.hub.push import check_login, push
 from kgl.knowledge.prior_columns import with_priors
@@ -185,14 +186,14 @@ def prepare(settings: Settings) -> Job:
         check_trainable(training, model, model_args.size, [len(train), *(len(rest) for rest, _ in folds)])
     settings = settings._replace(data=data_args, model=model_args)
 
-    def calibrate_on_validation(model: KGLForImageClassification) -> dict[str, Any] | None:
-        validation = data.splits.get("validation")
+    def calibrate(model: KGLForImageClassification) -> dict[str, Any] | None:
+        batch_size, validation = training.per_device_eval_batch_size, data.splits.get("validation")
+        set_training_range(model, train, image_processor, batch_size)
         if not validation:
             return None
-        batch_size = training.per_device_eval_batch_size
         return calibrate_model(model, validation, image_processor, batch_size, settings.operating)
 
-    recipe = Recipe(new_model, image_processor, training, calibrate_on_validation)
+    recipe = Recipe(new_model, image_processor, training, calibrate)
     return Job(settings, data, recipe, folds, run_settings(settings, data.splits), new_cell_model)
 
 

@@ -98,10 +98,21 @@ def run(args: PredictArguments) -> None:
         print(f"Predicted anew, because the file changed since its row was written: {names}")
     images = format_count(done.images, "image")
     print(f"{images}: {format_decisions(done)}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
+    print_unlike(done, warn=args.watch is None)  # a watch has warned as the images came
     if done.unusable:
         for one in done.unusable if args.watch is None else ():  # named as they were found
             print(f"  {one.path}: {one.reason}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def print_unlike(done: FolderPredictions, warn: bool) -> None:
+    """Print how many images look unlike the training ones; to standard error where chance does not explain them."""
+    if done.unlike is None or done.unlike.unlike == 0:
+        return
+    if warn and done.unlike.is_improbable():
+        print(f"Warning: {done.unlike.sentence()}", file=sys.stderr)
+    else:
+        print(done.unlike.sentence())
 
 
 def format_decisions(done: FolderPredictions) -> str:

@@ -117,6 +117,30 @@ def score_histogram(
     return _chart(figure, "Scores of the test images", "Histogram of P(defect) of good and defective images")
 
 
+def property_histogram(title: str, training: np.ndarray, test: np.ndarray, limits: list[float]) -> Chart:
+    """
+    Draw how a property of training and of test images is distributed, with the training range.
+
+    Args:
+        title: of the property.
+        training: its values, `(N,)`.
+        test: its values, `(M,)`.
+        limits: low and high.
+    """
+    figure, axes = _new_figure()
+    bins = np.histogram_bin_edges(np.concatenate([training, test]), 25)
+    for values, colour, label in ((training, _GOOD_COLOUR, "training"), (test, _COLOURS["final"], "test")):
+        shares = np.full(len(values), 100 / len(values))
+        axes.hist(values, bins, weights=shares, alpha=0.6, color=colour, label=f"{label} images")
+    low, high = limits
+    axes.axvline(high, color="black", linestyle="--", label="training range")
+    if low > 0:
+        axes.axvline(low, color="black", linestyle="--")
+    axes.set(xlabel=title, ylabel="% of the images")
+    _add_legend(axes, "best")
+    return _chart(figure, title, f"Histogram of training and test images: {title}")
+
+
 def loss_chart(logs: dict[str, list[dict[str, float]]]) -> Chart:
     """Draw the loss terms over the training steps, given the Trainer's log history of `primary` and `final`."""
     figure, axes = _new_figure()
@@ -159,6 +183,7 @@ __all__ = [
     "data_uri",
     "loss_chart",
     "precision_recall_chart",
+    "property_histogram",
     "roc_chart",
     "score_histogram",
 ]

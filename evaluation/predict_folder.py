@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,6 +29,7 @@ from ..training.model_init import load_classifier
 from ..training.run_dir import claim
 from .overlay import overlay_heat_map, shown_from
 from .prediction_table import PredictionTable, Stamp, file_stamp
+from .unlike_images import UnlikeImages
 
 
 _MAX_JPEG_SIDE = 65_500  # the format's own limit
@@ -55,6 +56,7 @@ class FolderPredictions:
         unusable: images that could not be read.
         changed: names of the images that had a row of an earlier attempt and whose files changed since.
         look_again: images to be looked at again; None where the model has no such decision.
+        unlike: images that look unlike the training ones; None where the model does not know what those look like.
     """
 
     images: int
@@ -63,6 +65,7 @@ class FolderPredictions:
     unusable: list[UnusableImage]
     changed: list[str] = field(default_factory=list)
     look_again: int | None = None
+    unlike: UnlikeImages | None = None
 
 
 def predict_folder(
@@ -164,8 +167,18 @@ class FolderPredictor:
     batch_size: int
     box_threshold: float
 
-    def predict(self, images: Iterator[tuple[str, Stamp, PILImage.Image]]) -> None:
-        """Predict images, given with name and stamp, batch by batch; the row of an earlier file is replaced."""
+    def predict(
+        self,
+        images: Iterator[tuple[str, Stamp, PILImage.Image]],
+        decided: Callable[[str], None] | None = None,
+    ) -> None:
+        """
+        Predict images batch by batch; the row of an earlier file is replaced.
+
+        Args:
+            images: with name and stamp.
+            decided: called with the name of each image once its row is written.
+        """
         top_cells = self.pipeline.model.config.top_cells
         while batch := list(islice(images, self.batch_size)):  # older pipelines would hold a whole stream in memory
             predictions = self.pipeline(
@@ -176,11 +189,14 @@ class FolderPredictor:
                 overlay = overlay_path(self.output / "overlays", name)
                 _draw_overlay(overlay, image, prediction, self.box_threshold, top_cells)
                 self.table.append(name, stamp, prediction)
+                if decided is not None:
+                    decided(name)
 
     def count(self, unusable: list[UnusableImage], changed: list[str]) -> FolderPredictions:
         """Return the counts of the table."""
-        decisions = Counter(decision for decision, _ in self.table.rows.values())
-        has_band = self.pipeline.model.config.look_again_threshold is not None
+        rows, config = self.table.rows.values(), self.pipeline.model.config
+        decisions = Counter(row.decision for row in rows)
+        has_band, known = config.look_again_threshold is not None, config.training_range is not None
         return FolderPredictions(
             len(self.table.rows),
             decisions["defective"],
@@ -188,6 +204,7 @@ class FolderPredictor:
             unusable,
             changed,
             decisions["look again"] if has_band else None,
+            UnlikeImages.of((row.unlike for row in rows), config.training_range) if known else None,
         )
 
 

@@ -7,10 +7,11 @@ import errno
 import io
 import json
 import os
+import sys
 from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 
@@ -18,8 +19,24 @@ from ..errors import InputError
 Stamp = tuple[str, str]  # size in bytes and time of the last change of a file
 _STAMP_COLUMNS = ("file_size", "file_modified")
 _COLUMNS = (
-    "file_name", "predicted_label", "score", "defect_score", "defective", "decision", "boxes", *_STAMP_COLUMNS,
+    "file_name", "predicted_label", "score", "defect_score", "defective", "decision", "unlike_training", "boxes",
+    *_STAMP_COLUMNS,
 )  # fmt: skip
+
+
+class Row(NamedTuple):
+    """
+    What is kept in memory of a row.
+
+    Attributes:
+        decision: empty where the model makes none.
+        stamp: of the file that was decided.
+        unlike: words of the pipeline's `unlike_training`, joined with `"; "`; empty where there are none.
+    """
+
+    decision: str
+    stamp: Stamp
+    unlike: str
 
 
 def file_stamp(path: Path) -> Stamp:
@@ -32,8 +49,7 @@ class PredictionTable:
     """
     A CSV that grows by one row at a time; a row that was cut short all the same is removed when it is opened.
 
-    `rows` maps the file names that have a row to their decision, empty where the model makes none, and to the stamp
-    of the file that was decided.
+    `rows` maps the file names that have a row to what is kept of it.
 
     Args:
         path: the CSV; made if it is not there.
@@ -54,9 +70,10 @@ class PredictionTable:
                 f"{path} has other columns than this version of kgl predict writes; it was edited, or written by "
                 "another version. Choose another --output."
             )
-        decision, *stamp = (header.index(column) for column in ("decision", *_STAMP_COLUMNS))
-        self.rows: dict[str, tuple[str, Stamp]] = {
-            row[0]: (row[decision], (row[stamp[0]], row[stamp[1]])) for row in rows
+        decision, unlike, *stamp = map(header.index, ("decision", "unlike_training", *_STAMP_COLUMNS))
+        self.rows: dict[str, Row] = {
+            row[0]: Row(sys.intern(row[decision]), (row[stamp[0]], row[stamp[1]]), sys.intern(row[unlike]))
+            for row in rows
         }
         self._file = path.open("ab", buffering=0)  # a row is one write, which a kill does not split
         self._file.truncate(len(complete))
@@ -79,19 +96,20 @@ class PredictionTable:
             "defect_score": "" if prediction["defect_score"] is None else f"{prediction['defect_score']:.6g}",
             "defective": "" if prediction["defective"] is None else str(prediction["defective"]),
             "decision": prediction["decision"] or "",
+            "unlike_training": sys.intern("; ".join(prediction["unlike_training"] or [])),
             "boxes": json.dumps(boxes),
             **dict(zip(_STAMP_COLUMNS, stamp, strict=True)),
         }
         probabilities = (f"{prediction['scores'][label]:.6g}" for label in self._classes)
         self._write([*(cells[column] for column in _COLUMNS), *probabilities])
-        self.rows[name] = (cells["decision"], stamp)
+        self.rows[name] = Row(cells["decision"], stamp, cells["unlike_training"])
 
     def changed(self, images: dict[str, Path]) -> list[str]:
         """Return the names that have a row of a file of another size or time than `images` has now."""
         return [
             name
-            for name, (_, stamp) in self.rows.items()
-            if name in images and images[name].exists() and stamp != file_stamp(images[name])
+            for name, row in self.rows.items()
+            if name in images and images[name].exists() and row.stamp != file_stamp(images[name])
         ]
 
     def remove(self, names: Collection[str]) -> None:
@@ -124,4 +142,4 @@ def _text(content: bytes) -> io.StringIO:
     return io.StringIO(content.decode("utf-8", errors="surrogateescape"), newline="")
 
 
-__all__ = ["PredictionTable", "Stamp", "file_stamp"]
+__all__ = ["PredictionTable", "Row", "Stamp", "file_stamp"]

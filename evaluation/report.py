@@ -27,6 +27,7 @@ from .galleries import GALLERY_FILE, MISTAKES, kinds_of_cases, read_galleries, w
 from .metrics import METRIC_TITLES, count_decisions, defect_scores
 from .predictions import Predictions
 from .report_words import describe_expectation, group_table
+from .training_range_report import TRAINING_IMAGES_FILE, read_training_images
 
 
 _TABLE_METRICS = (  # of the table that a run prints
@@ -117,7 +118,8 @@ def render_report(
     groups: Sequence[str],
 ) -> None:
     """
-    Write the page of [`write_report`], its images taken from `gallery.json` beside it.
+    Write the page of [`write_report`], its images taken from `gallery.json` and the training images' properties from
+    `training_images.json` beside it, where a run has those.
 
     Args:
         path: the file to write.
@@ -148,6 +150,7 @@ def render_report(
         thumbnails=thumbnails,
         kinds_of_cases=kinds_of_cases,
         mistakes=MISTAKES,
+        training_images=read_training_images(path.with_name(TRAINING_IMAGES_FILE), config),
         issues=_group_issues(report["issues"]),
         curve=curve_section(path.parent),
     )

@@ -6,15 +6,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image as PILImage
 
 from ..data.images import load_image_file
 from ..errors import InputError
-from .predict_folder import FolderPredictions, ImageSources, UnusableImage, open_predictor
+from .predict_folder import FolderPredictions, FolderPredictor, ImageSources, UnusableImage, open_predictor
 from .prediction_table import PredictionTable, Stamp, file_stamp
+from .unlike_images import RecentImages
 
 
 SHORTEST_WATCH, LONGEST_WATCH = 0.1, 86_400.0  # seconds between two looks
@@ -34,8 +35,9 @@ def watch_folders(
 
     A file counts as complete when its size and time are the same at two looks and it can be decoded. One that cannot
     is named on standard error, as unusable, at the sixth look that finds it unchanged. The row of a file that changed
-    is replaced by a new one at the end of the table. SIGINT or SIGTERM ends it after the batch in progress, a second
-    one at once.
+    is replaced by a new one at the end of the table. The first time that more of the latest images look unlike the
+    training ones than chance explains, standard error has a warning. SIGINT or SIGTERM ends it after the batch in
+    progress, a second one at once.
 
     Args:
         paths: see `predict_folder`; folders may be empty, and may come and go.
@@ -53,11 +55,26 @@ def watch_folders(
     sources = ImageSources.of(paths, output)
     with open_predictor(sources, model, batch_size, box_threshold) as predictor, StopSignal() as stop:
         print(f"Watching {' '.join(map(str, paths))} every {seconds:g} s until Ctrl-C or SIGTERM.", flush=True)
-        watcher = FolderWatcher(sources, predictor.table)
+        watcher, warn = FolderWatcher(sources, predictor.table), unlike_warner(predictor)
         while not stop.requested:
-            predictor.predict(watcher.complete_images(stop))
+            predictor.predict(watcher.complete_images(stop), warn)
             stop.wait(seconds)
         return predictor.count([one for _, one in watcher.unusable.values()], [])
+
+
+def unlike_warner(predictor: FolderPredictor) -> Callable[[str], None] | None:
+    """Return what warns once that the latest images look unlike the training ones; None where those are unknown."""
+    training_range = predictor.pipeline.model.config.training_range
+    if training_range is None:
+        return None
+    recent = RecentImages(training_range)
+
+    def warn(name: str) -> None:
+        warning = recent.add(predictor.table.rows[name].unlike)
+        if warning is not None:
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
+
+    return warn
 
 
 class StopSignal:
@@ -141,7 +158,8 @@ class FolderWatcher:
                 stamp = file_stamp(path)
             except OSError:  # gone since, or a link to nothing
                 continue
-            if stamp in (self._table.rows.get(name, ("", None))[1], self.unusable.get(name, (None,))[0]):
+            decided = self._table.rows.get(name)
+            if stamp in (decided and decided.stamp, self.unusable.get(name, (None,))[0]):
                 continue
             stamp_before, looks = before.get(name, (None, 0))
             self._pending[name] = (stamp, looks + 1 if stamp == stamp_before else 0)
@@ -169,4 +187,11 @@ class FolderWatcher:
         print(f"  {image.path}: {image.reason}", file=sys.stderr, flush=True)
 
 
-__all__ = ["LONGEST_WATCH", "PATIENCE", "SHORTEST_WATCH", "FolderWatcher", "StopSignal", "watch_folders"]
+__all__ = [
+    "LONGEST_WATCH",
+    "PATIENCE",
+    "SHORTEST_WATCH",
+    "FolderWatcher",
+    "StopSignal",
+    "watch_folders",
+]

@@ -71,6 +71,8 @@ def card_html(
 <span class="is-good">✓ Good</span></p>
 <div class="meter" title="P(defect); the line is the threshold"><span style="width:{100 * score:.2f}%"></span></div>
 <p class="line">P(defect) <b>{score:.3f}</b></p>"""
+    unlike = "; ".join(prediction.get("unlike_training") or [])  # the code of older models does not know
+    hint = f'<p class="line">Unlike the training images: <b>{html.escape(unlike)}</b></p>' if unlike else ""
     rows = "".join(
         f"<tr><td>{html.escape(label)}</td><td>{value:.3f}</td>"
         f'<td><span class="bar" style="width:{100 * value:.1f}%"></span></td></tr>'
@@ -80,7 +82,7 @@ def card_html(
     return f"""<article class="card{shape}"{data}>
 <h3>{html.escape(name)}</h3>
 {_overlay_html(name, image, prediction, heat_threshold, score is not None and score < good_below)}{decision}
-<p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>
+<p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>{hint}
 <details><summary>All class probabilities</summary><table class="classes">{rows}</table></details>
 </article>"""
 

@@ -73,6 +73,15 @@ def test_answer_is_the_pipelines_as_json(endpoint):
     assert answer == expected | {"heat_map": answer["heat_map"]}
 
 
+def test_answer_names_images_unlike_the_training_ones(tmp_path, endpoint):
+    assert endpoint({"inputs": base64_of(encode(noise()))})["unlike_training"] is None  # the model does not know
+    limits = {name: [0.0, 1e6] for name in ("brightness", "contrast", "detail", "feature_distance", "width", "height")}
+    training_range = limits | {"brightness": [254.0, 255.0], "images": 9, "groups": 9, "expected_share": 0.7}
+    knowing = EndpointHandler(str(save_model(tmp_path / "model", training_range=training_range)))
+    answer = knowing({"inputs": base64_of(encode(noise()))})
+    assert json.loads(json.dumps(answer))["unlike_training"] == ["darker"]
+
+
 def test_every_kind_of_input_has_the_same_answer(endpoint):
     raw = encode(noise())
     text = base64_of(raw)

@@ -10,10 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
-from tiny import TINY_BACKBONES, shared, tiny_model
+from safetensors.torch import load_file, save_file
+from tiny import TINY_BACKBONES, shared, stages_model, tiny_model
 from torch.nn import functional as F
-from transformers import BertConfig, ResNetConfig, ResNetForImageClassification, TextNetConfig
+from transformers import (
+    AutoModelForImageClassification,
+    BertConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TextNetConfig,
+)
 
 from kgl.configuration_kgl import KGLConfig
 from kgl.evaluation.metrics import defect_scores
@@ -86,6 +94,7 @@ def test_return_dict_false_returns_tuple():
         ({"cell_size": 0}, "cell_size=0: it must be at least 1"),
         ({"saliency_stages": 0}, "saliency_stages=0: it must be at least 1"),
         ({"top_cells": 0.0}, r"top_cells=0.0: it must lie above 0"),
+        ({"training_range": {"brightness": [0, 1]}}, r"training_range=.*: it needs `images`, `groups`"),
         ({"backbone_config": {"model_type": "nonesuch"}}, "model_type"),
     ],
 )
@@ -254,3 +263,40 @@ def test_timm_backbone(tmp_path):
     model.save_pretrained(tmp_path)
     again = KGLForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(again(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("make", [tiny_model, stages_model])
+def test_models_of_older_versions_load_without_a_word(make, tmp_path, caplog, capfd):
+    """Their files have no features of the training images."""
+    make().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    older = {name: one for name, one in weights.items() if name not in ("feature_center", "feature_scale")}
+    assert len(older) == len(weights) - 2
+    save_file(older, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("training_range", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    transformers.utils.logging.enable_propagation()
+    try:
+        model = KGLForImageClassification.from_pretrained(tmp_path)
+    finally:
+        transformers.utils.logging.disable_propagation()
+    assert "feature_center" not in caplog.text + "".join(capfd.readouterr())
+    assert model.config.training_range is None
+    assert not model.feature_center.any() and (model.feature_scale == 1).all()
+    pixel_values = torch.randn(2, 3, 48, 32)
+    torch.testing.assert_close(model.eval()(pixel_values).logits, make()(pixel_values).logits)
+    assert torch.isfinite(model.feature_distance(model(pixel_values).feature_maps)).all()
+
+
+def test_features_of_training_images_survive_loading_by_remote_code(tmp_path):
+    model = tiny_model()
+    model.feature_center.normal_()
+    model.feature_scale.uniform_(1, 2)
+    model.save_pretrained(tmp_path)
+    for loaded in (
+        KGLForImageClassification.from_pretrained(tmp_path),
+        AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        assert torch.equal(loaded.feature_center, model.feature_center)
+        assert torch.equal(loaded.feature_scale, model.feature_scale)

@@ -16,7 +16,7 @@ from transformers import pipeline
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.pipeline_kgl import DefectDetectionPipeline, hot_boxes
+from kgl.pipeline_kgl import DefectDetectionPipeline, hot_boxes, image_properties
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 48, "width": 32})
@@ -147,6 +147,56 @@ def test_images_between_two_thresholds_are_to_be_looked_at_again():
         assert output["decision"] == decision and output["defective"] is (decision == "defective")
 
 
+TRAINING_RANGE = {
+    "images": 50, "groups": 50, "brightness": [100.0, 150.0], "contrast": [1.0, 300.0], "detail": [0.0, 1e4],
+    "feature_distance": [0.0, 1e6], "width": [50, 60], "height": [70, 70], "expected_share": 0.14,
+}  # fmt: skip
+
+
+def test_unlike_images_are_named_in_words():
+    image = noise()
+    assert detector()(image)["unlike_training"] is None
+    assert detector(training_range=TRAINING_RANGE)(image)["unlike_training"] == []
+    for changed, words in (
+        ({"brightness": [200.0, 255.0]}, ["darker"]),
+        ({"brightness": [0.0, 10.0], "contrast": [100.0, 110.0]}, ["brighter", "less contrast"]),
+        ({"contrast": [0.0, 1.0], "detail": [1e4, 1e5]}, ["more contrast", "less detail"]),
+        ({"detail": [0.0, 1.0], "feature_distance": [0.0, 1e-9]}, ["more detail", "other features"]),
+        ({"feature_distance": [0.0, 1e-9], "width": [51, 60]}, ["other features", "other size"]),
+        ({"height": [71, 90]}, ["other size"]),
+    ):
+        assert detector(training_range=TRAINING_RANGE | changed)(image)["unlike_training"] == words
+
+
+def test_properties_are_of_the_normalised_image_whatever_the_processor():
+    """Grey levels of the image itself, by any normalisation, rescaling or none."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    grey = pixels.astype(float).mean(axis=2)
+    inner = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    expected = [grey.mean(), grey.std(), np.abs(inner).mean()]
+    for settings in ({"image_mean": [0.4, 0.5, 0.3], "image_std": [0.2, 0.3, 0.1]}, {"do_normalize": False},
+                     {"do_normalize": False, "do_rescale": False}):  # fmt: skip
+        processor = ViTImageProcessorPil(do_resize=False, **settings)
+        found = image_properties(processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"], processor)
+        assert found.shape == (1, 3) and found[0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_size_is_that_of_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    noise().transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    pipe = detector(training_range=TRAINING_RANGE)
+    assert pipe(str(tmp_path / "turned.png"))["unlike_training"] == []
+    assert pipe(noise(70, 50))["unlike_training"] == ["other size"]
+
+
+def test_unlike_images_cost_no_second_pass(monkeypatch):
+    pipe, calls = detector(training_range=TRAINING_RANGE), []
+    pipe.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    outputs = pipe([noise(seed=seed) for seed in range(6)], batch_size=3)
+    assert len(calls) == 2 and [one["unlike_training"] for one in outputs] == [[]] * 6
+
+
 def test_batches_paths_and_images_agree(tmp_path):
     pipe = detector()
     images = [noise(50, 70, 0), noise(40, 30, 1), noise(64, 64, 2)]
@@ -229,7 +279,7 @@ def test_saved_pipeline_needs_few_packages_and_no_kgl(tmp_path, auto_image_proce
     (tmp_path / "packages").mkdir()
     packages = link_packages(("torch", "transformers", "safetensors", "pillow", "numpy"), tmp_path / "packages")
     folder = tmp_path / "model"
-    model = tiny_model()
+    model = tiny_model(training_range=TRAINING_RANGE | {"brightness": [200.0, 250.0]})
     model.save_pretrained(folder)
     PROCESSOR.save_pretrained(folder)
     noise().save(folder / "image.png")
@@ -243,7 +293,7 @@ def test_saved_pipeline_needs_few_packages_and_no_kgl(tmp_path, auto_image_proce
     outputs = json.loads(process.stdout)
     here = DefectDetectionPipeline(model, image_processor=PROCESSOR)(noise(), box_threshold=0.1)
     here["heat_map"] = list(here["heat_map"].tobytes())
-    assert outputs["detector"] == here and here["boxes"]
+    assert outputs["detector"] == here and here["boxes"] and here["unlike_training"] == ["darker"]
     ordinary = {one["label"]: one["score"] for one in outputs["ordinary"]}
     assert outputs["detector"]["scores"] == pytest.approx(ordinary, abs=1e-7)
     assert (outputs["detector"]["label"], outputs["detector"]["score"]) == (

@@ -50,6 +50,9 @@ def test_run_writes_models_priors_metrics_and_images(finished_run):
     assert len(table) == 9 and columns <= table[0].keys()
     assert not (out / "cache").exists()
     assert metrics["results"]["final"]["seconds"] == pytest.approx(sum(metrics["seconds"].values()))
+    models = [KGLForImageClassification.from_pretrained(out / name) for name in ("primary", "final")]
+    assert [model.config.training_range["images"] for model in models] == [9, 9]
+    assert (models[0].feature_center != models[1].feature_center).any()  # each of its own features
     for name in ("grid_train.png", "grid_test.png"):
         assert Image.open(out / name).size[0] > 400
     images, priors = load_defect_dataset(parse([recipe]).data)["train"], load_from_disk(out / "priors")

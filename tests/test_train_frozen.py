@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import load_from_disk
 from jobs import run_train
 from safetensors.torch import load_file
@@ -62,6 +63,14 @@ def test_run_writes_models_priors_and_metrics(frozen_run):
     assert not (out / "cache").exists() and (out / "report.html").exists() and (out / "final" / "README.md").exists()
     priors = load_from_disk(out / "priors")
     assert np.asarray(priors["saliency_prior"]).shape == (9, 8, 8)
+    models = [KGLForImageClassification.from_pretrained(out / name) for name in ("primary", "final")]
+    for model in models:  # both know the training images, whose features are those of the same backbone
+        assert model.config.training_range["images"] == model.config.training_range["groups"] == 9
+        assert model.feature_center.any() and torch.equal(model.feature_center, models[0].feature_center)
+    assert models[0].config.training_range == models[1].config.training_range
+    stored = json.loads((out / "training_images.json").read_text())
+    assert [len(stored[split]["brightness"]) for split in ("training", "test")] == [9, 9]
+    assert "<h2>Training images</h2>" in (out / "report.html").read_text()
 
 
 def test_groups_of_a_table_are_in_the_report(frozen_run, tmp_path, few_draws):

@@ -112,7 +112,8 @@ class Recipe:
         new_model: builds the classifier with new heads; called after seeding.
         image_processor: the classifier's.
         args: of the Trainer; `output_dir` is the run's folder.
-        calibrate: sets temperature and thresholds of a trained model, and returns what the run records of it.
+        calibrate: sets temperature, thresholds and training range of a trained model, and returns what the run records
+            of the first two.
     """
 
     new_model: Callable[[], KGLForImageClassification]

@@ -166,12 +166,19 @@ def test_report_keeps_its_sections_at_another_threshold(run):
         counted = [missed, again] if settings else [missed]
         assert re.findall(rf"; (\d+) of {len(decisions)} test images", sentence) == [*map(str, counted)]
         assert pages[-1].count("How many labels are needed") == 1
+        assert pages[-1].count("<h2>Training images</h2>") == 1
         groups = re.findall(r"<tr><td>(lot \d)</td><td>(\d+)</td>", pages[-1])
         assert dict(groups) == {f"lot {rest}": str(len(table[rest::2])) for rest in (0, 1)}
         assert [row["group"] for row in read_rows(run / "predictions.csv")] == table["group"].to_list()
         counts = read_json(run / "metrics.json")["results"]["final"]["decisions_at_operating_point"]["defective"]
         assert counts["called_good"] == missed and counts.get("look_again", 0) == again
     assert pages[0].count('data-kind="look again"') == 0 < pages[1].count('data-kind="look again"')
+
+
+def test_report_of_a_run_that_did_not_measure_its_training_images(run):
+    (run / "training_images.json").unlink()
+    main(["threshold", str(run), *BAND])
+    assert "<h2>Training images</h2>" not in (run / "report.html").read_text()
 
 
 def test_first_rule_gives_the_first_files_again(trained, run, capsys):

@@ -13,8 +13,11 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import kgl.evaluation.predict_folder as module
 from kgl.cli.predict import main
+from kgl.data.schema import defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation.predict_folder import FolderPredictions, overlay_path, predict_folder
+from kgl.evaluation.training_range import set_training_range
+from kgl.modeling_kgl import KGLForImageClassification
 from kgl.pipeline_kgl import DefectDetectionPipeline
 
 
@@ -292,3 +295,53 @@ def test_table_of_other_columns_is_refused_and_kept(tmp_path, saved, images):
     with pytest.raises(InputError, match=r"predictions\.csv has other columns .*Choose another --output"):
         predict_folder([images], saved, tmp_path / "out")
     assert table.read_text() == kept
+
+
+def save_with_range(folder: Path, images: Path) -> str:
+    """A model that knows what the images look like, each of its own group."""
+    model, paths = tiny_model(), sorted(images.rglob("*.png"))
+    train = defect_dataset(
+        images=[str(path) for path in paths], labels=[path.parent.name for path in paths], names=["good", "scratch"],
+        file_names=[path.relative_to(images).as_posix() for path in paths],
+    )  # fmt: skip
+    set_training_range(model, train, PROCESSOR, 4)
+    model.save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
+    return str(folder)
+
+
+def test_unlike_images_have_a_column_and_a_warning(tmp_path, images, capsys):
+    model = save_with_range(tmp_path / "model", images)
+    command("line", "--model", model, "--output", "out")
+    assert {row["unlike_training"] for row in rows_of(tmp_path / "out")} == {""}
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1 and printed.err == ""  # nothing to say
+    for path in images.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 3).save(path)
+    command("line", "--model", model, "--output", "dark")
+    rows = rows_of(tmp_path / "dark")
+    assert all(row["unlike_training"].startswith("darker; ") for row in rows)
+    pipe = DefectDetectionPipeline(KGLForImageClassification.from_pretrained(model).eval(), image_processor=PROCESSOR)
+    for row in rows[:3]:
+        assert row["unlike_training"].split("; ") == pipe(str(images / row["file_name"]))["unlike_training"]
+    assert capsys.readouterr().err.startswith(
+        "Warning: 18 of 18 images (100 %) look unlike the training images: darker 18, "
+    )
+    command("line", "--model", model, "--output", "dark")  # continued: the rows that were there count too
+    assert "Warning: 18 of 18 images" in capsys.readouterr().err
+
+
+def test_few_unlike_images_are_counted_without_a_warning(tmp_path, images, capsys):
+    model = save_with_range(tmp_path / "model", images)
+    Image.new("L", (48, 40), 250).save(images / "good" / "3.png")
+    command("line", "--model", model, "--output", "out")
+    printed = capsys.readouterr()
+    assert "1 of 18 images (6 %) look unlike the training images: " in printed.out and printed.err == ""
+    assert " % would by chance." in printed.out
+
+
+def test_model_that_does_not_know_its_training_images_says_nothing(tmp_path, saved, images, capsys):
+    Image.new("L", (48, 40), 250).save(images / "good" / "3.png")
+    command("line", "--model", saved, "--output", "out")
+    assert {row["unlike_training"] for row in rows_of(tmp_path / "out")} == {""}
+    assert "unlike" not in capsys.readouterr().out

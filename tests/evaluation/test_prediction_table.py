@@ -11,10 +11,10 @@ from kgl.evaluation.prediction_table import PredictionTable, file_stamp
 STAMP = ("12", "2026-01-01T00:00:00.000000+00:00")
 
 
-def prediction(score: float = 0.75, decision: str | None = "defective") -> dict:
+def prediction(score: float = 0.75, decision: str | None = "defective", unlike: list[str] | None = None) -> dict:
     return {
         "label": "pit", "score": score, "scores": {"good": 1 - score, "pit": score}, "boxes": [],
-        "defect_score": None if decision is None else score, "decision": decision,
+        "unlike_training": unlike, "defect_score": None if decision is None else score, "decision": decision,
         "defective": None if decision is None else decision == "defective",
     }  # fmt: skip
 
@@ -26,14 +26,16 @@ def table_at(path: Path) -> PredictionTable:
 def test_rows_survive_reopening(tmp_path):
     with table_at(tmp_path / "a.csv") as table:
         table.append('a, "b".png', STAMP, prediction())
-        table.append("c.png", STAMP, prediction(0.3, "look again"))
+        table.append("c.png", STAMP, prediction(0.3, "look again", ["darker", "other size"]))
+        table.append("d.png", STAMP, prediction(0.3, "good", []))
         table.append(os.fsdecode(b"\xff.png"), STAMP, prediction(decision=None))
         before = dict(table.rows)
     with table_at(tmp_path / "a.csv") as table:
         assert table.rows == before
-    assert [decision for decision, _ in before.values()] == ["defective", "look again", ""]
+    assert [row.decision for row in before.values()] == ["defective", "look again", "good", ""]
+    assert [row.unlike for row in before.values()] == ["", "darker; other size", "", ""]
     assert (tmp_path / "a.csv").read_text(errors="surrogateescape").splitlines()[2] == (
-        f"c.png,pit,0.3,0.3,False,look again,[],{','.join(STAMP)},0.7,0.3"
+        f"c.png,pit,0.3,0.3,False,look again,darker; other size,[],{','.join(STAMP)},0.7,0.3"
     )
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,15 +19,15 @@ from tiny import make_images, save_noise, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.errors import InputError
-from kgl.evaluation.predict_folder import ImageSources, predict_folder
+from kgl.evaluation.predict_folder import ImageSources, open_predictor, predict_folder
 from kgl.evaluation.prediction_table import PredictionTable
-from kgl.evaluation.watch_folders import PATIENCE, FolderWatcher, StopSignal, watch_folders
+from kgl.evaluation.watch_folders import PATIENCE, FolderWatcher, StopSignal, unlike_warner, watch_folders
 from kgl.pipeline_kgl import DefectDetectionPipeline
 
 
 PREDICTION = {
     "label": "pit", "score": 1.0, "scores": {"pit": 1.0}, "boxes": [], "defect_score": 1.0, "defective": True,
-    "decision": "defective",
+    "decision": "defective", "unlike_training": None,
 }  # fmt: skip
 
 
@@ -284,3 +285,33 @@ def test_sigterm_ends_with_the_counts_and_exit_code_1_for_unusable_images(tmp_pa
     code, errors, printed = watching.end(signal.SIGTERM)
     assert code == 1 and errors.endswith("line/b.png: not an image\n") and len(errors.splitlines()) == 1
     assert printed.splitlines()[-1].endswith(" good, 1 unusable. Table: out/predictions.csv")
+
+
+def test_watch_warns_once_when_images_begin_to_look_unlike(tmp_path, capsys):
+    answers = iter([""] * 30 + ["darker"] * 100)
+    training_range = {"groups": 150, "expected_share": 0.05}
+    rows = {}
+    config = SimpleNamespace(training_range=training_range)
+    predictor = SimpleNamespace(
+        pipeline=SimpleNamespace(model=SimpleNamespace(config=config)), table=SimpleNamespace(rows=rows)
+    )
+    warn = unlike_warner(predictor)
+    for index, answer in enumerate(answers):
+        rows[f"{index}.png"] = SimpleNamespace(unlike=answer)
+        warn(f"{index}.png")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Warning: ") and "of the last 4" in line and "darker" in line
+    config.training_range = None
+    assert unlike_warner(predictor) is None
+
+
+def test_watch_tells_of_every_decided_image(tmp_path):
+    images = make_images(tmp_path / "line")
+    tiny_model().save_pretrained(tmp_path / "model")
+    ViTImageProcessorPil(size={"height": 40, "width": 48}).save_pretrained(tmp_path / "model")
+    sources, names = ImageSources.of([images], tmp_path / "out"), []
+    with open_predictor(sources, str(tmp_path / "model"), 4, None) as predictor:
+        watcher = FolderWatcher(sources, predictor.table)
+        for _ in range(2):
+            predictor.predict(watcher.complete_images(StopSignal()), names.append)
+        assert names == list(predictor.table.rows) and len(names) == 18

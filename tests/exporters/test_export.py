@@ -101,6 +101,12 @@ def test_metadata(exported):
     assert str(Path(__file__).resolve().parents[2]).encode() not in graph.SerializeToString()
 
 
+def test_features_of_the_training_images_are_not_in_the_graph(exported):
+    graph = onnx.load(exported.path).graph
+    names = [one.name for one in (*graph.initializer, *graph.input)]
+    assert names and not [name for name in names if "feature_center" in name or "feature_scale" in name]
+
+
 def test_no_decision_without_defect_free_class(tmp_path):
     model = tiny_model("convnextv2", defect_free_label=None, has_heat_map=False)
     write_onnx(model, ViTImageProcessorPil(size={"height": 32, "width": 32}), tmp_path / "model.onnx")

@@ -44,6 +44,14 @@ def test_card_holds_images_and_escaped_text():
     assert sizes == [(800, 400), (256, 128)]
 
 
+def test_card_names_what_is_unlike_the_training_images():
+    image = Image.new("RGB", (1000, 500))
+    for answer, shown in ((["darker", "<other>"], True), ([], False), (None, False)):
+        card = card_html("a.png", image, make_prediction() | {"unlike_training": answer}, 0.5, 0.5)
+        assert ("Unlike the training images: <b>darker; &lt;other&gt;</b>" in card) == shown
+    assert "Unlike" not in card_html("a.png", image, make_prediction(), 0.5, 0.5)  # the code of an older model
+
+
 def test_card_without_defect_free_class_has_no_decision():
     card = card_html("a.png", Image.new("RGB", (1000, 500)), make_prediction(None), 0.5, 0.5)
     assert "decision" not in card and "data-score" not in card and "Most probable class" in card
