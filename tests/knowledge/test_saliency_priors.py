@@ -215,4 +215,3 @@ def test_priors_do_not_depend_on_the_temperature(image_folder):
         made.append(add_saliency_priors(images, model, PROCESSOR))
         assert model.config.temperature == temperature
     assert made[0]["saliency_prior"][:] == made[1]["saliency_prior"][:]
-    assert made[0]["prior_weight"][:] == made[1]["prior_weight"][:]
