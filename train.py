@@ -21,7 +21,6 @@ from filelock import FileLock
 
 from kgl.data.loading import LoadedDataset, read_defect_dataset
 from kgl.data.progress import disable_progress_bars
-from kgl.data.splits import group_folds
 from kgl.data.storage import full_disk_as_input_error, run_on_main_process, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.errors import format_count
@@ -34,7 +33,6 @@ from kgl.hub.push import check_login, push
 from kgl.knowledge.prior_columns import with_priors
 from kgl.knowledge.priors import resolve_source
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.training.arguments import teaches_saliency
 from kgl.training.callbacks import delete_checkpoints
 from kgl.training.frozen_features import CELLS_FILE, fit_cells
 from kgl.training.frozen_phases import FrozenInputs, cache_features, fit_heads, fit_phase
@@ -57,9 +55,7 @@ from kgl.training.settings import (
 )
 from kgl.training.training_args import Settings
 from kgl.training.two_phase import (
-    Folds,
     Inputs,
-    Primaries,
     Priors,
     Recipe,
     TrainedPhase,
@@ -70,7 +66,7 @@ from kgl.training.two_phase import (
 )
 
 
-Phases = tuple[Inputs | FrozenInputs, Primaries, Priors, TrainedPhase]
+Phases = tuple[Inputs | FrozenInputs, TrainedPhase, Priors, TrainedPhase]
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,6 @@ class Job:
         settings: all of them, with what was recognised filled in.
         data: the splits.
         recipe: how both classifiers are trained.
-        folds: for cross-fitted priors, `(rest, held out)` indices of each fold; empty without.
         stored: the settings and the data's fingerprints, as `run.json` and `metrics.json` hold them.
         new_cell_model: builds the pretrained model whose cells good parts are learned from.
     """
@@ -90,7 +85,6 @@ class Job:
     settings: Settings
     data: LoadedDataset
     recipe: Recipe
-    folds: Folds
     stored: dict[str, dict[str, Any]]
     new_cell_model: Callable[[], KGLForImageClassification]
 
@@ -130,13 +124,13 @@ def run_steps(job: Job, state: RunState, held: FileLock | None) -> dict[str, Any
     """Run the steps of a job that are not finished, and return the content of `metrics.json`."""
     if job.is_main_process:
         print_loaded_dataset(job.data)
-    inputs, primaries, priors, final = (train_phases if job.settings.model.fine_tune else fit_phases)(job, state)
+    inputs, primary, priors, final = (train_phases if job.settings.model.fine_tune else fit_phases)(job, state)
     # A process that ends with its group standing may abort, and end the others' work.
     PartialState().destroy_process_group()
     if not job.is_main_process:
         return {}
-    evaluation = evaluate(job, primaries, final)
-    report = write_run(job, inputs, primaries, priors, final, evaluation)
+    evaluation = evaluate(job, primary, final)
+    report = write_run(job, inputs, primary, priors, final, evaluation)
     state.finish("report")
     finish(job, report, held)
     return report
@@ -163,9 +157,6 @@ def prepare(settings: Settings) -> Job:
     # What is recognised is part of the run like what is given.
     data_args = replace(settings.data, dataset=data.dataset, defect_free_label=data.defect_free_label)
     model_args = replace(settings.model, out_features=resolve_out_features(settings.model))
-    folds = []
-    if settings.prior.prior_folds is not None:
-        folds = group_folds(train, settings.prior.prior_folds, data_args.split_seed, "--prior_folds")
     image_processor = make_image_processor(model_args)
 
     def new_model() -> KGLForImageClassification:
@@ -183,7 +174,7 @@ def prepare(settings: Settings) -> Job:
     check_model(model, model_args.size, freeze_stages, settings.prior)
     if model_args.fine_tune:
         model_args = replace(model_args, freeze_stages=freeze_stages)
-        check_trainable(training, model, model_args.size, [len(train), *(len(rest) for rest, _ in folds)])
+        check_trainable(training, model, model_args.size, len(train))
     settings = settings._replace(data=data_args, model=model_args)
 
     def calibrate(model: KGLForImageClassification) -> dict[str, Any] | None:
@@ -194,7 +185,7 @@ def prepare(settings: Settings) -> Job:
         return calibrate_model(model, validation, image_processor, batch_size, settings.operating)
 
     recipe = Recipe(new_model, image_processor, training, calibrate)
-    return Job(settings, data, recipe, folds, run_settings(settings, data.splits), new_cell_model)
+    return Job(settings, data, recipe, run_settings(settings, data.splits), new_cell_model)
 
 
 def open_run(job: Job) -> tuple[RunState, FileLock | None]:
@@ -227,12 +218,11 @@ def fit_phases(job: Job, state: RunState) -> Phases:
     """Fit both classifiers' heads to frozen features."""
     inputs = cache_features(job.data.splits["train"], job.recipe, state)
     primary = fit_phase("primary", "Phase 1, primary classifier", inputs, job.recipe, state)
-    primaries = Primaries(primary, [], [])
-    priors = make_priors(inputs.rows, primaries, job.recipe, state, job.settings.prior, inputs.model)
+    priors = make_priors(inputs.rows, primary, job.recipe, state, job.settings.prior, inputs.model)
     if job.is_main_process:
         print_priors(job, priors)
     final = fit_phase("final", "Phase 2, final classifier", inputs, job.recipe, state, priors)
-    return inputs, primaries, priors, final
+    return inputs, primary, priors, final
 
 
 def train_phases(job: Job, state: RunState) -> Phases:
@@ -247,17 +237,17 @@ def train_phases(job: Job, state: RunState) -> Phases:
         return frozen and (lambda: fit_heads(frozen, job.recipe.args.seed, priors)[0])
 
     inputs = cache(job, state)
-    primaries = run_phase_1(inputs, job.folds, job.recipe, state, start(None))
+    primary = run_phase_1(inputs, job.recipe, state, start(None))
     cell_model = frozen and frozen.model
     if settings.prior.prior_source != "saliency" and cell_model is None:
         cell_model = job.new_cell_model().to(job.recipe.args.device)
         args, folder = job.recipe.args, job.output_dir / CACHE_FOLDER
         batch_size = args.per_device_eval_batch_size
         fit_cells(cell_model, train, job.recipe.image_processor, batch_size, args.seed, folder / CELLS_FILE)
-    priors = make_priors(train, primaries, job.recipe, state, settings.prior, cell_model)
+    priors = make_priors(train, primary, job.recipe, state, settings.prior, cell_model)
     if job.is_main_process:
         print_priors(job, priors)
-    return inputs, primaries, priors, run_phase_2(inputs, priors, job.recipe, state, start(priors))
+    return inputs, primary, priors, run_phase_2(inputs, priors, job.recipe, state, start(priors))
 
 
 def cache(job: Job, state: RunState) -> Inputs:
@@ -275,23 +265,21 @@ def cache(job: Job, state: RunState) -> Inputs:
 
 
 def print_priors(job: Job, priors: Priors) -> None:
-    """Print how the priors were made, and whether anything learns them."""
-    prior, objectives = job.settings.prior, job.settings.training.kg_objective
+    """Print how the priors were made."""
+    prior = job.settings.prior
     source = {
         "saliency": f"{prior.prior_method} maps of the primary",
         "good_parts": "distances from good parts",
         "both": f"agreement of {prior.prior_method} maps and distances from good parts",
     }[prior.prior_source]
-    untaught = "" if teaches_saliency(objectives) else f" --kg_objective {' '.join(objectives)} leaves H untrained."
-    images = format_count(len(priors.table), "training image")
-    print(f"Priors: {source}, {images}.{untaught}")
+    print(f"Priors: {source}, {format_count(len(priors.table), 'training image')}.")
 
 
-def evaluate(job: Job, primaries: Primaries, final: TrainedPhase) -> Evaluation:
+def evaluate(job: Job, primary: TrainedPhase, final: TrainedPhase) -> Evaluation:
     """Load both classifiers and evaluate them on the test images."""
     models = {
         name: KGLForImageClassification.from_pretrained(phase.folder).to(job.recipe.args.device)
-        for name, phase in (("primary", primaries.primary), ("final", final))
+        for name, phase in (("primary", primary), ("final", final))
     }
     batch_size = job.recipe.args.per_device_eval_batch_size
     return evaluate_models(
@@ -302,17 +290,16 @@ def evaluate(job: Job, primaries: Primaries, final: TrainedPhase) -> Evaluation:
 def write_run(
     job: Job,
     inputs: Inputs | FrozenInputs,
-    primaries: Primaries,
+    primary: TrainedPhase,
     priors: Priors,
     final: TrainedPhase,
     evaluation: Evaluation,
 ) -> dict[str, Any]:
     """Write metrics, scores, predictions, image grids, report and model card; return `metrics.json`'s content."""
-    phases = {"primary": primaries.primary, "final": final}
+    phases = {"primary": primary, "final": final}
     seconds = {
         "feature_cache": inputs.seconds,
-        "primary": primaries.primary.seconds,
-        "fold_primaries": sum(phase.seconds for phase in primaries.of_folds),
+        "primary": primary.seconds,
         "priors": priors.seconds,
         "final": final.seconds,
     }

@@ -54,8 +54,8 @@ def training_step(size: tuple[int, int]) -> Callable[[], None]:
 
     def step() -> None:
         output = model(pixel_values=pixel_values, labels=labels)
-        target, ones = torch.zeros_like(output.saliency), torch.ones_like(output.saliency)
-        guidance = saliency_loss(output.saliency, target, ones, torch.ones(BATCH_SIZE), CellBalance(1.0, 1.0))
+        mask = torch.zeros_like(output.saliency, dtype=torch.bool)
+        guidance = saliency_loss(output.saliency, mask, torch.ones(BATCH_SIZE), CellBalance(1.0, 1.0))
         (0.5 * guidance + 0.5 * output.loss).backward()
         optimizer.step()
         optimizer.zero_grad()

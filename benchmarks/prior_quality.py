@@ -1,13 +1,12 @@
 """
-Compare each saliency method's priors with the true masks, from the primary and cross-fitted.
+Compare the priors of each saliency method with the true masks.
 
     python benchmarks/prior_quality.py RUN_DIR [--name NAME]
 
-RUN_DIR is a run of `train.py --prior_folds K` on a dataset with masks, which training did not use. Evaluated are the
-training images with a defect: the maps of *primary* come from the primary that was trained on all of them, those of
-*cross_fitted* from the primary of the fold that left the image out. Pixel AP is at the size of the network's input,
-maps enlarged bilinearly; the pointing game and Otsu's mask are on the grid of the maps, where a cell is defect if any
-of its pixels is.
+RUN_DIR is a run of `train.py` on a dataset with masks, which training did not use. Evaluated are the training images
+with a defect, which the run's primary classifier was trained on. Pixel AP is at the size of the network's input, maps
+enlarged bilinearly; the pointing game and Otsu's mask are on the grid of the maps, where a cell is defect if any of
+its pixels is.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, disable_progress_bars
+from datasets import disable_progress_bars
 
 from kgl.benchmarks.measure import store
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
 from kgl.data.masks import mask_to_array, mask_to_grid
-from kgl.data.splits import group_folds
 from kgl.evaluation.maps import pixel_average_precision, pointing_game, precision_and_recall, upsample_maps
 from kgl.knowledge.arguments import PriorArguments
 from kgl.knowledge.saliency_priors import add_saliency_priors
@@ -48,24 +46,6 @@ def compare_with_masks(
     }
 
 
-def make_priors(run: Path, model_name: str, images: Dataset, method: str) -> Dataset:
-    """Add the priors of one of the run's classifiers to the images."""
-    model, image_processor = load_classifier(str(run / model_name))
-    return add_saliency_priors(images, model, image_processor, args=PriorArguments(method))
-
-
-def make_cross_fitted_priors(
-    run: Path, images: Dataset, defective: list[int], folds: list[tuple[np.ndarray, np.ndarray]], method: str
-) -> Dataset:
-    """Add to each defective image the prior of the primary that was trained without its fold."""
-    parts, order = [], []
-    for fold, (_, held_out) in enumerate(folds):
-        rows = [row for row in held_out if row in set(defective)]
-        parts.append(make_priors(run, f"primary_fold{fold}", images.select(rows), method))
-        order.append(rows)
-    return concatenate_datasets(parts).select(np.argsort(np.concatenate(order)))
-
-
 def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,30 +58,24 @@ def main() -> None:
     images = load_defect_dataset(DataArguments(**given))["train"]
     with_masks = load_defect_dataset(DataArguments(**given | {"train_on_masks": True}))["train"]
     size = (settings["model"]["image_height"], settings["model"]["image_width"])
-    folds = group_folds(images, settings["prior"]["prior_folds"], given["split_seed"], "--prior_folds")
 
     masks = [mask_to_array(mask, size) for mask in with_masks["mask"]]
     defective = [row for row, mask in enumerate(masks) if mask is not None and mask.any()]
     masks = [masks[row] for row in defective]
     print(f"{len(defective)} images with a defect\n")
-    print("| method | priors | pixel AP | cell AP | pointing game | Otsu precision | Otsu recall |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    results: dict[str, dict] = {}
+    print("| method | pixel AP | cell AP | pointing game | Otsu precision | Otsu recall |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    model, image_processor = load_classifier(str(options.run / "primary"))
+    results: dict[str, dict[str, float]] = {}
     for method in METHODS:
-        results[method] = {}
-        by_source = {
-            "primary": make_priors(options.run, "primary", images.select(defective), method),
-            "cross_fitted": make_cross_fitted_priors(options.run, images, defective, folds, method),
-        }
-        for source, priors in by_source.items():
-            stored = np.asarray(priors["saliency_prior"], dtype=np.uint8)
-            cells = mask_to_grid(np.stack(masks), stored.shape[1:])
-            metrics = results[method][source] = compare_with_masks(stored, masks, cells, size)
-            values = " | ".join(f"{value:.3f}" for value in metrics.values())
-            print(f"| {method} | {source} | {values} |", flush=True)
+        priors = add_saliency_priors(images.select(defective), model, image_processor, args=PriorArguments(method))
+        stored = np.asarray(priors["saliency_prior"], dtype=np.uint8)
+        cells = mask_to_grid(np.stack(masks), stored.shape[1:])
+        results[method] = compare_with_masks(stored, masks, cells, size)
+        print(f"| {method} | {' | '.join(f'{value:.3f}' for value in results[method].values())} |", flush=True)
     # The best that any map on this grid can reach.
     ceiling = results["true_masks"] = compare_with_masks(cells.astype(np.uint8) * 255, masks, cells, size)
-    print("| true masks on the grid | | " + " | ".join(f"{value:.3f}" for value in ceiling.values()) + " |")
+    print("| true masks on the grid | " + " | ".join(f"{value:.3f}" for value in ceiling.values()) + " |")
     name = f"priors_{options.name or options.run.name}"
     store(name, {"settings": settings, "defective_images": len(defective)}, results)
 

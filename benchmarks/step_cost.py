@@ -117,7 +117,7 @@ def measure_training(
         path = Path(folder) / "features.npy"
         features = cache_frozen_features(path, rows, model, image_processor, FROZEN_STAGES, VIEWS, augmentation)
         cached = FrozenFeatureCollator(features, size, augmentation)
-        args = KGLTrainingArguments(output_dir=folder, kg_lambda=0.5, kg_schedule="constant")
+        args = KGLTrainingArguments(output_dir=folder, kg_lambda=0.5)
         common = {"model": model, "args": args, "train_dataset": rows, "data_collator": collator}
         guided, plain = prepare_trainer(KnowledgeGuidedTrainer(**common)), prepare_trainer(Trainer(**common))
 

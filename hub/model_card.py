@@ -32,10 +32,10 @@ _METRIC_TYPES = {  # metric -> its type in the Hub's model index
 }
 _SETTINGS = (  # shown in the card; metrics.json has all of them
     "backbone", "backbone_config", "out_features", "head", "fine_tune", "freeze_stages", "image_height", "image_width",
-    "augment", "train_per_class", "train_defect_free", "train_on_masks", "prior_source", "prior_method", "prior_folds",
-    "prior_weighting", "kg_objective", "kg_schedule", "kg_lambda", "kg_form", "cls_loss", "class_weights",
-    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "processes",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "mixed_precision", "seed",
+    "augment", "train_per_class", "train_defect_free", "train_on_masks", "prior_source", "prior_method", "kg_lambda",
+    "kg_form", "cls_loss", "class_weights", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "processes", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "optim", "mixed_precision", "seed",
 )  # fmt: skip
 _OF_FROZEN_HEADS = (
     "backbone", "out_features", "head", "fine_tune", "image_height", "image_width", "train_per_class",

@@ -9,12 +9,11 @@ from ..saliency.methods import METHODS
 
 
 SOURCES = ("auto", "good_parts", "saliency", "both")
-WEIGHTINGS = ("keep_all", "drop_wrong", "confidence")
 
 
 @dataclass
 class PriorArguments:
-    """Method and weights of the priors from the primary's saliency."""
+    """Saliency method of the priors from the primary."""
 
     prior_method: str = field(
         default="gradcam++", metadata={"help": "Saliency method of the priors.", "choices": list(METHODS)}
@@ -23,22 +22,14 @@ class PriorArguments:
         default=None,
         metadata={"help": "CAM methods: modules whose outputs are weighted and fused; pooled features by default."},
     )
-    prior_weighting: str = field(
-        default="keep_all",
-        metadata={
-            "help": "Weight of a defective image's prior in the guidance loss: 1 (keep_all), 0 where the primary "
-            "misclassifies the image (drop_wrong), or the primary's probability of its class (confidence).",
-            "choices": list(WEIGHTINGS),
-        },
-    )
 
     def __post_init__(self) -> None:
-        check_choices(self, {"prior_method": METHODS, "prior_weighting": WEIGHTINGS})
+        check_choices(self, {"prior_method": METHODS})
 
 
 @dataclass
 class TrainPriorArguments(PriorArguments):
-    """Source, method and weights of the priors, and cross-fitting."""
+    """Source and method of the priors."""
 
     prior_source: str = field(
         default="auto",
@@ -49,19 +40,10 @@ class TrainPriorArguments(PriorArguments):
             "choices": list(SOURCES),
         },
     )
-    prior_folds: int | None = field(
-        default=None,
-        metadata={
-            "help": "Cross-fit the priors: split the training images into this many folds, groups kept together, and "
-            "make each fold's priors by a primary trained on the other folds. Costs one training per fold."
-        },
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, {"prior_source": SOURCES})
-        if self.prior_folds is not None and self.prior_folds < 2:
-            raise InputError(f"--prior_folds {self.prior_folds}: cross-fitting needs at least 2.")
 
 
 @dataclass
@@ -78,4 +60,4 @@ class PriorPassArguments:
             raise InputError(f"--batch_size {self.batch_size}: it must be at least 1.")
 
 
-__all__ = ["SOURCES", "WEIGHTINGS", "PriorArguments", "PriorPassArguments", "TrainPriorArguments"]
+__all__ = ["SOURCES", "PriorArguments", "PriorPassArguments", "TrainPriorArguments"]

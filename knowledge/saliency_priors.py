@@ -43,15 +43,15 @@ def add_saliency_priors(
     `saliency_prior` (`(h, w)` uint8) is the saliency map of the true class on the grid of the model's features, its
     peak at 255; blank for images of the config's defect-free class. Where a row has a `mask`, the mask on that grid
     takes its place: 255 in each cell with a defect pixel, else 0. `prior_threshold` (uint8) is Otsu's threshold of the
-    map, see [`~kgl.knowledge.thresholds.otsu_threshold`]. `prior_weight` (float32) is 1 for defect-free images and
-    masks, by `args.prior_weighting` for the others, and 0 for an empty map or mask of an image with a defect.
+    map, see [`~kgl.knowledge.thresholds.otsu_threshold`]. `prior_weight` (float32) is 0 for an empty map or
+    mask of an image with a defect, else 1.
 
     Args:
         dataset: columns `image`, `label` and optionally `mask`.
         model: the primary classifier; its mode is left unchanged.
         image_processor: the one that the model was trained with.
         batch_size: images per forward pass.
-        args: Grad-CAM++ of the pooled features with weight 1, by default.
+        args: Grad-CAM++ of the pooled features, by default.
 
     Raises:
         InputError: the classes are not the model's, it lacks a layer, or a map is not finite.
@@ -126,10 +126,9 @@ def _prior_function(
         targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
         with _uncalibrated(model):
             maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
-            weights = _weights(model, pixel_values, targets, args.prior_weighting)
         maps = to_uint8(to_grid(maps, grid), rows.get("file_name"))
         good = np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
-        return prior_columns(maps, weights, good, rows.get("mask", []))
+        return prior_columns(maps, np.ones(len(maps), dtype=np.float32), good, rows.get("mask", []))
 
     return compute, Features(prior_features(grid))
 
@@ -161,20 +160,6 @@ def check_saliency_method(
         raise InputError(f"--prior_method {args.prior_method}{layers}: {error}") from error
     with eval_mode(model):
         return tuple(model(pixel_values).saliency.shape[-2:])
-
-
-@torch.no_grad()
-def _weights(
-    model: KGLForImageClassification, pixel_values: torch.Tensor, targets: torch.Tensor, weighting: str
-) -> np.ndarray:
-    """Return each prior's weight by `--prior_weighting`, `(B,)` float32."""
-    if weighting == "keep_all":
-        return np.ones(len(targets), dtype=np.float32)
-    with eval_mode(model):
-        probabilities = model(pixel_values).logits.float().softmax(dim=1)
-    if weighting == "drop_wrong":
-        return (probabilities.argmax(dim=1) == targets).float().cpu().numpy()
-    return probabilities.gather(1, targets[:, None])[:, 0].cpu().numpy()
 
 
 def model_digest(model: KGLForImageClassification) -> str:

@@ -63,8 +63,8 @@ def layer_cam(
     """
     Compute LayerCAM (Jiang et al. 2021) of a kgl model's head, the class map.
 
-    With the head `avg_max` it has a closed form, which needs no backward pass and can itself be trained through. With
-    the head `stages` it is computed by a backward pass through the head for each stage, fused by the maximum.
+    With the head `avg_max` it has a closed form, which needs no backward pass. With the head `stages` it is computed
+    by a backward pass through the head for each stage, fused by the maximum.
 
     LayerCAM is `relu(sum_c relu(g_c) * F_c)` with `g` the gradient of the target's logit with respect to `F`. The
     head `avg_max` pools and is linear, so `g` is a constant per channel, plus the max-pooling weight at the channel's

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,15 +17,12 @@ from tiny import TRAIN_SCRIPT, launched, make_images, shared
 from transformers import pipeline
 
 import kgl.training.trainer
-import kgl.training.two_phase
 from kgl.cli.train import parse
 from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation.report import comparison_table
-from kgl.knowledge.saliency_priors import add_saliency_priors
-from kgl.modeling_kgl import KGLForImageClassification
 from kgl.train import run
-from kgl.training.model_init import build_model, make_image_processor
+from kgl.training.model_init import build_model
 
 
 MAP_MEASURES = ("ap", "image_ap", "cell_ap", "pointing", "entropy", "area90")
@@ -44,7 +40,7 @@ def test_run_writes_models_priors_metrics_and_images(finished_run):
     assert metrics["images"] == {"train": 9, "test": 9}
     assert set(metrics["differences"]) == with_intervals
     assert metrics["validation"] == {"primary": None, "final": None}
-    assert set(metrics["seconds"]) == {"feature_cache", "primary", "fold_primaries", "priors", "final"}
+    assert set(metrics["seconds"]) == {"feature_cache", "primary", "priors", "final"}
     table = list(csv.DictReader((out / "predictions.csv").open()))
     columns = {"file_name", "label", "primary_probability_scratch", "final_defect_score", "final_defective"}
     assert len(table) == 9 and columns <= table[0].keys()
@@ -136,50 +132,12 @@ def test_without_guidance_phase_2_repeats_phase_1(finished_run, tmp_path, few_dr
     assert any((primary[name] != guided[name]).any() for name in primary)
 
 
-def test_cross_fitted_priors_come_from_primaries_that_did_not_see_the_image(tmp_path, monkeypatch):
-    """Each scratch is in two files of equal bytes, so in one group."""
-    folder = make_images(tmp_path / "images")
-    for path in sorted((folder / "scratch").iterdir()):
-        shutil.copy(path, path.with_stem(f"{path.stem}_again"))
-    learned = {}
-    train_phase = kgl.training.two_phase.train_phase
-
-    def spy(phase, title, rows, *args):
-        learned[phase] = set(rows["digest"])
-        return train_phase(phase, title, rows, *args)
-
-    monkeypatch.setattr(kgl.training.two_phase, "train_phase", spy)
-    recipe = write_recipe(tmp_path, data_dir=str(folder), output_dir=str(tmp_path / "out"))
-    settings = parse([recipe, "--prior_folds", "3"])
-    report = run(settings)
-    images, priors = load_defect_dataset(settings.data)["train"], load_from_disk(tmp_path / "out" / "priors")
-    everything = set(images["digest"])
-    assert list(learned) == ["primary", "primary_fold0", "primary_fold1", "primary_fold2", "final"]
-    assert learned["primary"] == learned["final"] == everything
-    seen = dict.fromkeys(range(len(images)), 0)
-    for fold in range(3):
-        phase = f"primary_fold{fold}"
-        unseen = [index for index, digest in enumerate(images["digest"]) if digest not in learned[phase]]
-        model = KGLForImageClassification.from_pretrained(tmp_path / "out" / phase)
-        expected = add_saliency_priors(images.select(unseen), model, make_image_processor(settings.model))
-        for index, prior in zip(unseen, expected["saliency_prior"], strict=True):
-            seen[index] += 1
-            assert np.abs(np.subtract(priors[index]["saliency_prior"], prior)).max() <= 1  # batched otherwise
-    assert set(seen.values()) == {1} and priors["digest"] == images["digest"]
-    assert report["seconds"]["fold_primaries"] > 0
-    assert report["results"]["final"]["seconds"] == pytest.approx(sum(report["seconds"].values()))
-    with pytest.raises(InputError, match=r"--prior_folds 9: .*scratch"):
-        run(parse([recipe, "--output_dir", str(tmp_path / "other"), "--prior_folds", "9"]))
-    with pytest.raises(InputError, match="--prior_folds 1: cross-fitting needs at least 2"):
-        parse([recipe, "--prior_folds", "1"])
-
-
 def test_frozen_stages_keep_their_weights(tmp_path, monkeypatch):
     make_images(tmp_path / "images")
     recipe = write_recipe(
         tmp_path, data_dir=str(tmp_path / "images"), output_dir=str(tmp_path / "out"), num_train_epochs=2
     )
-    settings = parse([recipe, "--freeze_stages", "1", "--frozen_views", "2", "--prior_folds", "2"])
+    settings = parse([recipe, "--freeze_stages", "1", "--frozen_views", "2"])
     columns = []
     optimise = kgl.training.trainer.ClassificationTrainer.train
     monkeypatch.setattr(
@@ -187,7 +145,7 @@ def test_frozen_stages_keep_their_weights(tmp_path, monkeypatch):
         lambda self, **kwargs: columns.append(self.train_dataset.column_names) or optimise(self, **kwargs),
     )  # fmt: skip
     run(settings)
-    assert len(columns) == 4 and not any("image" in names for names in columns)  # no image is decoded for nothing
+    assert len(columns) == 2 and not any("image" in names for names in columns)  # no image is decoded for nothing
     torch.manual_seed(settings.training.seed)
     initial = build_model(settings.model, ["good", "scratch"], "good")
     for phase in ("primary", "final"):

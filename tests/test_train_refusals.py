@@ -54,8 +54,6 @@ def test_folder_of_other_files_is_refused(finished_run, tmp_path):
         (["--kg_form", "convex", "--kg_lambda", "3"], r"--kg_lambda 3\.0: it must lie in 0\.\.1"),
         (["--warmup_steps", "-1"], "warmup_steps"),
         (["--head", "most"], "argument --head: invalid choice: 'most'"),
-        (["--kg_objective", "cosine", "--kg_ignore_band", "0.1"], "goes with --kg_objective otsu_bce: no other"),
-        (["--kg_objective", "kl", "--kg_positive_weight", "2"], "goes with --kg_objective otsu_bce or soft_bce"),
         (["--miss_cost", "20", "--wanted_recall", "0.9"], "give one of them"),
     ],
 )
@@ -76,7 +74,6 @@ def test_output_folder_is_named_after_the_images(tmp_path, monkeypatch):
 def test_what_cannot_work_is_known_before_the_folder_is_claimed(tmp_path):
     recipe = write_recipe(tmp_path, data_dir=str(make_images(tmp_path / "images")), output_dir=str(tmp_path / "out"))
     for wrong, message in (
-        (["--head", "stages", "--kg_objective", "cosine"], "go with --head avg_max, not with stages"),
         (["--prior_source", "good_parts"], "--prior_source good_parts goes with --backbone"),
         (["--prior_method", "gradcam", "--prior_layers", "nowhere"], "the model has no layer nowhere"),
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,18 +12,9 @@ from ..errors import InputError, check_choices, expand_home
 DEFAULT_BACKBONE = "microsoft/resnet-18"
 DEFAULT_STEPS = 500  # per phase; the length that the evidence was measured at
 HEADS = ("stages", "avg_max")
-SCHEDULES = ("linear", "cosine", "constant", "delayed")
 FORMS = ("additive", "convex")
-CELL_OBJECTIVES = ("otsu_bce", "soft_bce")  # of the saliency logits H
-MAP_OBJECTIVES = ("cosine", "l2", "kl")  # of the class map
-OBJECTIVES = (*CELL_OBJECTIVES, *MAP_OBJECTIVES)
 CLASSIFICATION_LOSSES = ("cross_entropy", "focal")
 CLASS_WEIGHTS = ("none", "balanced")
-
-
-def teaches_saliency(objectives: Iterable[str]) -> bool:
-    """Return whether any of the objectives trains the saliency logits H."""
-    return not set(objectives).isdisjoint(CELL_OBJECTIVES)
 
 
 def check_repo_id(repo: str) -> None:
@@ -155,35 +145,14 @@ class ModelArguments:
 class GuidanceArguments:
     """The knowledge-guided loss and the classification loss beside it."""
 
-    kg_objective: list[str] = field(
-        default_factory=lambda: ["otsu_bce"],
-        metadata={
-            "help": "What guidance trains; several are added. The saliency logits H on the prior above Otsu's "
-            "threshold (otsu_bce) or on its values (soft_bce); the class map to be like the prior (cosine, l2, kl)."
-        },
-    )
-    kg_schedule: str = field(
-        default="linear",
-        metadata={
-            "help": "Course of the guidance weight lambda over training: linear or cosine to 0, constant, or delayed "
-            "(0 for a third, then linear).",
-            "choices": list(SCHEDULES),
-        },
-    )
     kg_lambda: float = field(
-        default=0.3, metadata={"help": "Guidance weight lambda at the start; throughout with constant."}
+        default=0.3, metadata={"help": "Guidance weight lambda at the start; it falls linearly to 0."}
     )
     kg_form: str = field(
         default="additive",
         metadata={
             "help": "additive: L_cls + lambda L_kg; convex (the paper): (1 - lambda) L_cls + lambda L_kg.",
             "choices": list(FORMS),
-        },
-    )
-    kg_ignore_band: float = field(
-        default=0.0,
-        metadata={
-            "help": "otsu_bce: ignore cells this close to the middle between defect and other cells, in 0..0.5."
         },
     )
     kg_positive_weight: float | None = field(
@@ -218,47 +187,18 @@ class GuidanceArguments:
         Raises:
             InputError: a value out of range, or settings that exclude each other.
         """
-        check_choices(
-            self,
-            {
-                "kg_schedule": SCHEDULES,
-                "kg_form": FORMS,
-                "cls_loss": CLASSIFICATION_LOSSES,
-                "class_weights": CLASS_WEIGHTS,
-            },
-        )
-        unknown = [one for one in self.kg_objective if one not in OBJECTIVES]
-        if unknown or not self.kg_objective:
-            raise InputError(f"--kg_objective {' '.join(unknown)}: choose among {', '.join(OBJECTIVES)}.")
+        check_choices(self, {"kg_form": FORMS, "cls_loss": CLASSIFICATION_LOSSES, "class_weights": CLASS_WEIGHTS})
         if self.kg_lambda < 0 or (self.kg_form == "convex" and self.kg_lambda > 1):
             raise InputError(
                 f"--kg_lambda {self.kg_lambda}: it must lie in 0..1 (at least 0 with --kg_form additive)."
             )
-        if (self.kg_form, self.kg_schedule, self.kg_lambda) == ("convex", "constant", 1):
-            raise InputError("--kg_schedule constant with --kg_lambda 1 never trains the classifier; lower lambda.")
-        if not 0 <= self.kg_ignore_band < 0.5:
-            raise InputError(f"--kg_ignore_band {self.kg_ignore_band}: it must lie in 0..0.5.")
         if self.kg_positive_weight is not None and self.kg_positive_weight <= 0:
             raise InputError(f"--kg_positive_weight {self.kg_positive_weight}: it must be above 0.")
-        if self.kg_ignore_band > 0 and "otsu_bce" not in self.kg_objective:
-            raise InputError("--kg_ignore_band goes with --kg_objective otsu_bce: no other has a threshold.")
-        if self.kg_positive_weight is not None and not teaches_saliency(self.kg_objective):
-            raise InputError(f"--kg_positive_weight goes with --kg_objective {' or '.join(CELL_OBJECTIVES)}.")
 
     @property
     def uses_model_loss(self) -> bool:
         """Whether the classification loss is the model's own, plain cross-entropy."""
         return (self.cls_loss, self.class_weights) == ("cross_entropy", "none")
-
-    def check_head(self, head: str) -> None:
-        """
-        Check that the objectives can be computed with the head.
-
-        Raises:
-            InputError: an objective needs the class map in closed form, which only `avg_max` has.
-        """
-        if set(self.kg_objective) & set(MAP_OBJECTIVES) and head != "avg_max":
-            raise InputError(f"--kg_objective cosine, l2 and kl go with --head avg_max, not with {head}.")
 
 
 @dataclass
@@ -368,15 +308,11 @@ class LicenseArguments:
 
 
 __all__ = [
-    "CELL_OBJECTIVES",
     "DEFAULT_BACKBONE",
     "DEFAULT_STEPS",
     "FORMS",
     "HEADS",
     "LOOK_AGAIN_HELP",
-    "MAP_OBJECTIVES",
-    "OBJECTIVES",
-    "SCHEDULES",
     "TWO_RULES",
     "GuidanceArguments",
     "LicenseArguments",
@@ -386,5 +322,4 @@ __all__ = [
     "check_operating_rule",
     "check_path_or_repo",
     "check_repo_id",
-    "teaches_saliency",
 ]

@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
 from ..saliency.activations import eval_mode
 from .augmentation import PairedAugmentation
-from .collator import prior_to_channels, split_channels
+from .collator import prior_mask
 
 
 # The module before the first stage, by model type.
@@ -216,14 +216,12 @@ class FrozenFeatureCollator:
         features: `(N, views, C, h, w)`.
         size: `(H, W)` of the images, in whose pixels the augmentation works.
         augmentation: the one that made the views, or None for unaugmented images.
-        ignore_band: as in [`DefectCollator`].
     """
 
     features: np.ndarray
     size: tuple[int, int]
     augmentation: PairedAugmentation | None = None
-    ignore_band: float = 0.0
-    _maps: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _masks: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         views = [0] * len(rows)
@@ -236,22 +234,22 @@ class FrozenFeatureCollator:
         }
         if "saliency_prior" not in rows[0]:
             return batch
-        maps = torch.stack([self._maps_of_views(row)[view] for row, view in zip(rows, views, strict=True)])
-        return batch | {"prior_weight": torch.tensor([row["prior_weight"] for row in rows])} | split_channels(maps)
+        masks = torch.stack([self._masks_of_views(row)[view] for row, view in zip(rows, views, strict=True)])
+        return batch | {"prior_weight": torch.tensor([row["prior_weight"] for row in rows]), "prior_mask": masks > 0.5}
 
     def unaugmented(self) -> FrozenFeatureCollator:
         """Return the same collator without augmentation, for evaluation."""
         return replace(self, augmentation=None)
 
-    def _maps_of_views(self, row: dict[str, Any]) -> torch.Tensor:
-        """Return a row's prior in every view, `(views, 3, h, w)`, computed once and kept: the maps are small."""
-        if row["index"] not in self._maps:
-            maps = prior_to_channels(row, self.ignore_band)[None]
+    def _masks_of_views(self, row: dict[str, Any]) -> torch.Tensor:
+        """Return the mask of a row's prior in every view, `(views, 1, h, w)`, computed once and kept: it is small."""
+        if row["index"] not in self._masks:
+            masks = prior_mask(row)[None]
             if self.augmentation is not None:  # geometric transforms do not depend on the image's content
                 blank = torch.zeros(3, *self.size)
-                _, maps = make_views(blank, maps[0], self.augmentation, self.features.shape[1], row["digest"])
-            self._maps[row["index"]] = maps
-        return self._maps[row["index"]]
+                _, masks = make_views(blank, masks[0], self.augmentation, self.features.shape[1], row["digest"])
+            self._masks[row["index"]] = masks
+        return self._masks[row["index"]]
 
 
 __all__ = [

@@ -1,8 +1,7 @@
-"""Terms of the knowledge-guided loss: objectives, cell balance, schedules and the classification loss."""
+"""Terms of the knowledge-guided loss: cells of the heat map, their balance, and the classification loss."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,28 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..saliency.maps import to_float
-from .arguments import FORMS, MAP_OBJECTIVES, SCHEDULES
-
-
-_DELAY = 1 / 3
-
-
-def guidance_weight(schedule: str, progress: float, start: float = 1.0) -> float:
-    """
-    Return the weight lambda of the guidance loss at training progress `t` in 0..1.
-
-    `linear` (the paper) falls from `start` to 0 as `1 - t`, `cosine` as half a cosine wave, `constant` stays at
-    `start`, `delayed` is 0 for the first third and then falls linearly from `start` to 0.
-    """
-    if schedule == "linear":
-        return start * (1 - progress)
-    if schedule == "cosine":
-        return start * 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "constant":
-        return start
-    if schedule == "delayed":
-        return 0.0 if progress < _DELAY else start * (1 - progress) / (1 - _DELAY)
-    raise ValueError(f"schedule={schedule!r}: choose one of {SCHEDULES}.")
+from .arguments import FORMS
 
 
 def combined_loss(form: str, lambda_: float, loss_kg: torch.Tensor, loss_cls: torch.Tensor) -> torch.Tensor:
@@ -45,25 +23,6 @@ def combined_loss(form: str, lambda_: float, loss_kg: torch.Tensor, loss_cls: to
     if form == "additive":
         return lambda_ * loss_kg + loss_cls
     raise ValueError(f"form={form!r}: choose one of {FORMS}.")
-
-
-def pseudo_mask(prior: np.ndarray, threshold: int, ignore_band: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Return a prior's mask and the cells outside the ignored band, both `(h, w)` bool.
-
-    Ignored are cells within `ignore_band` of the middle of the gap between the two kinds of cells, as uncertain cells
-    of class activation maps are in Ahn and Kwak (2018). Blank priors and masks have none for bands below 0.5.
-
-    Args:
-        prior: stored map, `(h, w)` uint8.
-        threshold: its `prior_threshold`; cells above it are the mask.
-        ignore_band: half-width of the band in 0..0.5, as a share of 255; 0 ignores no cell.
-    """
-    mask = prior > threshold
-    if ignore_band == 0 or mask.all() or not mask.any():
-        return mask, np.ones_like(mask)
-    middle = (float(prior[~mask].max()) + float(prior[mask].min())) / 2
-    return mask, np.abs(prior - middle) > ignore_band * 255
 
 
 @dataclass(frozen=True)
@@ -80,105 +39,55 @@ class CellBalance:
 
     @classmethod
     def of(
-        cls,
-        targets: Iterable[np.ndarray],
-        cell_weights: Iterable[np.ndarray],
-        image_weights: Iterable[float],
-        positive_weight: float | None = None,
+        cls, masks: Iterable[np.ndarray], image_weights: Iterable[float], positive_weight: float | None = None
     ) -> CellBalance:
         """
         Compute the balance of a training set.
 
-        The loss is a mean over all cells, so the weights also compensate for ignored cells.
-
         Args:
-            targets: per image, `(h, w)` in 0..1.
-            cell_weights: per image, `(h, w)`; 0 ignores a cell.
+            masks: the defect cells of each image, `(h, w)` bool.
             image_weights: per image; 0 ignores an image.
             positive_weight: weight of a defect cell relative to another cell, in place of equal weight in sum.
         """
-        positive = known = total = 0.0
-        for target, cells, weight in zip(targets, cell_weights, image_weights, strict=True):
-            positive += weight * float((target * cells).sum())
-            known += weight * float(cells.sum())
-            total += weight * cells.size
-        if known == 0:
-            return cls(1.0, 1.0)
         if positive_weight is not None:
-            return cls(negative=total / known, positive=positive_weight * total / known)
-        if positive in (0, known):  # one kind only: nothing to balance
-            return cls(total / known, total / known)
-        return cls(negative=0.5 * total / (known - positive), positive=0.5 * total / positive)
+            return cls(negative=1.0, positive=positive_weight)
+        positive = total = 0.0
+        for mask, weight in zip(masks, image_weights, strict=True):
+            positive += weight * float(mask.sum())
+            total += weight * mask.size
+        if positive in (0, total):  # one kind only: nothing to balance
+            return cls(1.0, 1.0)
+        return cls(negative=0.5 * total / (total - positive), positive=0.5 * total / positive)
 
 
 def saliency_loss(
-    saliency: torch.Tensor,
-    target: torch.Tensor,
-    cell_weight: torch.Tensor,
-    image_weight: torch.Tensor,
-    balance: CellBalance,
+    saliency: torch.Tensor, mask: torch.Tensor, image_weight: torch.Tensor, balance: CellBalance
 ) -> torch.Tensor:
     """
-    Compute binary cross-entropy of the saliency logits against a prior, a mean over the batch's images.
+    Compute binary cross-entropy of the saliency logits against the priors' masks, a mean over the batch's images.
 
-    The target is the prior's mask (arXiv 2605.17780) or the prior itself, a soft target as in distillation (Hinton et
-    al. 2015). Defects are small: without weights, the few positive cells leave the logits untrained. The balance is
-    that of the training set, so the loss does not depend on how images are batched.
+    Defects are small: without weights, the few positive cells leave the logits untrained. The balance is that of the
+    training set, so the loss does not depend on how images are batched.
 
     Args:
         saliency: logits, `(B, 1, h, w)`.
-        target: in 0..1, `(B, 1, h, w)`; a cell counts as both kinds in this proportion.
-        cell_weight: `(B, 1, h, w)`; 0 ignores a cell.
+        mask: defect cells, `(B, 1, h, w)` bool.
         image_weight: `(B,)`; 0 ignores an image.
         balance: the weights of the two kinds of cells.
 
     Raises:
-        InputError: target and logits have different grids.
+        InputError: mask and logits have different grids.
     """
-    _check_grid(target, saliency)
+    if mask.shape[-2:] != saliency.shape[-2:]:
+        raise InputError(
+            f"The priors' grid {tuple(mask.shape[-2:])} is not the model's {tuple(saliency.shape[-2:])}: they were "
+            "made for another image size or backbone. Make them again for this model."
+        )
     saliency = to_float(saliency)
-    target = target.to(saliency.dtype)
-    weight = cell_weight * (balance.negative + (balance.positive - balance.negative) * target)
+    target = mask.to(saliency.dtype)
+    weight = balance.negative + (balance.positive - balance.negative) * target
     cell_loss = F.binary_cross_entropy_with_logits(saliency, target, weight=weight, reduction="none")
     return (cell_loss.mean(dim=(1, 2, 3)) * image_weight).mean()
-
-
-def consistency_loss(
-    objective: str, class_map: torch.Tensor, prior: torch.Tensor, image_weight: torch.Tensor
-) -> torch.Tensor:
-    """
-    Compute the distance of the class map from the prior, a mean over the batch's images (arXiv 2605.17780).
-
-    `cosine` is 1 minus the cosine similarity, half of attention transfer's squared distance of maps of unit length
-    (Zagoruyko and Komodakis 2017); `l2` is the mean squared difference of maps of peak 1; `kl` is the Kullback-Leibler
-    divergence of the prior from the class map, each as a distribution over cells, as in channel-wise distillation (Shu
-    et al. 2021). Images with a blank prior count 0.
-
-    Args:
-        objective: one of `MAP_OBJECTIVES`.
-        class_map: `(B, h, w)`, non-negative.
-        prior: in 0..1, `(B, 1, h, w)`.
-        image_weight: `(B,)`; 0 ignores an image.
-
-    Raises:
-        InputError: map and prior have different grids.
-    """
-    _check_grid(prior, class_map)
-    eps = 1e-6
-    maps, priors = class_map.flatten(1), prior.flatten(1).to(class_map.dtype)
-    peaks = maps.amax(dim=1, keepdim=True).clamp(min=eps)
-    if objective == "cosine":
-        distance = 1 - F.cosine_similarity(maps, priors, dim=1, eps=eps)
-    elif objective == "l2":
-        distance = (maps / peaks - priors).square().mean(dim=1)
-    elif objective == "kl":
-        target = priors / priors.sum(dim=1, keepdim=True).clamp(min=eps)
-        predicted = maps / peaks + eps
-        predicted = predicted / predicted.sum(dim=1, keepdim=True)
-        distance = (torch.xlogy(target, target) - target * predicted.log()).sum(dim=1)
-    else:
-        raise ValueError(f"objective={objective!r}: choose one of {MAP_OBJECTIVES}.")
-    return (distance * image_weight * (priors.amax(dim=1) > 0)).mean()
 
 
 def focal_loss(
@@ -210,21 +119,10 @@ def balanced_class_weight(labels: Iterable[int], num_classes: int) -> torch.Tens
     return torch.from_numpy(weight).float()
 
 
-def _check_grid(prior: torch.Tensor, saliency: torch.Tensor) -> None:
-    if prior.shape[-2:] != saliency.shape[-2:]:
-        raise InputError(
-            f"The priors' grid {tuple(prior.shape[-2:])} is not the model's {tuple(saliency.shape[-2:])}: they were "
-            "made for another image size or backbone. Make them again for this model."
-        )
-
-
 __all__ = [
     "CellBalance",
     "balanced_class_weight",
     "combined_loss",
-    "consistency_loss",
     "focal_loss",
-    "guidance_weight",
-    "pseudo_mask",
     "saliency_loss",
 ]

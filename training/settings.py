@@ -48,7 +48,6 @@ _OF_STEPS = (
     "logging_strategy", "save_steps", "save_strategy", "save_total_limit",
 )  # fmt: skip
 _OF_TRAINED_STAGES = ("augment", "freeze_stages", "frozen_views", "fusion_size")
-_OF_GUIDANCE = ("prior_folds", "prior_weighting")
 
 _LEAST = {
     "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 0,
@@ -113,7 +112,6 @@ def check_settings(settings: Settings) -> None:
     if training_args.push_to_hub:
         check_repo_id(repository_name(training_args))
     training_args.check_devices()
-    training_args.check_head(settings.model.head)
     try:
         for reporter in get_reporting_integration_callbacks(training_args.report_to):
             reporter()
@@ -133,8 +131,7 @@ def _check_frozen(settings: Settings) -> None:
     filled = {"gradient_checkpointing": False, "max_steps": DEFAULT_STEPS, "num_train_epochs": 1.0}
     if training.max_steps == -1:  # --num_train_epochs was given
         filled |= {"max_steps": -1, "num_train_epochs": None}
-    groups = ((training, _OF_STEPS), (settings.model, _OF_TRAINED_STAGES), (settings.prior, _OF_GUIDANCE))
-    for arguments, names in groups:
+    for arguments, names in ((training, _OF_STEPS), (settings.model, _OF_TRAINED_STAGES)):
         defaults = {one.name: _default_of(one) for one in fields(arguments)} | filled
         for name in names:
             if vars(arguments)[name] != defaults[name]:
@@ -162,16 +159,16 @@ def _check_numbers(training_args: KGLTrainingArguments) -> None:
 
 
 def check_trainable(
-    training_args: KGLTrainingArguments, model: KGLForImageClassification, size: tuple[int, int], counts: list[int]
+    training_args: KGLTrainingArguments, model: KGLForImageClassification, size: tuple[int, int], count: int
 ) -> None:
     """
-    Check that the Trainer can train this model on these numbers of images, before anything is written.
+    Check that the Trainer can train this model on so many images, before anything is written.
 
     Args:
         training_args: of the job.
         model: untrained.
         size: height and width of the images.
-        counts: the number of training images of every phase.
+        count: of the training images.
 
     Raises:
         InputError: settings of the Trainer, gradient checkpointing or batches that cannot be used.
@@ -182,25 +179,24 @@ def check_trainable(
             "it; leave it out."
         )
     check_shardable(training_args, model)
-    check_trainer(training_args, model, counts)
-    _check_batches(training_args, model, size, counts)
+    check_trainer(training_args, model, count)
+    _check_batches(training_args, model, size, count)
 
 
 def _check_batches(
-    training_args: KGLTrainingArguments, model: KGLForImageClassification, size: tuple[int, int], counts: list[int]
+    training_args: KGLTrainingArguments, model: KGLForImageClassification, size: tuple[int, int], count: int
 ) -> None:
     batch_size = training_args.per_device_train_batch_size
     together = batch_size * training_args.world_size
     if training_args.dataloader_drop_last:
-        if min(counts) < together:
+        if count < together:
             raise InputError(
-                f"--dataloader_drop_last true: {min(counts)} training images are less than one batch of {together}; "
+                f"--dataloader_drop_last true: {count} training images are less than one batch of {together}; "
                 "lower --per_device_train_batch_size or leave it out."
             )
         single = batch_size == 1
     else:  # several processes fill their last batches
-        short = training_args.world_size == 1 and any(count % batch_size == 1 for count in counts)
-        single = batch_size == 1 or short
+        single = batch_size == 1 or (training_args.world_size == 1 and count % batch_size == 1)
     if single:
         try:
             with torch.no_grad():

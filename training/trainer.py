@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,17 @@ from transformers import Trainer
 
 from ..errors import InputError
 from ..knowledge.prior_columns import PRIOR_COLUMNS
-from ..modeling_kgl import KGLForImageClassification, KGLImageClassifierOutput
-from ..saliency.cam import layer_cam
-from .arguments import CELL_OBJECTIVES
+from ..modeling_kgl import KGLForImageClassification
 from .callbacks import SamplerEpochCallback
 from .losses import (
     CellBalance,
     balanced_class_weight,
     combined_loss,
-    consistency_loss,
     focal_loss,
-    guidance_weight,
-    pseudo_mask,
     saliency_loss,
 )
 from .sampler import BalancedSampler
 from .sharding import gather_model
-from .training_args import KGLTrainingArguments
 
 
 class ClassificationTrainer(Trainer):
@@ -125,7 +118,8 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
     Trainer of a [`KGLForImageClassification`] with the knowledge-guided loss.
 
     The loss at training progress t is `L_cls + lambda(t) L_kg`, or `(1 - lambda(t)) L_cls + lambda(t) L_kg` as in
-    arXiv 2605.17780 (`kg_form="convex"`, `kg_lambda=1`). `L_kg` is the sum of the terms in `kg_objective`.
+    arXiv 2605.17780 (`kg_form="convex"`, `kg_lambda=1`). `L_kg` compares the saliency logits with the priors' masks;
+    `lambda(t)` falls linearly from `kg_lambda` to 0.
 
     `train_dataset` has the prior columns `saliency_prior`, `prior_threshold` and `prior_weight`. `loss_cls`, `loss_kg`
     and `kg_lambda` are logged beside `loss`, averaged over the logging window, accumulated batches and processes.
@@ -134,13 +128,7 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _check_prior_columns(self.train_dataset)
-        self.args.check_head(self.model.config.head)
-        self.data_collator = replace(self.data_collator, ignore_band=self.args.kg_ignore_band)
-        self._balance = {
-            objective: _cell_balance(objective, self.train_dataset, self.args)
-            for objective in self.args.kg_objective
-            if objective in CELL_OBJECTIVES
-        }
+        self._balance = _cell_balance(self.train_dataset, self.args.kg_positive_weight)
         self._window: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
 
     def compute_loss(
@@ -151,40 +139,15 @@ class KnowledgeGuidedTrainer(ClassificationTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Compute the guided loss in training, a mean over the batch's images; in evaluation `L_cls` alone."""
-        prior = {name: inputs.pop(name, None) for name in ("saliency_prior", "pseudo_mask", "known", "prior_weight")}
-        labels = inputs["labels"]
+        mask, weight = (inputs.pop(name, None) for name in ("prior_mask", "prior_weight"))
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            loss_kg = self._guidance_loss(outputs, labels, **prior)
+            loss_kg = saliency_loss(outputs.saliency, mask, weight, self._balance)
             progress = self.state.global_step / max(self.state.max_steps, 1)  # max_steps is 0 before train()
-            lambda_ = guidance_weight(self.args.kg_schedule, progress, self.args.kg_lambda)
+            lambda_ = self.args.kg_lambda * (1 - progress)
             self._add_to_window(loss_cls=loss.detach(), loss_kg=loss_kg.detach(), kg_lambda=torch.tensor(lambda_))
             loss = combined_loss(self.args.kg_form, lambda_, loss_kg, loss)
         return (loss, outputs) if return_outputs else loss
-
-    def _guidance_loss(
-        self,
-        outputs: KGLImageClassifierOutput,
-        labels: torch.Tensor,
-        saliency_prior: torch.Tensor,
-        pseudo_mask: torch.Tensor,
-        known: torch.Tensor,
-        prior_weight: torch.Tensor,
-    ) -> torch.Tensor:
-        """Compute `L_kg`, the sum of the terms in `kg_objective`; the maps are `(B, 1, h, w)`, the weights `(B,)`."""
-        total = torch.zeros((), device=prior_weight.device)
-        for objective in self.args.kg_objective:
-            if objective in CELL_OBJECTIVES:
-                target, cells = pseudo_mask, known
-                if objective == "soft_bce":
-                    target, cells = saliency_prior, torch.ones_like(known)
-                balance = self._balance[objective]
-                total = total + saliency_loss(outputs.saliency, target, cells, prior_weight, balance)
-            else:
-                model = self.accelerator.unwrap_model(self.model)
-                class_map = layer_cam(model, outputs.feature_maps, outputs.saliency, labels)
-                total = total + consistency_loss(objective, class_map, saliency_prior, prior_weight)
-        return total
 
     def _add_to_window(self, **terms: torch.Tensor) -> None:
         """Add one batch's terms to the logging window, with the batch's share of its optimizer step."""
@@ -216,19 +179,14 @@ def _check_prior_columns(dataset: Dataset) -> None:
         )
 
 
-def _cell_balance(objective: str, dataset: Dataset, args: KGLTrainingArguments) -> CellBalance:
-    """Compute the weights of defect cells and other cells over the training set for `otsu_bce` or `soft_bce`."""
+def _cell_balance(dataset: Dataset, positive_weight: float | None) -> CellBalance:
+    """Compute the weights of defect cells and other cells over the training set."""
     rows = dataset.select_columns(list(PRIOR_COLUMNS))
-    targets, cells = [], []
-    for stored, threshold in zip(rows["saliency_prior"], rows["prior_threshold"], strict=True):
-        prior = np.asarray(stored, dtype=np.uint8)
-        if objective == "otsu_bce":
-            target, known = pseudo_mask(prior, threshold, args.kg_ignore_band)
-        else:
-            target, known = prior / 255, np.ones(prior.shape, dtype=bool)
-        targets.append(target)
-        cells.append(known)
-    return CellBalance.of(targets, cells, rows["prior_weight"], args.kg_positive_weight)
+    masks = (
+        np.asarray(prior, dtype=np.uint8) > threshold
+        for prior, threshold in zip(rows["saliency_prior"], rows["prior_threshold"], strict=True)
+    )
+    return CellBalance.of(masks, rows["prior_weight"], positive_weight)
 
 
 __all__ = ["ClassificationTrainer", "KnowledgeGuidedTrainer"]

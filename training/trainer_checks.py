@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 
@@ -22,14 +22,14 @@ from .training_args import KGLTrainingArguments
 _MAX_STEPS_TRIED = 1000  # of a schedule, from both ends
 
 
-def check_trainer(args: KGLTrainingArguments, model: KGLForImageClassification, counts: Iterable[int]) -> None:
+def check_trainer(args: KGLTrainingArguments, model: KGLForImageClassification, count: int) -> None:
     """
-    Make a Trainer with its optimizer, its schedules and a compiled module in a temporary folder.
+    Make a Trainer with its optimizer, its schedule and a compiled module in a temporary folder.
 
     Args:
         args: of the job.
         model: untrained; left as it is.
-        counts: the number of training images of every phase.
+        count: of the training images.
 
     Raises:
         InputError: settings that the Trainer does not take.
@@ -49,8 +49,7 @@ def check_trainer(args: KGLTrainingArguments, model: KGLForImageClassification, 
         with _refusals(f"--optim {args.optim.value}"):
             _check_optimizer_args(tried, model)
             trainer.create_optimizer()
-        for steps in sorted({_count_steps(args, count) for count in counts}):
-            _check_schedule(trainer, steps)
+        _check_schedule(trainer, _count_steps(args, count))
         with _refusals(compiler):
             plugin = trainer.accelerator.state.dynamo_plugin
             if plugin.backend != DynamoBackend.NO:

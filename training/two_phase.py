@@ -10,18 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets
 from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, set_seed
 
 from ..data.image_cache import cache_resized_images
-from ..data.storage import save_dataset
 from ..errors import InputError
 from ..knowledge.arguments import TrainPriorArguments
 from ..knowledge.prior_columns import with_priors
 from ..knowledge.priors import write_priors
 from ..modeling_kgl import KGLForImageClassification
-from .arguments import teaches_saliency
 from .augmentation import PairedAugmentation
 from .callbacks import CompleteCheckpointCallback, ProgressBarCallback
 from .collator import DefectCollator
@@ -35,9 +32,6 @@ from .run_dir import CACHE_FOLDER, RunState
 from .sharding import freeze_unused, uses_fsdp
 from .trainer import ClassificationTrainer, KnowledgeGuidedTrainer
 from .training_args import KGLTrainingArguments
-
-
-Folds = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -84,15 +78,6 @@ class TrainedPhase:
     seconds: float
     steps: int
     validation: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Primaries:
-    """The primary classifier and, with cross-fitting, those of the folds with the rows that each has not seen."""
-
-    primary: TrainedPhase
-    of_folds: list[TrainedPhase]
-    held_out: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -195,7 +180,7 @@ def train_phase(
     Train one classifier into the run's folder `phase`, from its last checkpoint where there is one.
 
     Args:
-        phase: `primary`, `primary_foldN` or `final`; the last is trained with the knowledge-guided loss.
+        phase: `primary` or `final`; the last is trained with the knowledge-guided loss.
         title: what the terminal calls it.
         rows: training rows, with priors for `final`.
         inputs: of both phases.
@@ -230,7 +215,7 @@ def train_phase(
         raise InputError(f"Training diverged in the {phase} phase: weights are not finite. Lower --learning_rate.")
     model, validation = trainer.full_model(), None
     if trainer.is_world_process_zero():
-        model.config.has_heat_map = phase == "final" and teaches_saliency(recipe.args.kg_objective)
+        model.config.has_heat_map = phase == "final"
         validation = recipe.calibrate(model)
         model.save_pretrained(folder)
         recipe.image_processor.save_pretrained(folder)
@@ -276,39 +261,17 @@ def _trainer(
 
 def run_phase_1(
     inputs: Inputs,
-    folds: Folds,
     recipe: Recipe,
     state: RunState,
     start: Callable[[], KGLForImageClassification] | None = None,
-) -> Primaries:
-    """
-    Train the primary classifier and, for cross-fitting, one primary per fold on the images outside of it.
-
-    Args:
-        inputs: of both phases.
-        folds: `(rest, held out)` indices of each fold; empty without cross-fitting.
-        recipe: of both phases.
-        state: of the run.
-        start: see [`train_phase`]; not for the primaries of folds, which must not know the images held out.
-    """
-    primary = train_phase("primary", "Phase 1, primary classifier", inputs.rows, inputs, recipe, state, start)
-    of_folds = [
-        train_phase(
-            f"primary_fold{fold}",
-            f"Phase 1, primary classifier of fold {fold}",
-            inputs.rows.select(rest),
-            inputs,
-            recipe,
-            state,
-        )
-        for fold, (rest, _) in enumerate(folds)
-    ]
-    return Primaries(primary, of_folds, [held_out for _, held_out in folds])
+) -> TrainedPhase:
+    """Train the primary classifier."""
+    return train_phase("primary", "Phase 1, primary classifier", inputs.rows, inputs, recipe, state, start)
 
 
 def make_priors(
     train: Dataset,
-    primaries: Primaries,
+    primary: TrainedPhase,
     recipe: Recipe,
     state: RunState,
     prior_args: TrainPriorArguments,
@@ -319,7 +282,7 @@ def make_priors(
 
     Args:
         train: the training images.
-        primaries: of phase 1; with folds, each makes the priors of the images that it was trained without.
+        primary: of phase 1.
         recipe: of the run.
         state: of the run; records the seconds as `priors`.
         prior_args: how priors are made; the source is not `auto`.
@@ -330,26 +293,12 @@ def make_priors(
     """
     started, args = time.perf_counter(), recipe.args
 
-    def priors_of(primary: TrainedPhase, images: Dataset, folder: Path) -> Dataset:
-        model = KGLForImageClassification.from_pretrained(primary.folder).to(args.device)
-        batch_size = args.per_device_eval_batch_size
-        size = (recipe.image_processor.size["height"], recipe.image_processor.size["width"])
-        grid = model.saliency_grid(size)
-        return write_priors(images, model, cell_model, recipe.image_processor, folder, batch_size, prior_args, grid)
-
-    together = recipe.output_dir / "priors"
-    if not primaries.of_folds:
-        table = priors_of(primaries.primary, train, together)
-    else:
-        parts = [
-            priors_of(primary, train.select(held_out), primary.folder / "priors")
-            for primary, held_out in zip(primaries.of_folds, primaries.held_out, strict=True)
-        ]
-        in_order = np.argsort(np.concatenate(primaries.held_out))
-        with args.main_process_first(desc="joining the priors of the folds"):
-            if not together.exists():
-                save_dataset(concatenate_datasets(parts).select(in_order), together)
-        table = load_from_disk(together)
+    model = KGLForImageClassification.from_pretrained(primary.folder).to(args.device)
+    grid = model.saliency_grid((recipe.image_processor.size["height"], recipe.image_processor.size["width"]))
+    table = write_priors(
+        train, model, cell_model, recipe.image_processor, recipe.output_dir / "priors",
+        args.per_device_eval_batch_size, prior_args, grid,
+    )  # fmt: skip
     record = state.record("priors") or state.finish("priors", seconds=time.perf_counter() - started)
     return Priors(table, record["seconds"])
 
@@ -367,9 +316,7 @@ def run_phase_2(
 
 
 __all__ = [
-    "Folds",
     "Inputs",
-    "Primaries",
     "Priors",
     "Recipe",
     "TrainedPhase",

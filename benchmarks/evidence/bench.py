@@ -5,21 +5,17 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from sklearn.model_selection import StratifiedGroupKFold
-from torch.nn import functional as F
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, set_seed
 
-from kgl.benchmarks.evidence.controls import DistillationTrainer, KeepBestCallback, WeightAverageCallback
 from kgl.benchmarks.evidence.frozen import FrozenBench
 from kgl.benchmarks.evidence.plan import TASKS, Arm
-from kgl.benchmarks.evidence.priors import add_arm_priors, add_cross_fitted_priors, shuffle_within_classes
+from kgl.benchmarks.evidence.priors import add_arm_priors, shuffle_within_classes
 from kgl.benchmarks.evidence.task_data import (
     defect_free_class,
     image_processor,
@@ -62,7 +58,7 @@ class Bench:
         largest = max(labels.count(label) for label, name in enumerate(names) if name != good)
         if largest < budget:
             raise ValueError(f"--budgets {budget}: no class of {task_name} has more than {largest} training images.")
-        self._primaries: dict[str, tuple[KGLForImageClassification, tuple[int, float]]] = {}
+        self._trained_primary: tuple[KGLForImageClassification, tuple[int, float]] | None = None
         self._trainings: list[tuple[int, float]] = []  # steps and seconds of each training of the arm
 
     @cached_property
@@ -90,12 +86,8 @@ class Bench:
             return self.frozen.run(arm.frozen)
         if arm.prior == "shuffled":  # fails before anything is trained
             shuffle_within_classes(np.asarray(self.train_images["label"]), np.asarray(self.train_images["group"]))
-        model, self._trainings = None, []
-        for _ in range(arm.rounds):
-            primary = model
-            if primary is None and arm.needs_primary:
-                primary = self._primary(arm)
-            model = self._fit(arm, primary)
+        self._trainings = []
+        model = self._fit(arm)
         predictions = self._predict(model, self.test_images)
         metrics = evaluate_predictions(predictions, self.test_images, model.config.defect_free_id, self.task.size)
         grad_cam = self._grad_cam_maps(model, predictions)
@@ -103,48 +95,25 @@ class Bench:
         steps = sum(steps for steps, _ in self._trainings)
         return metrics | {"phases": steps / self.task.steps, "steps": steps, "seconds": self._trainings[-1][1]}
 
-    def _fit(self, arm: Arm, primary: KGLForImageClassification | None) -> KGLForImageClassification:
-        if arm == Arm(model=arm.model):  # plain training is the primary of the same seed
-            return self._primary(arm)
+    def _fit(self, arm: Arm) -> KGLForImageClassification:
+        if arm == Arm():  # plain training is the primary of the same seed
+            return self._primary()
+        rows = self.train_images if arm.prior is None else self._with_priors(arm)
         set_seed(self.seed)
-        model = new_model(self.task_name, arm.model)
-        if arm.prior is not None:
-            self._train(KnowledgeGuidedTrainer, model, self._with_priors(arm, primary), arm)
-        elif arm.distilled:
-            self._train(DistillationTrainer, model, self.train_images, arm, teacher=primary)
-        elif arm.early_stopped:
-            self._fit_early_stopped(model, arm)
-        else:
-            self._train(ClassificationTrainer, model, self.train_images, arm)
+        model = new_model(self.task_name, {})
+        self._train(ClassificationTrainer if arm.prior is None else KnowledgeGuidedTrainer, model, rows, arm)
         return model
 
-    def _fit_early_stopped(self, model: KGLForImageClassification, arm: Arm) -> None:
-        """Train on three quarters of each class and keep the weights of the least loss on the rest, if any."""
-        splitter = StratifiedGroupKFold(4, shuffle=True, random_state=self.seed)
-        labels = np.asarray(self.train_images["label"])
-        kept, held_out = next(splitter.split(labels, labels, self.train_images["group"]))
-        stopping = self.train_images.select(held_out)
-
-        def negative_loss() -> float:
-            probabilities = predict_batches(model, self._batches(stopping)).probabilities
-            return -float(F.nll_loss(torch.from_numpy(probabilities).log(), torch.tensor(stopping["label"])))
-
-        rows = self.train_images.select(kept)
-        self._train(ClassificationTrainer, model, rows, arm, [KeepBestCallback(negative_loss)])
-
-    def _primary(self, arm: Arm, fold: int | None = None, rows: Dataset | None = None) -> KGLForImageClassification:
-        """Return the arm's classifier on labels alone, of all training images or of a fold's; trained once."""
-        key = f"{fold} {arm.model} {arm.averaged_primary} {arm.primary_length}"
-        if key not in self._primaries:
+    def _primary(self) -> KGLForImageClassification:
+        """Return the classifier on labels alone, trained once."""
+        if self._trained_primary is None:
             set_seed(self.seed)
-            model = new_model(self.task_name, arm.model)
-            callbacks = [WeightAverageCallback()] if arm.averaged_primary else []
-            rows = self.train_images if rows is None else rows
-            self._train(ClassificationTrainer, model, rows, Arm(length=arm.primary_length), callbacks)
-            self._primaries[key] = model, self._trainings[-1]
+            model = new_model(self.task_name, {})
+            self._train(ClassificationTrainer, model, self.train_images, Arm())
+            self._trained_primary = model, self._trainings[-1]
         else:
-            self._trainings.append(self._primaries[key][1])
-        return self._primaries[key][0]
+            self._trainings.append(self._trained_primary[1])
+        return self._trained_primary[0]
 
     def _train(
         self,
@@ -152,8 +121,6 @@ class Bench:
         model: KGLForImageClassification,
         rows: Dataset,
         arm: Arm,
-        callbacks: list[TrainerCallback] | None = None,
-        teacher: KGLForImageClassification | None = None,
     ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             args = KGLTrainingArguments(
@@ -163,34 +130,23 @@ class Bench:
             )  # fmt: skip
             collator = FrozenFeatureCollator(self.features, self.task.size, PairedAugmentation())
             trainer = trainer_class(
-                model=model, args=args, train_dataset=_training_columns(rows), data_collator=collator,
-                callbacks=callbacks,
-            )  # fmt: skip
+                model=model, args=args, train_dataset=_training_columns(rows), data_collator=collator
+            )
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
-            with ExitStack() as stack:
-                stack.enter_context(bypass_frozen_stages(model, self.task.freeze_stages))
-                if arm.detached_head:
-                    hook = model.saliency_head.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
-                    stack.callback(hook.remove)
-                if teacher is not None:
-                    trainer.teacher = teacher.eval()
-                    stack.enter_context(bypass_frozen_stages(teacher, self.task.freeze_stages))
+            with bypass_frozen_stages(model, self.task.freeze_stages):
                 trainer.train()
             self._trainings.append((trainer.state.global_step, time.perf_counter() - started))
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # evaluated in full precision
 
-    def _with_priors(self, arm: Arm, primary: KGLForImageClassification | None) -> Dataset:
+    def _with_priors(self, arm: Arm) -> Dataset:
         """Return the training images with the arm's priors."""
-        processor = image_processor(self.task)
-        if arm.prior == "cross_fitted":
-            return add_cross_fitted_priors(
-                arm, self.train_images, lambda fold, rows: self._primary(arm, fold, rows), processor, self.seed
-            )
-        if primary is None:  # priors that need no primary take any classifier of the same grid
+        if arm.needs_primary:
+            model = self._primary()
+        else:  # any classifier of the same grid
             set_seed(self.seed)
-            primary = new_model(self.task_name, arm.model)
-        return add_arm_priors(arm, self.train_images, primary, processor, self.seed)
+            model = new_model(self.task_name, {})
+        return add_arm_priors(arm, self.train_images, model, image_processor(self.task))
 
     def _grad_cam_maps(self, model: KGLForImageClassification, predictions: Predictions) -> np.ndarray:
         """Return Grad-CAM++ maps, the method of the priors, of the likeliest defect class, `(N, h, w)` of peak 1."""

@@ -17,6 +17,15 @@ from kgl.training.arguments import GuidanceArguments
 
 _KEYS = ("arm", "dataset", "budget", "seed", "split", "task", "settings", "precision", "recipe")
 RunKey = tuple[str, str, int, int]  # arm, dataset, budget, seed
+# Settings that stored runs have and arms no longer do, with the value that every arm has now, by group of settings.
+_DELETED = {
+    "": {
+        "model": {}, "known_masks": 0, "rounds": 1, "early_stopped": False, "distilled": False,
+        "averaged_primary": False, "primary_length": 1.0, "detached_head": False,
+    },
+    "training": {"kg_objective": ["otsu_bce"], "kg_schedule": "linear", "kg_ignore_band": 0.0},
+    "prior_arguments": {"prior_weighting": "keep_all"},
+}  # fmt: skip
 
 
 def arm_settings(arm: str) -> dict[str, Any]:
@@ -56,8 +65,22 @@ def run_identity(arm: str, task: str, budget: int, seed: int, search: bool, bf16
     return json.loads(json.dumps(identity))
 
 
+def without_deleted(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return an arm's stored settings without those of `_DELETED` that have the value that every arm has now."""
+    kept = _without(settings, _DELETED[""])
+    return kept | {group: _without(kept[group], _DELETED[group]) for group in ("training", "prior_arguments")}
+
+
+def _without(settings: dict[str, Any], deleted: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in deleted or value != deleted[name]}
+
+
 def finished_runs(path: Path) -> dict[RunKey, dict[str, Any]]:
     """Return the identity of each run in a file of results; none where the file does not exist."""
     if not path.exists():
         return {}
-    return {tuple(line[key] for key in _KEYS[:4]): {key: line[key] for key in _KEYS} for line in read_lines(path)}
+    finished = {}
+    for line in read_lines(path):
+        identity = {key: line[key] for key in _KEYS} | {"settings": without_deleted(line["settings"])}
+        finished[tuple(line[key] for key in _KEYS[:4])] = identity
+    return finished

@@ -58,8 +58,7 @@ TASKS = {
 }  # fmt: skip
 
 
-# saliency: the primary's own maps; zero_weight: the schedule of the loss without any prior.
-PRIORS = (None, "saliency", "blank", "shuffled", "masks", "cross_fitted", "zero_weight")
+PRIORS = (None, "saliency", "blank", "shuffled", "masks")  # saliency: the primary's own maps
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,9 @@ class Arm:
 
     prior: str | None = None
     training: dict[str, Any] = field(default_factory=dict)  # of KGLTrainingArguments
-    model: dict[str, Any] = field(default_factory=dict)  # of KGLConfig, and out_features
     prior_arguments: dict[str, Any] = field(default_factory=dict)  # of PriorArguments
     length: float = 1  # in phases
-    known_masks: int = 0  # defective images whose true mask replaces the prior
-    rounds: int = 1  # the final model is the primary of the next round
-    early_stopped: bool = False
-    distilled: bool = False
-    averaged_primary: bool = False  # running average of the primary's weights
-    primary_length: float = 1.0  # in phases
     frozen: str | None = None  # an arm of frozen.ARMS; the other settings have no effect then
-    detached_head: bool = False  # the saliency head trains on features that its loss cannot change
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
@@ -87,65 +78,26 @@ class Arm:
     @property
     def needs_primary(self) -> bool:
         """Whether a classifier is trained first on the same images."""
-        return self.distilled or self.prior in ("saliency", "shuffled")
+        return self.prior in ("saliency", "shuffled")
 
 
-_CONVEX = {"kg_form": "convex", "kg_lambda": 1.0}  # the paper's schedule
-_ADDITIVE = {"kg_form": "additive", "kg_lambda": 1.0}
-_LAYERCAM = {"prior_method": "layercam"}
-_FINER = {"out_features": ["stage2", "stage3"]}  # fused at the resolution of stage 2, which is frozen
+_CONVEX = {"kg_form": "convex", "kg_lambda": 1.0}  # the paper's
 TEST_ARMS = {
     "plain": Arm(),
     "plain, twice as long": Arm(length=2),
-    "plain, early-stopped": Arm(early_stopped=True),
     "blank mask": Arm("blank"),
     "shuffled prior": Arm("shuffled"),
-    "self-distillation": Arm(distilled=True),
-    "guided, paper": Arm("saliency", _CONVEX | {"kg_positive_weight": 1.0}, prior_arguments=_LAYERCAM),
+    "guided, paper": Arm(
+        "saliency", _CONVEX | {"kg_positive_weight": 1.0}, prior_arguments={"prior_method": "layercam"}
+    ),
     "guided": Arm("saliency"),
     "guided, true masks": Arm("masks"),
-    "guided, head alone": Arm("saliency", _ADDITIVE, detached_head=True),
 }
-# Candidates for the default, compared on validation images of the magnetic tiles alone.
-SEARCH_ARMS = {
+CONVEX_ARMS = {  # the paper's form of the loss, and controls with the same form
     "blank mask, convex": Arm("blank", _CONVEX),
     "shuffled prior, convex": Arm("shuffled", _CONVEX),
     "guided, convex": Arm("saliency", _CONVEX),
     "true masks, convex": Arm("masks", _CONVEX),
-    "guided, band": Arm("saliency", _CONVEX | {"kg_ignore_band": 0.15}),
-    "guided, soft": Arm("saliency", _CONVEX | {"kg_objective": ["soft_bce"]}),
-    "guided, cosine": Arm("saliency", _CONVEX | {"kg_objective": ["cosine"]}),
-    "guided, l2": Arm("saliency", _CONVEX | {"kg_objective": ["l2"]}),
-    "guided, kl": Arm("saliency", _CONVEX | {"kg_objective": ["kl"]}),
-    "guided, otsu and cosine": Arm("saliency", _CONVEX | {"kg_objective": ["otsu_bce", "cosine"]}),
-    "guided, additive": Arm("saliency", _ADDITIVE),
-    "guided, cosine additive": Arm("saliency", _ADDITIVE | {"kg_objective": ["cosine"]}),
-    "guided, otsu and cosine additive": Arm("saliency", _ADDITIVE | {"kg_objective": ["otsu_bce", "cosine"]}),
-    "guided, additive constant": Arm("saliency", {"kg_schedule": "constant"}),
-    "guided, delayed": Arm("saliency", _CONVEX | {"kg_schedule": "delayed", "kg_lambda": 0.5}),
-    "blank, additive": Arm("blank", _ADDITIVE),
-    "true masks, additive": Arm("masks", _ADDITIVE),
-    "warm-up alone": Arm("zero_weight", _CONVEX),
-    "half the loss": Arm("zero_weight", _CONVEX | {"kg_schedule": "constant", "kg_lambda": 0.5}),
-    "guided, fullgrad": Arm("saliency", _CONVEX, prior_arguments={"prior_method": "fullgrad"}),
-    "guided, gradcam": Arm("saliency", _CONVEX, prior_arguments={"prior_method": "gradcam"}),
-    "guided, layercam": Arm("saliency", _CONVEX, prior_arguments=_LAYERCAM),
-    "guided, layercam cosine": Arm("saliency", _CONVEX | {"kg_objective": ["cosine"]}, prior_arguments=_LAYERCAM),
-    "guided, cross-fitted": Arm("cross_fitted", _CONVEX),
-    "guided, drop wrong": Arm("cross_fitted", _CONVEX, prior_arguments={"prior_weighting": "drop_wrong"}),
-    "guided, confidence": Arm("cross_fitted", _CONVEX, prior_arguments={"prior_weighting": "confidence"}),
-    "guided, two rounds": Arm("saliency", _CONVEX, rounds=2),
-    "guided, averaged primary": Arm("saliency", _CONVEX, averaged_primary=True),
-    "guided, cosine schedule": Arm("saliency", _CONVEX | {"kg_schedule": "cosine"}),
-    "guided, half": Arm("saliency", _CONVEX | {"kg_lambda": 0.5}),
-    "guided, short primary": Arm("saliency", _CONVEX, primary_length=0.4),
-    "guided, 1 mask": Arm("saliency", _CONVEX, known_masks=1),
-    "guided, 5 masks": Arm("saliency", _CONVEX, known_masks=5),
-    "guided, 10 masks": Arm("saliency", _CONVEX, known_masks=10),
-    "plain, finer": Arm(model=_FINER),
-    "guided, finer": Arm("saliency", model=_FINER),
-    "guided, finer head alone": Arm("saliency", _ADDITIVE, _FINER, detached_head=True),
-    "true masks, finer": Arm("masks", model=_FINER),
 }
 FROZEN_ARMS = {
     name: Arm(frozen=name)
@@ -154,4 +106,4 @@ FROZEN_ARMS = {
         "default, true masks", "nearest neighbours", "mahalanobis", "noise head alone", "patchcore",
     )
 }  # fmt: skip
-ARMS = TEST_ARMS | SEARCH_ARMS | FROZEN_ARMS
+ARMS = TEST_ARMS | CONVEX_ARMS | FROZEN_ARMS

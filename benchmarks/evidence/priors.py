@@ -1,9 +1,6 @@
-"""Priors of each arm: saliency, true masks, blank, another image's, cross-fitted."""
+"""Priors of each arm: saliency, true masks, blank, another image's."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from itertools import zip_longest
 
 import numpy as np
 from datasets import Dataset, Features, concatenate_datasets
@@ -11,7 +8,6 @@ from transformers import BaseImageProcessor
 
 from kgl.benchmarks.evidence.plan import Arm
 from kgl.data.images import without_decoding
-from kgl.data.splits import group_folds
 from kgl.knowledge.arguments import PriorArguments
 from kgl.knowledge.saliency_priors import add_saliency_priors
 from kgl.knowledge.thresholds import NO_CELL
@@ -23,22 +19,21 @@ class CannotShuffleError(ValueError):
 
 
 def add_arm_priors(
-    arm: Arm, images: Dataset, model: KGLForImageClassification, processor: BaseImageProcessor, seed: int
+    arm: Arm, images: Dataset, model: KGLForImageClassification, processor: BaseImageProcessor
 ) -> Dataset:
     """
     Add the columns of [`add_saliency_priors`], their values those of the arm.
 
     Args:
-        arm: any arm with a prior but `cross_fitted`.
+        arm: any arm with a prior.
         images: the training images.
         model: the primary; for arms that need none, any classifier with the same feature grid.
         processor: the image processor of the model.
-        seed: of the choice of the images with a known mask.
 
     Raises:
         CannotShuffleError: see [`shuffle_within_classes`].
     """
-    rows = keep_known_masks(arm, images, model.config.defect_free_label, seed)
+    rows = images if arm.prior == "masks" else images.remove_columns("mask")
     guided = add_saliency_priors(rows, model.eval(), processor, args=PriorArguments(**arm.prior_arguments))
     columns = [name for name in guided.column_names if name not in rows.column_names]
     if arm.prior == "masks":
@@ -49,10 +44,10 @@ def add_arm_priors(
             for label, mask in zip(rows["label"], masks, strict=True)
         ]
         return _replace_columns(guided, {"prior_weight": (np.asarray(guided["prior_weight"]) * known).tolist()})
-    if arm.prior in ("blank", "zero_weight"):
+    if arm.prior == "blank":
         blank = {
             "saliency_prior": list(np.zeros_like(np.asarray(guided["saliency_prior"], dtype=np.uint8))),
-            "prior_weight": [float(arm.prior == "blank")] * len(guided),
+            "prior_weight": [1.0] * len(guided),
             "prior_threshold": [NO_CELL] * len(guided),
         }
         return _replace_columns(guided, {name: blank[name] for name in columns})
@@ -60,46 +55,6 @@ def add_arm_priors(
         other = shuffle_within_classes(np.asarray(images["label"][:]), np.asarray(images["group"][:]))
         return concatenate_datasets([rows, guided.select_columns(columns).select(other)], axis=1)
     return guided
-
-
-def add_cross_fitted_priors(
-    arm: Arm,
-    images: Dataset,
-    fold_primary: Callable[[int, Dataset], KGLForImageClassification],
-    processor: BaseImageProcessor,
-    seed: int,
-) -> Dataset:
-    """
-    Add saliency priors to each half of the images by a primary that was trained on the other half.
-
-    Args:
-        arm: its prior arguments and known masks are used.
-        images: the training images.
-        fold_primary: from the number of a fold and its training images to a trained primary.
-        processor: the image processor of the primaries.
-        seed: of the folds.
-    """
-    arguments = PriorArguments(**arm.prior_arguments)
-    parts, order = [], []
-    for fold, (rest, held_out) in enumerate(group_folds(images, 2, seed, "cross-fitting")):
-        model = fold_primary(fold, images.select(rest))
-        rows = keep_known_masks(arm, images, model.config.defect_free_label, seed).select(held_out)
-        parts.append(add_saliency_priors(rows, model, processor, args=arguments))
-        order.append(held_out)
-    return concatenate_datasets(parts).select(np.argsort(np.concatenate(order)))
-
-
-def keep_known_masks(arm: Arm, images: Dataset, defect_free: str | None, seed: int) -> Dataset:
-    """Drop all masks but those the arm knows; the defect classes take turns in an order fixed by the seed."""
-    names, labels = images.features["label"].names, images["label"][:]
-    by_class: list[list[int]] = [[] for _ in names]
-    for row in np.random.default_rng(seed).permutation(len(images)).tolist():
-        by_class[labels[row]].append(row)
-    turns = zip_longest(*(rows for name, rows in zip(names, by_class, strict=True) if name != defect_free))
-    defective = [row for turn in turns for row in turn if row is not None]
-    known = set(defective if arm.prior == "masks" else defective[: arm.known_masks])
-    masks = [mask if row in known else None for row, mask in enumerate(without_decoding(images)["mask"])]
-    return images.remove_columns("mask").add_column("mask", masks, feature=images.features["mask"])
 
 
 def shuffle_within_classes(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -11,8 +11,7 @@ where a task has no fixed test fold, it decides the test fold too. All arms star
 and first stages are frozen and cached (`--cache_dir`).
 
 Groups (near-duplicates) stay in one split. `--search` evaluates on a validation fold that no test run of any seed
-trains or tests on. The test fold is evaluated once per run, at its end; `plain, early-stopped` holds out a quarter of
-its budget to stop by.
+trains or tests on. The test fold is evaluated once per run, at its end.
 """
 
 from __future__ import annotations

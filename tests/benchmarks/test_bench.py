@@ -4,73 +4,46 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from transformers import set_seed
 
 from kgl.benchmarks.evidence import bench as bench_module
-from kgl.benchmarks.evidence.bench import RECIPE, Bench
-from kgl.benchmarks.evidence.plan import ARMS, Arm
+from kgl.benchmarks.evidence.bench import Bench
+from kgl.benchmarks.evidence.plan import ARMS, TEST_ARMS, Arm
 from kgl.benchmarks.evidence.priors import CannotShuffleError
-from kgl.benchmarks.evidence.task_data import new_model
+from kgl.training.trainer import KnowledgeGuidedTrainer
 
 
-STEPS = {"plain": 4, "plain, twice as long": 8, "blank mask": 4, "self-distillation": 8, "guided": 8,
-         "guided, true masks": 4, "guided, two rounds": 12, "guided, averaged primary": 8,
-         "guided, drop wrong": 12, "guided, short primary": 6, "plain, early-stopped": 4}  # fmt: skip
+STEPS = {"plain": 4, "plain, twice as long": 8, "blank mask": 4, "shuffled prior": 8, "guided": 8,
+         "guided, paper": 8, "guided, true masks": 4}  # fmt: skip
 
 
-def test_steps_images_and_teacher_of_each_arm(tmp_path, monkeypatch):
-    bench, trainings, evaluated, guides = Bench("smoke", 4, 0, False, False, tmp_path), [], [], []
-    train, batches, with_priors = bench._train, bench._batches, bench._with_priors
+def test_steps_and_images_of_each_arm(tmp_path, monkeypatch):
+    bench, trainings, evaluated = Bench("smoke", 4, 0, False, False, tmp_path), [], []
+    train, predict = bench._train, bench._predict
 
-    def spy(trainer_class, model, rows, arm, callbacks=None, teacher=None):
-        trainings.append((model, set(rows["index"]), teacher))
-        train(trainer_class, model, rows, arm, callbacks, teacher)
+    def spy(trainer_class, model, rows, arm):
+        trainings.append((trainer_class, rows["index"]))
+        train(trainer_class, model, rows, arm)
 
     monkeypatch.setattr(bench, "_train", spy)
-    monkeypatch.setattr(bench, "_batches", lambda rows: (evaluated.append(rows), batches(rows))[1])
-    monkeypatch.setattr(
-        bench, "_with_priors", lambda arm, primary: (guides.append(primary), with_priors(arm, primary))[1]
-    )
-    everything, last = set(bench.train_images["index"]), {}
+    monkeypatch.setattr(bench, "_predict", lambda model, rows: (evaluated.append(rows), predict(model, rows))[1])
+    assert set(STEPS) == set(TEST_ARMS)
     for name, steps in STEPS.items():
-        evaluated.clear()
         metrics = bench.run(ARMS[name])
         assert (metrics["steps"], metrics["phases"]) == (steps, steps / 4) and 0 <= metrics["ap"] <= 1
-        last[name] = trainings[-1]
-        if name == "guided, two rounds":
-            rounds, between = guides[-2:], trainings[-2][0]
-        assert name == "plain, early-stopped" or last[name][1] == everything
-    primary = last["plain"][0]
-    assert last["self-distillation"][2] is primary
-    assert rounds[0] is primary and rounds[1] is between
-    learned, stopping = last["plain, early-stopped"][1], set(evaluated[0]["index"])
-    assert not learned & stopping and learned | stopping == everything
-    assert evaluated[-1]["index"] == bench.test_images["index"]
+        trainer_class, learned = trainings[-1]
+        assert learned == bench.train_images["index"] and evaluated[-1]["index"] == bench.test_images["index"]
+        assert (trainer_class is KnowledgeGuidedTrainer) == (ARMS[name].prior is not None)
+    assert len(trainings) == len(STEPS)  # the primary is plain training, trained once
 
 
 def test_arms_of_a_seed_share_weights_images_and_batches(tmp_path):
     """Guidance of weight 0 is plain training, to the last digit."""
     bench = Bench("smoke", 4, 0, False, False, tmp_path)
-    plain, zero_weight = bench.run(ARMS["plain"]), bench.run(Arm("zero_weight"))
+    plain, without_weight = bench.run(ARMS["plain"]), bench.run(Arm("blank", {"kg_lambda": 0.0}))
     cost = {"seconds", "phases", "steps"}
-    assert plain.keys() == zero_weight.keys()
-    assert {key: plain[key] for key in plain.keys() - cost} == {key: zero_weight[key] for key in plain.keys() - cost}
-
-
-def test_detached_head_leaves_the_features_alone(tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPE, "weight_decay", 0.0)
-    monkeypatch.setitem(RECIPE, "warmup_steps", 0)
-    bench = Bench("smoke", 4, 0, False, False, tmp_path)
-    bench.task = replace(bench.task, steps=1)
-    map_loss_alone = {"kg_form": "convex", "kg_lambda": 1.0}  # in the first step
-    for detached in (True, False):
-        set_seed(0)
-        before = dict(new_model("smoke", {}).named_parameters())
-        arm = Arm("masks", map_loss_alone, detached_head=detached)
-        after = dict(bench._fit(arm, None).named_parameters())
-        moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        assert moved == ({"saliency_head"} if detached else {"saliency_head", "backbone"})
+    assert plain.keys() == without_weight.keys()
+    for key in plain.keys() - cost:
+        assert plain[key] == without_weight[key], key
 
 
 def test_search_images_are_never_tested(tmp_path):

@@ -18,18 +18,16 @@ def test_priors_of_each_arm(tmp_path):
     bench = Bench("smoke", 4, 0, False, False, tmp_path)
     names, labels = bench.train_images.features["label"].names, np.asarray(bench.train_images["label"])
     defective = np.array([names[label] != "good" for label in labels])
-    primary = bench._primary(ARMS["guided"])
 
     def priors(arm):
-        rows = bench._with_priors(ARMS[arm], primary)
+        rows = bench._with_priors(ARMS[arm])
         assert rows["index"] == bench.train_images["index"]
         return np.asarray(rows["saliency_prior"]), np.asarray(rows["prior_weight"])
 
     own, weight = priors("guided")
     assert own[defective].max(axis=(1, 2)).min() == 255 and own[~defective].max() == 0 and (weight == 1).all()
-    for name, expected in (("blank mask", 1), ("warm-up alone", 0)):
-        blank, weight = priors(name)
-        assert blank.max() == 0 and (weight == expected).all()
+    blank, weight = priors("blank mask")
+    assert blank.max() == 0 and (weight == 1).all()
     shuffled, _ = priors("shuffled prior")
     for label in set(labels[defective]):
         of_class = np.flatnonzero(labels == label)
@@ -40,11 +38,6 @@ def test_priors_of_each_arm(tmp_path):
         mask_to_grid(mask_to_array(mask, (32, 32))[None], own.shape[1:])[0] for mask in bench.train_images["mask"]
     ]
     assert np.array_equal(masks > 0, np.stack(truth)) and (weight == 1).all()
-    five, _ = priors("guided, 5 masks")
-    known = [row for row in np.flatnonzero(defective) if np.array_equal(five[row], masks[row])]
-    assert len(known) == 5 and set(labels[known]) == set(labels[defective])  # every class has some
-    one, _ = priors("guided, 1 mask")
-    assert {row for row in np.flatnonzero(defective) if np.array_equal(one[row], masks[row])} < set(known)
 
 
 def test_defect_without_mask_has_weight_zero_among_true_masks(tmp_path):
@@ -54,7 +47,7 @@ def test_defect_without_mask_has_weight_zero_among_true_masks(tmp_path):
     masks = [None if row == missing else mask for row, mask in enumerate(without_decoding(bench.train_images)["mask"])]
     feature = bench.train_images.features["mask"]
     bench.train_images = bench.train_images.remove_columns("mask").add_column("mask", masks, feature=feature)
-    weight = np.asarray(bench._with_priors(ARMS["guided, true masks"], None)["prior_weight"])
+    weight = np.asarray(bench._with_priors(ARMS["guided, true masks"])["prior_weight"])
     assert weight[missing] == 0 and weight.sum() == len(weight) - 1
 
 
@@ -73,40 +66,13 @@ def test_threshold_follows_replaced_priors(monkeypatch):
         return concatenate_datasets([rows, Dataset.from_dict(values, features=known)], axis=1)
 
     monkeypatch.setattr(priors_module, "add_saliency_priors", add)
-    monkeypatch.setattr(priors_module, "keep_known_masks", lambda arm, images, defect_free, seed: images)
-    images = Dataset.from_dict({"label": [0, 0, 1, 1], "group": ["a", "b", "c", "d"]})
+    images = Dataset.from_dict({"label": [0, 0, 1, 1], "group": ["a", "b", "c", "d"], "mask": [None] * 4})
     model = SimpleNamespace(eval=lambda: None, config=SimpleNamespace(defect_free_label=None))
-    blank = add_arm_priors(Arm("blank"), images, model, None, 0)
+    blank = add_arm_priors(Arm("blank"), images, model, None)
     assert blank["prior_threshold"][:] == [255] * 4 and np.asarray(blank["saliency_prior"]).max() == 0
-    shuffled = add_arm_priors(Arm("shuffled"), images, model, None, 0)
+    shuffled = add_arm_priors(Arm("shuffled"), images, model, None)
     assert shuffled["prior_threshold"][:] == [1, 0, 3, 2]
     assert np.asarray(shuffled["saliency_prior"])[:, 0, 0].tolist() == [2, 1, 4, 3]
-
-
-def test_cross_fitted_priors_come_from_the_other_half(tmp_path, monkeypatch):
-    bench = Bench("smoke", 4, 0, False, False, tmp_path)
-    groups = np.asarray(bench.train_images["group"])
-    learned, mapped = [], []
-
-    def primary(arm, fold, rows):
-        learned.append(set(rows["group"]))
-        return SimpleNamespace(fold=fold, config=SimpleNamespace(defect_free_label="good"))
-
-    def add(rows, model, processor, args):
-        mapped.append(set(rows["group"]))
-        assert rows["mask"][:] == [None] * len(rows)
-        known = Features(saliency_prior=Array2D((2, 2), "uint8"), prior_weight=Value("float32"))
-        values = {"saliency_prior": [np.full((2, 2), model.fold + 1)] * len(rows), "prior_weight": [1] * len(rows)}
-        return concatenate_datasets([rows, Dataset.from_dict(values, features=known)], axis=1)
-
-    monkeypatch.setattr(bench, "_primary", primary)
-    monkeypatch.setattr(priors_module, "add_saliency_priors", add)
-    rows = bench._with_priors(ARMS["guided, cross-fitted"], None)
-    assert rows["index"][:] == bench.train_images["index"][:]
-    for fold in (0, 1):
-        assert not learned[fold] & mapped[fold] and learned[fold] | mapped[fold] == set(groups)
-        of_fold = np.asarray(rows["saliency_prior"])[:, 0, 0] == fold + 1
-        assert set(groups[of_fold]) == mapped[fold]
 
 
 def test_shuffle_stays_in_the_class_and_leaves_the_group():

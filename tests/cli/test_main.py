@@ -56,7 +56,7 @@ def test_train_help_shows_about_thirty_settings(capsys):
 def test_all_settings_are_shown_but_the_refused(capsys):
     main(["train", "--help-all"])
     page = capsys.readouterr().out
-    assert "--gradient_accumulation_steps" in page and "--kg_ignore_band" in page and "--mask_column" in page
+    assert "--gradient_accumulation_steps" in page and "--kg_positive_weight" in page and "--mask_column" in page
     for refused in ("--eval_strategy", "--load_best_model_at_end", "--resume_from_checkpoint", "--do_train"):
         assert f"{refused} " not in page
 

@@ -36,7 +36,7 @@ REPORT = {
             "dataset": "imagefolder", "data_dir": "images", "data_file": None, "hub_dataset": None, "num_folds": 3,
             "fold": 0, "split_seed": 7,
         },
-        "training": {"learning_rate": 0.001, "kg_objective": ["otsu_bce", "cosine"], "seed": 42},
+        "training": {"learning_rate": 0.001, "kg_lambda": 0.3, "seed": 42},
     },
     "licenses": {
         "model_license": "apache-2.0", "data_license": "ours, not to be passed on", "backbone_license": None,
@@ -146,7 +146,7 @@ Probabilities are calibrated by a temperature of 1.50, chosen on the validation 
 | `out_features` | `stage2 stage3` |
 | `fine_tune` | `True` |
 | `image_height` | `256` |
-| `kg_objective` | `otsu_bce cosine` |
+| `kg_lambda` | `0.3` |
 | `learning_rate` | `0.001` |
 | `seed` | `42` |
 
@@ -232,12 +232,6 @@ def test_look_again_band_is_stated_where_there_is_one():
     text = card(report=report, operating_point=POINT | band)
     assert "From 0.1250 up to the threshold the answer is *look again* (by hand):\nwith these images 97.5 %" in text
     assert "| Defects found or looked at again |  | 0.975 |  |" in text
-
-
-def test_untrained_heat_map_is_not_offered():
-    text = card(has_heat_map=False, report=changed("training", kg_objective=["cosine"]))
-    assert "A heat map" in card() and "A heat map" not in text and "is the heat map" not in text
-    assert "were not trained (`--kg_objective cosine`)" in text
 
 
 def test_frozen_heads_show_no_settings_of_training():

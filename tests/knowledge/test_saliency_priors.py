@@ -112,31 +112,17 @@ def test_priors_of_every_method_are_on_the_grid_of_the_features(method):
         assert np.abs(priors[[0, 2, 3]].astype(int) - expected[[0, 2, 3]].astype(int)).max() <= 1
 
 
-def test_weightings():
-    """On a model that predicts the probabilities 0.2, 0.5 and 0.3 for every image."""
+def test_empty_map_of_defective_image_counts_zero():
     model = tiny_model()
     with torch.no_grad():
-        model.classifier.weight.mul_(1e-9)
-        model.classifier.bias.copy_(torch.tensor([0.2, 0.5, 0.3]).log())
+        model.classifier.weight[2] = 0  # an empty map of class 2
     mask = PILImage.fromarray(np.full((40, 70), 255, dtype=np.uint8))
     dataset = rows(masks=(None, None, None, mask))  # scratch, good, pit, scratch
-
-    def weights(weighting):
-        args = PriorArguments(prior_weighting=weighting)
-        return add_saliency_priors(dataset, model, PROCESSOR, args=args)["prior_weight"]
-
-    assert weights("keep_all") == [1, 1, 1, 1]
-    assert weights("drop_wrong") == [1, 1, 0, 1]  # good images and masks always count
-    assert weights("confidence") == pytest.approx([0.5, 1, 0.3, 1], abs=1e-4)
-    with torch.no_grad():
-        model.classifier.weight[2] = 0  # an empty map of class 2
-    assert weights("keep_all") == [1, 1, 0, 1]
-    with pytest.raises(InputError, match="--prior_weighting none: choose one of keep_all"):
-        PriorArguments(prior_weighting="none")
+    assert add_saliency_priors(dataset, model, PROCESSOR)["prior_weight"] == [1, 1, 0, 1]
 
 
 def test_written_priors_equal_added_ones(tmp_path):
-    args = PriorArguments("hirescam", prior_weighting="confidence")
+    args = PriorArguments("hirescam")
     model = tiny_model()
     mask = PILImage.fromarray(np.eye(40, 70, dtype=np.uint8) * 255)
     dataset = rows(masks=(mask, None, None, None))
@@ -187,7 +173,6 @@ def test_priors_of_other_models_settings_or_images_are_not_reused(tmp_path):
         {"model": tiny_model(defect_free_label="pit")},
         {"processor": ViTImageProcessorPil(size={"height": 64, "width": 64})},
         {"args": PriorArguments("gradcam")},
-        {"args": PriorArguments(prior_weighting="confidence")},
         {"dataset": rows().select([1, 0, 2, 3])},
         {"dataset": rows(masks=(PILImage.new("L", (70, 40), 255), None, None, None))},
         {"dataset": rows(names=("scratch", "good", "pit"))},
@@ -227,7 +212,6 @@ def test_priors_do_not_depend_on_the_temperature(image_folder):
     made = []
     for temperature in (1.0, 7.0):
         model.config.temperature = temperature
-        made.append(add_saliency_priors(images, model, PROCESSOR, args=PriorArguments(prior_weighting="confidence")))
+        made.append(add_saliency_priors(images, model, PROCESSOR))
         assert model.config.temperature == temperature
     assert made[0]["saliency_prior"][:] == made[1]["saliency_prior"][:]
-    assert made[0]["prior_weight"][:] == made[1]["prior_weight"][:]

@@ -13,7 +13,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.errors import InputError
 from kgl.knowledge.thresholds import add_prior_thresholds, otsu_threshold
 from kgl.training.augmentation import PairedAugmentation
-from kgl.training.collator import DefectCollator, prior_to_channels
+from kgl.training.collator import DefectCollator, prior_mask
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 64, "width": 64})
@@ -47,25 +47,19 @@ def rows(stored: np.ndarray) -> Dataset:
     return add_prior_thresholds(dataset)
 
 
-def reference_channels(prior: np.ndarray, band: float) -> np.ndarray:
-    """The targets as they were made before thresholds were stored: Otsu's threshold of the prior at every access."""
-    mask = prior > 0
-    if prior.min() < prior.max():
-        mask = prior > int(threshold_otsu(prior))
-    known = np.ones_like(mask)
-    if band > 0 and mask.any() and not mask.all():
-        middle = (float(prior[~mask].max()) + float(prior[mask].min())) / 2
-        known = np.abs(prior - middle) > band * 255
-    return np.stack([prior / np.float32(255), mask.astype(np.float32), known.astype(np.float32)])
+def reference_mask(prior: np.ndarray) -> np.ndarray:
+    """The mask as it was made before thresholds were stored: Otsu's threshold of the prior at every access."""
+    if prior.min() == prior.max():
+        return prior > 0
+    return prior > int(threshold_otsu(prior))
 
 
-@pytest.mark.parametrize("band", [0.0, 0.1, 0.4])
-def test_targets_from_stored_thresholds_are_bit_identical(band):
+def test_masks_from_stored_thresholds_are_those_of_the_prior():
     stored = priors()
     for row, prior in zip(rows(stored).remove_columns("image"), stored, strict=True):
-        channels = prior_to_channels(row, band)
-        assert channels.dtype == torch.float32
-        np.testing.assert_array_equal(channels.numpy(), reference_channels(prior, band))
+        mask = prior_mask(row)
+        assert mask.dtype == torch.float32
+        np.testing.assert_array_equal(mask.numpy(), reference_mask(prior)[None])
 
 
 def test_batch():
@@ -73,14 +67,12 @@ def test_batch():
     dataset = rows(stored)
     batch = DefectCollator(PROCESSOR)([dataset[index] for index in range(4)])
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
-        "labels": (4,), "prior_weight": (4,), "pixel_values": (4, 3, 64, 64), "saliency_prior": (4, 1, 6, 8),
-        "pseudo_mask": (4, 1, 6, 8), "known": (4, 1, 6, 8),
+        "labels": (4,), "prior_weight": (4,), "pixel_values": (4, 3, 64, 64), "prior_mask": (4, 1, 6, 8),
     }  # fmt: skip
-    assert torch.equal((batch["saliency_prior"] * 255).round()[:, 0], torch.from_numpy(stored).float())
     expected = np.stack([prior > otsu_threshold(prior) for prior in stored])
-    assert np.array_equal(batch["pseudo_mask"][:, 0].numpy(), expected)
+    assert batch["prior_mask"].dtype == torch.bool and np.array_equal(batch["prior_mask"][:, 0].numpy(), expected)
     assert not expected[3].any() and expected[0].any()
-    assert batch["known"].all() and batch["prior_weight"].tolist() == [0.5] * 4
+    assert batch["prior_weight"].tolist() == [0.5] * 4
 
 
 def test_augmented_mask_keeps_its_size():
@@ -89,7 +81,7 @@ def test_augmented_mask_keeps_its_size():
     mask[3:5, 3:6] = 255
     row = rows(mask[None])[0]
     torch.manual_seed(0)
-    augmented = DefectCollator(PROCESSOR, PairedAugmentation())([row] * 200)["pseudo_mask"]
+    augmented = DefectCollator(PROCESSOR, PairedAugmentation())([row] * 200)["prior_mask"]
     sizes = augmented.sum(dim=(1, 2, 3)).float()
     assert abs(sizes.mean() - 6) < 0.3 and sizes.max() <= 9 and sizes.std() > 0
 

@@ -132,7 +132,7 @@ def test_training_on_cached_features_equals_recomputing_them(tmp_path):
         torch.manual_seed(0)
         args = KGLTrainingArguments(
             output_dir=str(tmp_path / kind), num_train_epochs=4, per_device_train_batch_size=2, learning_rate=0.01,
-            save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, kg_ignore_band=0.1,
+            save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
         trainer = KnowledgeGuidedTrainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
         before = {name: value.clone() for name, value in model.state_dict().items()}
