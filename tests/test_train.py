@@ -21,6 +21,7 @@ from kgl.cli.train import parse
 from kgl.data.loading import load_defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation.report import comparison_table
+from kgl.modeling_kgl import KGLForImageClassification
 from kgl.train import run
 from kgl.training.model_init import build_model
 
