@@ -15,8 +15,16 @@ from tiny import make_images
 from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+import kgl.data.progress
+
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget after each test that it asked for no progress bars, as for a process that ends."""
+    monkeypatch.setitem(kgl.data.progress._state, "disabled", False)
 
 
 @pytest.fixture

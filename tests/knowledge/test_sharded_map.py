@@ -18,7 +18,6 @@ from datasets import (
     load_from_disk,
 )
 
-import kgl.data.progress
 import kgl.knowledge.sharded_map
 from kgl.data.progress import disable_progress_bars
 from kgl.data.storage import save_dataset
@@ -199,7 +198,6 @@ def test_progress_bar_on_a_terminal_only(tmp_path, monkeypatch, terminal):
 
 def test_no_progress_bar_where_they_are_disabled(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setitem(kgl.data.progress._state, "disabled", False)  # restored afterwards
     disable_progress_bars()
     run(tmp_path)
     assert not sys.stderr.getvalue()
