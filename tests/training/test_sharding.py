@@ -88,7 +88,10 @@ def test_sharded_run_resumes_and_checkpoints_gradients(tmp_path):
     """Norms of Swin's hidden states have no gradient, so none in a checkpoint's optimizer either."""
     recipe, sharded = run_whole_and_sharded(tmp_path, "swin", gradient_checkpointing=True)
     first, last = sorted((sharded / "final").glob("checkpoint-*"), key=lambda one: int(one.name.partition("-")[2]))
-    assert_close(load_file(last / "model.safetensors"), load_file(sharded / "final" / "model.safetensors"))
+    weights = [load_file(one / "model.safetensors") for one in (last, sharded / "final")]
+    for of_one in weights:
+        del of_one["feature_center"], of_one["feature_scale"]  # measured when the training is done
+    assert_close(*weights)
     resumed = tmp_path / "resumed"
     shutil.copytree(sharded, resumed)
     forget_from(resumed, int(first.name.partition("-")[2]))
