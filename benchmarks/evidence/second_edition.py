@@ -131,21 +131,28 @@ def search_table(path: Path) -> str:
 
 
 def draw_seconds(runs: pd.DataFrame, path: Path) -> None:
-    """Draw AP over the seconds that fitting takes, a panel per dataset; those of the features are not counted."""
-    of_places = [(place, of_place) for place, of_place in places(runs) if place[1] == BUDGET_SHOWN]
+    """Draw AP over the seconds that fitting takes, a panel per dataset with good images; features are not counted."""
+    runs = runs[runs["arm"] != "another image's map"]  # it takes the fitted heads of the default
+    with_good = [
+        (place, of_place)
+        for place, of_place in places(runs)
+        if place[1] == BUDGET_SHOWN and of_place["arm"].isin(GOOD_PARTS_ONLY).any()
+    ]
     figure, axes = plt.subplots(
-        1, len(of_places), figsize=(3.2 * len(of_places), 3.4), squeeze=False, layout="constrained"
+        1, len(with_good), figsize=(3.2 * len(with_good), 3.4), squeeze=False, layout="constrained", sharex=True
     )
-    for axis, ((dataset, budget), of_place) in zip(axes[0], of_places, strict=True):
+    colours = {arm: f"C{index}" for index, arm in enumerate(runs["arm"].unique())}
+    labelled = {}
+    for axis, ((dataset, budget), of_place) in zip(axes[0], with_good, strict=True):
         metric = metric_of(GOOD_PARTS_ONLY[0], of_place)
-        # The control takes the fitted heads of the default.
-        for arm, of_arm in of_place[of_place["arm"] != "another image's map"].groupby("arm", sort=False):
-            axis.plot(of_arm["seconds"].median(), of_arm[metric].mean(), "o", label=arm)
+        for arm, of_arm in of_place.groupby("arm", sort=False):
+            seconds, ap = of_arm["seconds"].median(), of_arm[metric].mean()
+            labelled[arm] = axis.plot(seconds, ap, "o", color=colours[arm])[0]
         axis.set(title=f"{dataset}, {budget} per class", xscale="log", xlabel="seconds (median)")
     axes[0][0].set_ylabel("AP, defects against good")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
