@@ -4,7 +4,7 @@ Measure the cost of guidance and of cached features, as ratios of times.
 Guidance: a phase-2 step over a plain Trainer step, and inference with the heat map over inference without. Cached
 features: a step on the cached output of two of three stages over a step that computes it again.
 
-    python benchmarks/step_cost.py [--rounds 30] [--threads 1] [--size 160 160] [--batch_size 16]
+    python benchmarks/step_cost.py [--rounds 30] [--threads 1] [--size 160 160] [--into docs/results.md]
 
 Both sides of a ratio run in one process, in turns, on the same batch; the result is the median of the rounds' ratios
 with quartiles, beside controls of one side against itself. Every round is stored in benchmarks/results.
@@ -24,6 +24,7 @@ from torch import nn
 from transformers import ResNetConfig, Trainer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
 from kgl.benchmarks.measure import BACKBONE, hardware, paired, store
 from kgl.configuration_kgl import KGLConfig
 from kgl.knowledge.thresholds import add_prior_thresholds
@@ -48,6 +49,19 @@ DEFAULT_BACKBONE = ResNetConfig(
     hidden_sizes=[64, 128, 256, 512],
     out_features=["stage2", "stage3", "stage4"],
 )
+TITLES = {
+    "guided_step": "guided step over plain step",
+    "guided_step_with_collation": "the same with collation",
+    "plain_step_control": "control: plain step over itself",
+    "cached_features_over_recomputed": "step on cached features over the same recomputed",
+    "cached_features_over_full_training": "step on cached features over training all stages",
+    "cached_features_control": "control: step on cached features over itself",
+    "inference_with_saliency": "the paper's head: inference with heat map over without",
+    "inference_with_saliency_and_class_map": "the paper's head: inference with heat map and class map over without",
+    "inference_control": "control: inference without head over itself",
+    "default_inference_with_saliency": "the default: inference with heat map over without",
+    "default_inference_control": "control: the default's inference without head over itself",
+}
 FROZEN_STAGES = 2
 VIEWS = 4
 Results = dict[str, dict[str, object]]
@@ -168,6 +182,17 @@ def measure_inference(model: KGLForImageClassification, images: torch.Tensor, ro
     }
 
 
+def cost_table(results: Results) -> str:
+    """Return a table of the ratios, in the order of `TITLES`."""
+    rows = []
+    for name, title in TITLES.items():
+        low, high = results[name]["quartiles"]
+        rows.append(
+            {"ratio": title, "median": f"{results[name]['ratio']:.3f}", "quartiles": f"{low:.3f} .. {high:.3f}"}
+        )
+    return markdown_table(rows)
+
+
 def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,6 +200,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, nargs=2, default=[160, 160], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--into", type=Path, help="a page with markers to fill")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -195,11 +221,16 @@ def main() -> None:
     of_default = measure_inference(default.to(device), images, options.rounds)
     results |= {f"default_{name}": result for name, result in of_default.items() if "class_map" not in name}
 
-    print(f"{hardware()}, {options.threads} threads, batch size {options.batch_size}, {height} x {width}")
-    for name, result in results.items():
-        low, high = result["quartiles"]
-        print(f"{name}: ratio {result['ratio']:.3f}, quartiles {low:.3f} .. {high:.3f}")
-    store(f"step_cost_{device}_{options.batch_size}x{height}x{width}", vars(options), results)
+    settings = {"rounds": options.rounds, "threads": options.threads, "size": [height, width]}
+    settings["batch_size"] = options.batch_size
+    store(f"step_cost_{device}_{options.batch_size}x{height}x{width}", settings, results)
+    block = (
+        f"{hardware()}, threads: {options.threads}, batches of {options.batch_size} x {height} x {width}, "
+        f"{options.rounds} rounds, both sides in turns in one process.\n\n{cost_table(results)}"
+    )
+    print(block)
+    if options.into is not None:
+        options.into.write_text(replace_block(options.into.read_text(), "step cost", block))
 
 
 if __name__ == "__main__":

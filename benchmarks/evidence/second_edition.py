@@ -24,6 +24,7 @@ from kgl.benchmarks.measure import RESULTS
 
 
 RUNS, SEARCH = RESULTS / "second_edition.jsonl", RESULTS / "head_search.jsonl"
+CHECK = RESULTS / "patchcore_check.jsonl"
 FOLDS = 4
 BUDGET_SHOWN = 8  # in the figure
 DEFAULT = "default"
@@ -130,6 +131,18 @@ def search_table(path: Path) -> str:
     return markdown_table(rows)
 
 
+def check_table(path: Path) -> str:
+    """Return a table of the AP of the bench's PatchCore and of anomalib's, on the same maps."""
+    lines = pd.DataFrame(read_lines(path))
+    rows = [
+        {"PatchCore": title}
+        | {f"seed {line['seed']}": f"{line[column]:.3f}" for _, line in lines.iterrows()}
+        | {"mean": f"{lines[column].mean():.3f}"}
+        for title, column in (("of the bench", "ap"), ("anomalib's", "ap_of_anomalib"))
+    ]
+    return markdown_table(rows)
+
+
 def draw_seconds(runs: pd.DataFrame, path: Path) -> None:
     """Draw AP over the seconds that fitting takes, a panel per dataset with good images; features are not counted."""
     runs = runs[runs["arm"] != "another image's map"]  # it takes the fitted heads of the default
@@ -173,6 +186,8 @@ def main() -> None:
     }
     if SEARCH.exists():
         blocks["head search"] = search_table(SEARCH)
+    if CHECK.exists():
+        blocks["patchcore check"] = check_table(CHECK)
     if options.figure is not None:
         draw_seconds(runs, options.figure)
     if options.into is None:

@@ -102,6 +102,13 @@ def test_tables_of_the_second_edition(tmp_path):
     summary = second_edition.summary_table(read_runs(runs)).splitlines()
     assert summary[2] == "| frozen regression | **+0.115 (+0.094 .. +0.136)** |  | 1 / 0 / 0 |"
     assert summary[3].startswith("| patchcore | **+0.215 ")
+    check = tmp_path / "check.jsonl"
+    check.write_text(
+        '{"seed": 0, "ap": 0.5, "ap_of_anomalib": 0.25}\n{"seed": 1, "ap": 0.75, "ap_of_anomalib": 0.5}\n'
+    )
+    assert second_edition.check_table(check).splitlines()[2:] == [
+        "| of the bench | 0.500 | 0.750 | 0.625 |", "| anomalib's | 0.250 | 0.500 | 0.375 |"
+    ]  # fmt: skip
     assert "0.400" in second_edition.maps_table(read_runs(runs))
     second_edition.draw_seconds(read_runs(runs), tmp_path / "seconds.png")
     assert (tmp_path / "seconds.png").stat().st_size > 1000
