@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -85,14 +86,31 @@ class KGLStageFusion(nn.Module):
         super().__init__()
         self.projections = nn.ModuleList(nn.Conv2d(channels, out_channels, kernel_size=1) for channels in in_channels)
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Fuse maps `(B, C_i, h_i, w_i)`, finest first, into one `(B, C, h_0, w_0)`."""
-        fused = self.projections[0](feature_maps[0])
-        for projection, feature_map in zip(self.projections[1:], feature_maps[1:], strict=True):
-            coarse = projection(feature_map)
-            fused = fused + nn.functional.interpolate(
-                coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False
-            )
+    def forward(
+        self,
+        feature_maps: tuple[torch.Tensor, ...],
+        smooth: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """
+        Fuse maps `(B, C_i, h_i, w_i)`, finest first, into one `(B, C, h_0, w_0)`.
+
+        Args:
+            feature_maps: one per stage.
+            smooth: linear function of a projected map without its bias, at the map's own resolution.
+        """
+        fused = None
+        for projection, feature_map in zip(self.projections, feature_maps, strict=True):
+            if smooth is None:
+                projected = projection(feature_map)
+            else:
+                without_bias = nn.functional.conv2d(feature_map, projection.weight)
+                projected = smooth(without_bias) + projection.bias[:, None, None]
+            if fused is None:
+                fused = projected
+            else:
+                fused = fused + nn.functional.interpolate(
+                    projected, size=fused.shape[-2:], mode="bilinear", align_corners=False
+                )
         return fused
 
 
@@ -113,8 +131,12 @@ class KGLCellHead(nn.Module):
         self.output = nn.Conv2d(cell_size + 1, 1, kernel_size=1)
 
     def cells(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return the cells `(B, D, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first."""
-        return self.fusion(tuple(average_neighbours(one) for one in feature_maps))
+        """
+        Return the cells `(B, D, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`, finest first.
+
+        Averages are taken of the projected channels, which are fewer; both steps are linear.
+        """
+        return self.fusion(feature_maps, average_neighbours)
 
     def distances(self, cells: torch.Tensor) -> torch.Tensor:
         """Return the distance of cells `(B, D, h, w)` from the nearest stored one, `(B, 1, h, w)`."""
@@ -342,7 +364,9 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 def average_neighbours(feature_map: torch.Tensor) -> torch.Tensor:
     """Return each cell of a map `(B, C, h, w)` averaged with its eight neighbours, which count as 0 outside."""
-    return nn.functional.avg_pool2d(feature_map, 3, stride=1, padding=1)
+    channels = feature_map.shape[1]
+    kernel = feature_map.new_full((channels, 1, 3, 3), 1 / 9)
+    return nn.functional.conv2d(feature_map, kernel, padding=1, groups=channels)  # faster than avg_pool2d on a CPU
 
 
 def average_features(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
