@@ -11,6 +11,7 @@ from ..errors import InputError, check_choices, expand_home
 
 
 DEFAULT_BACKBONE = "microsoft/resnet-18"
+KGL_TINY = "kgl-tiny"  # the backbone that comes with kgl
 DEFAULT_STEPS = 500  # per phase; the length that the evidence was measured at
 HEADS = ("stages", "avg_max")
 SCHEDULES = ("linear", "cosine", "constant", "delayed")
@@ -77,7 +78,8 @@ class ModelArguments:
     backbone: str | None = field(
         default=None,
         metadata={
-            "help": f"Pretrained backbone: a folder, a Hub id, or timm/NAME ({DEFAULT_BACKBONE} by default).",
+            "help": f"Pretrained backbone: a folder, a Hub id, timm/NAME, or {KGL_TINY}, a small one that comes with kgl "
+            f"and needs no network ({DEFAULT_BACKBONE} by default).",
         },
     )
     backbone_config: dict | str | None = field(
@@ -88,7 +90,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Backbone stages to use, finest first (stage2 stage3); by default the last three of a pretrained "
-            "backbone of four (--head avg_max: stage3 of a ResNet), and the last stage of any other."
+            "backbone of three or four (--head avg_max: stage3 of a ResNet), and the last stage of any other."
         },
     )
     head: str | None = field(
@@ -373,6 +375,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "FORMS",
     "HEADS",
+    "KGL_TINY",
     "LOOK_AGAIN_HELP",
     "MAP_OBJECTIVES",
     "OBJECTIVES",
