@@ -64,13 +64,13 @@ def generate_surface(label: str, size: int, seed: int) -> Surface:
     alpha = np.zeros((size, size))
     if label == "scratch":
         alpha = _scratch(size, generator)
-        surface += alpha * generator.choice([-1, 1]) * generator.uniform(1.6, 2.8)
+        surface += alpha * generator.choice([-1, 1]) * generator.uniform(2.0, 2.8)
     elif label == "pit":
         alpha = _pits(size, generator)
-        surface -= alpha * generator.uniform(2.0, 3.2)
+        surface -= alpha * generator.uniform(2.4, 3.2)
     elif label == "stain":
         alpha = _stain(size, generator)
-        surface -= alpha * generator.uniform(0.9, 1.6)
+        surface -= alpha * generator.uniform(1.2, 1.6)
     image = generator.uniform(105, 150) + generator.uniform(14, 22) * surface
     image += generator.normal(0, 2.0, surface.shape)
     return Surface(np.clip(image, 0, 255).round().astype(np.uint8), label, alpha > 0.4)
@@ -86,9 +86,10 @@ def _texture(name: str, size: int, generator: np.random.Generator) -> np.ndarray
         period = generator.uniform(5, 9)
         rows, columns = np.mgrid[:size, :size] + _smooth(generator.normal(size=(2, size, size)), (0, 4, 4)) * 6
         texture = np.sin(2 * np.pi * rows / period) * np.sin(2 * np.pi * columns / period)
-        texture = texture + _smooth(noise, 1) * 1.5
+        texture = texture + _smooth(noise, 1)
     else:
-        texture = _smooth(noise, 1) * 1.2 + _smooth(generator.normal(size=(size, size)), 4) * 5
+        # Mottled more finely than the smallest stain: among mottles of its own size nobody sees one.
+        texture = _smooth(noise, 1) * 1.2 + _smooth(generator.normal(size=(size, size)), 2) * 2.5
     return (texture - texture.mean()) / texture.std()
 
 

@@ -18,12 +18,12 @@ def draw_shape(kind: str, size: int, generator: np.random.Generator) -> np.ndarr
     return np.clip(shape / max(shape.max(), 1e-6), 0, 1).astype(np.float32)
 
 
-def _walk(size: int, length: float, wobble: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return points of a walk near the middle, half a pixel apart, `(n, 2)`, and its direction at each, `(n,)`."""
+def _walk(size: int, length: float, wobble: float, generator: np.random.Generator) -> np.ndarray:
+    """Return points of a walk near the middle, half a pixel apart, `(n, 2)`."""
     steps = int(2 * length)
     angles = generator.uniform(0, 2 * np.pi) + np.cumsum(generator.normal(0, wobble, steps))
     points = np.cumsum(np.stack([np.sin(angles), np.cos(angles)], axis=1) / 2, axis=0)
-    return points - points.mean(axis=0) + size / 2, angles
+    return points - points.mean(axis=0) + size / 2
 
 
 def _stroke(points: np.ndarray, size: int, width: float) -> np.ndarray:
@@ -36,16 +36,16 @@ def _stroke(points: np.ndarray, size: int, width: float) -> np.ndarray:
 
 
 def _line(size: int, generator: np.random.Generator) -> np.ndarray:
-    points, _ = _walk(size, size * generator.uniform(0.1, 0.8), generator.uniform(0, 0.04), generator)
+    points = _walk(size, size * generator.uniform(0.1, 0.8), generator.uniform(0, 0.04), generator)
     return _stroke(points, size, generator.uniform(1, 3))
 
 
 def _crack(size: int, generator: np.random.Generator) -> np.ndarray:
-    points, angles = _walk(size, size * generator.uniform(0.15, 0.7), generator.uniform(0.2, 0.4), generator)
+    points = _walk(size, size * generator.uniform(0.15, 0.7), generator.uniform(0.2, 0.4), generator)
     parts = [points]
     for _ in range(generator.integers(0, 3)):
         start = generator.integers(len(points))
-        branch, _ = _walk(size, size * generator.uniform(0.05, 0.25), 0.3, generator)
+        branch = _walk(size, size * generator.uniform(0.05, 0.25), 0.3, generator)
         parts.append(branch - branch[0] + points[start])
     return _stroke(np.concatenate(parts), size, generator.uniform(1, 2.5))
 
@@ -113,7 +113,8 @@ def fill(
     """
     count = (len(images), 1, 1, 1)
     sign = torch.randint(0, 2, count, generator=generator) * 2.0 - 1
-    shift = sign * (1.0 + 3.0 * torch.rand(count, generator=generator))
+    shift = sign * (1.0 + 2.5 * torch.rand(count, generator=generator))
+    shift = torch.where(torch.isin(kinds, torch.tensor(_AREAS))[:, None, None, None], shift, shift + 0.5 * sign)
     shifted = images + shift
     flat = images * (0.5 * torch.rand(count, generator=generator)) + 0.5 * shift
     blurred = F.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False) + 0.3 * shift

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from transformers import ResNetBackbone, ResNetConfig
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.knowledge.cells import raw_cells
 from kgl.pretraining.anomalies import KINDS, draw_shape, fill
 from kgl.pretraining.textures import draw_texture, texture_classes
 
@@ -51,12 +53,12 @@ class Recipe:
         seed: of everything.
     """
 
-    classes: int = 192
+    classes: int = 200
     images_per_class: int = 24
     shapes_per_kind: int = 400
     drawn_size: int = 144
     size: int = 64
-    steps: int = 3000
+    steps: int = 5000
     batch_size: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
@@ -67,7 +69,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images `(B, 3, H, W)`, their textures `(B,)`, and each pixel's kind of anomaly, from 1, `(B, H, W)`."""
+    """Normalised images `(B, 3, H, W)`, their textures `(B,)`, and the kind of anomaly of pixels `(B, H, W)`, or 0."""
 
     pixel_values: torch.Tensor
     textures: torch.Tensor
@@ -92,7 +94,9 @@ class TrainingImages:
             for _ in range(recipe.images_per_class)
         ]
         self.images = torch.from_numpy(np.stack(drawn)).half()[:, None]
-        shapes = [draw_shape(kind, recipe.drawn_size, numbers) for kind in KINDS for _ in range(recipe.shapes_per_kind)]
+        shapes = [
+            draw_shape(kind, recipe.drawn_size, numbers) for kind in KINDS for _ in range(recipe.shapes_per_kind)
+        ]
         self.shapes = torch.from_numpy(np.stack(shapes)).half()[:, None]
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
@@ -103,6 +107,9 @@ class TrainingImages:
         images = self._views(self.images[chosen], 0.7, 1.4, middle=0.5)
         images = images / images.std(dim=(2, 3), keepdim=True).clamp(min=0.3)
         others = images.roll(1, 0)
+        # Half of the images have a weaker texture over theirs.
+        over = (0.7 * self._uniform(count) * (self._uniform(count) < 0.5))[:, None, None, None]
+        images = (1 - over**2).sqrt() * images + over * images.roll(2, 0)
         target = torch.zeros(count, 1, recipe.size, recipe.size, dtype=torch.long)
         for _ in range(recipe.anomalies):
             drawn = torch.randint(0, len(self.shapes), (count,), generator=self.generator)
@@ -156,13 +163,32 @@ class PretrainingModel(nn.Module):
         self.backbone = ResNetBackbone(BACKBONE)
         self.texture = nn.Linear(self.backbone.channels[-1], classes)
         self.anomaly = nn.ModuleList(nn.Conv2d(channels, 1 + len(KINDS), 1) for channels in self.backbone.channels)
+        self.distance = nn.Parameter(torch.tensor([2.0, -4.0]))
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the loss of each task, `texture` and the mean of all stages' `anomaly`."""
         maps = self.backbone(batch.pixel_values.to(memory_format=torch.channels_last)).feature_maps
         texture = F.cross_entropy(self.texture(maps[-1].mean(dim=(2, 3))).float(), batch.textures)
         anomaly = [self._anomaly_loss(head(one).float(), batch) for head, one in zip(self.anomaly, maps, strict=True)]
-        return {"texture": texture, "anomaly": torch.stack(anomaly).mean()}
+        distance = self._distance_loss(maps, batch)
+        return {"texture": texture, "anomaly": torch.stack(anomaly).mean(), "distance": distance}
+
+    def _distance_loss(self, maps: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
+        """
+        Return the cross-entropy of "this cell is an anomaly" by its distance from the mean good cell of its image.
+
+        Cells are those of `KGLCellHead`: of the two finest stages, averaged over 3 x 3. So the features learn to be
+        alike wherever a texture is itself, which is what a saliency head of good cells needs.
+        """
+        cells = raw_cells([one.float() for one in maps[:2]])
+        touched = F.adaptive_max_pool2d((batch.kinds > 0)[:, None].float(), cells.shape[-2:])
+        good = 1 - touched
+        means = (cells * good).sum(dim=(2, 3), keepdim=True) / good.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+        squares = (cells - means) ** 2
+        spread = (squares * good).sum(dim=(0, 2, 3), keepdim=True) / good.sum() + 1e-3
+        distances = (squares / spread).mean(dim=1, keepdim=True).clamp(min=1e-6).sqrt()
+        logits = self.distance[0] * distances + self.distance[1]
+        return F.binary_cross_entropy_with_logits(logits, touched, pos_weight=torch.tensor(3.0))
 
     @staticmethod
     def _anomaly_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -185,7 +211,7 @@ def pretrain(recipe: Recipe) -> tuple[ResNetBackbone, list[dict[str, float]]]:
         with torch.autocast("cpu", torch.bfloat16):
             losses = model.losses(images.batch())
         optimizer.zero_grad()
-        (0.2 * losses["texture"] + 2 * losses["anomaly"]).backward()
+        (0.2 * losses["texture"] + losses["anomaly"] + losses["distance"]).backward()
         optimizer.step()
         schedule.step()
         recent.append({name: loss.item() for name, loss in losses.items()})
@@ -197,7 +223,9 @@ def pretrain(recipe: Recipe) -> tuple[ResNetBackbone, list[dict[str, float]]]:
     return model.backbone.eval(), history
 
 
-def save(backbone: ResNetBackbone, recipe: Recipe, history: list[dict[str, float]], seconds: float, folder: Path) -> None:
+def save(
+    backbone: ResNetBackbone, recipe: Recipe, history: list[dict[str, float]], seconds: float, folder: Path
+) -> None:
     """Write weights, configuration, image normalisation, and how they were made, into a folder."""
     backbone.to(memory_format=torch.contiguous_format).save_pretrained(folder)
     size = {"height": recipe.size, "width": recipe.size}

@@ -78,8 +78,8 @@ class ModelArguments:
     backbone: str | None = field(
         default=None,
         metadata={
-            "help": f"Pretrained backbone: a folder, a Hub id, timm/NAME, or {KGL_TINY}, a small one that comes with kgl "
-            f"and needs no network ({DEFAULT_BACKBONE} by default).",
+            "help": f"Pretrained backbone: a folder, a Hub id, timm/NAME, or {KGL_TINY}, a small one that comes with "
+            f"kgl and needs no connection ({DEFAULT_BACKBONE} by default).",
         },
     )
     backbone_config: dict | str | None = field(

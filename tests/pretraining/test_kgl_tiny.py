@@ -10,7 +10,7 @@ from transformers import AutoConfig, ResNetBackbone
 
 import kgl
 from kgl.pretraining.anomalies import KINDS, draw_shape, fill
-from kgl.pretraining.kgl_tiny import BACKBONE, PretrainingModel, Recipe, TrainingImages, pretrain, save
+from kgl.pretraining.kgl_tiny import BACKBONE, STD, PretrainingModel, Recipe, TrainingImages, pretrain, save
 from kgl.pretraining.textures import FAMILIES, draw_texture, texture_classes
 from kgl.training.arguments import KGL_TINY, ModelArguments
 from kgl.training.model_init import build_model, locate_backbone, make_image_processor, resolve_out_features
@@ -61,9 +61,9 @@ def test_a_few_steps_lower_the_loss_and_repeat(tmp_path):
 def test_targets_mark_the_anomalies_of_each_image():
     batch = TrainingImages(SMALL).batch()
     assert batch.pixel_values.shape == (4, 3, 32, 32) and batch.kinds.shape == (4, 32, 32)
-    assert batch.kinds.max() > 0 and batch.kinds.max() <= len(KINDS)
+    assert 0 < batch.kinds.max() <= len(KINDS)
     losses = PretrainingModel(SMALL.classes).losses(batch)
-    assert set(losses) == {"texture", "anomaly"} and all(loss.isfinite() for loss in losses.values())
+    assert set(losses) == {"texture", "anomaly", "distance"} and all(loss.isfinite() for loss in losses.values())
 
 
 def test_pretraining_knows_nothing_of_the_demos_surfaces():
@@ -85,7 +85,7 @@ def test_shipped_backbone_is_small_and_loads_without_a_network(monkeypatch):
     weights = ResNetBackbone.from_pretrained(folder).state_dict()
     loaded = model.backbone.state_dict()
     assert all(torch.equal(weight, weights[name]) for name, weight in loaded.items()) and len(loaded) > 20
-    assert make_image_processor(given).image_std == [0.2] * 3
+    assert make_image_processor(given).image_std == (STD,) * 3
 
 
 def test_other_backbones_are_loaded_from_where_they_are_named():
