@@ -1,5 +1,5 @@
 """
-Pretrain `kgl-tiny`, the backbone that the repository ships, on generated textures: half an hour on one CPU core.
+Pretrain `kgl-tiny`, the backbone that the repository ships, on generated textures: a quarter of an hour of one CPU core.
 
     OMP_NUM_THREADS=1 python pretraining/kgl_tiny.py --output backbones/kgl-tiny
 
