@@ -1,10 +1,10 @@
 """
-Pretrain `kgl-tiny`, the backbone that the repository ships, on generated textures: a quarter of an hour of one CPU core.
+Pretrain `kgl-tiny`, the backbone that comes with kgl, on generated textures: a quarter of an hour of one CPU core.
 
     OMP_NUM_THREADS=1 python pretraining/kgl_tiny.py --output backbones/kgl-tiny
 
-Two tasks are learned together. Which of some hundred textures is it, from the last stage; and where is it not itself,
-from every cell of every stage. No image of any dataset is used, nor a surface of `kgl.data.synthetic`.
+Three tasks are learned together: which texture it is, from the last stage; where it is not itself, from every cell of
+every stage; and the same from the distance of a cell from the image's other cells. No image of any dataset is used, nor a surface of `kgl.data.synthetic`.
 """
 
 from __future__ import annotations
