@@ -4,7 +4,7 @@ Pretrain `kgl-tiny`, the backbone that comes with kgl, on generated textures: a 
     OMP_NUM_THREADS=1 python pretraining/kgl_tiny.py --output backbones/kgl-tiny
 
 Three tasks are learned together: which texture it is, from the last stage; where it is not itself, from every cell of
-every stage; and the same from the distance of a cell from the other cells of its image. No image of any dataset is used,
+every stage; and the same from the distance of a cell from the others of its image. No image of any dataset is used,
 nor a surface of `kgl.data.synthetic`.
 """
 
