@@ -29,7 +29,8 @@ class LabelledArguments:
     backbone: str | None = field(
         default=None,
         metadata={
-            "help": "Pretrained backbone: a folder, a Hub id, or timm/NAME; by default the run's, or ResNet-18."
+            "help": "Pretrained backbone: a folder, a Hub id, timm/NAME or kgl-tiny; by default the run's, or "
+            "ResNet-18."
         },
     )
     image_height: int | None = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,13 +64,13 @@ def generate_surface(label: str, size: int, seed: int) -> Surface:
     alpha = np.zeros((size, size))
     if label == "scratch":
         alpha = _scratch(size, generator)
-        surface += alpha * generator.choice([-1, 1]) * generator.uniform(1.6, 2.8)
+        surface += alpha * generator.choice([-1, 1]) * generator.uniform(2.0, 2.8)
     elif label == "pit":
         alpha = _pits(size, generator)
-        surface -= alpha * generator.uniform(2.0, 3.2)
+        surface -= alpha * generator.uniform(2.4, 3.2)
     elif label == "stain":
         alpha = _stain(size, generator)
-        surface -= alpha * generator.uniform(0.9, 1.6)
+        surface -= alpha * generator.uniform(1.2, 1.6)
     image = generator.uniform(105, 150) + generator.uniform(14, 22) * surface
     image += generator.normal(0, 2.0, surface.shape)
     return Surface(np.clip(image, 0, 255).round().astype(np.uint8), label, alpha > 0.4)
@@ -80,15 +81,21 @@ def _texture(name: str, size: int, generator: np.random.Generator) -> np.ndarray
     noise = generator.normal(size=(size, size))
     if name == "brushed":
         sigma = [generator.uniform(0.4, 0.8), generator.uniform(8, 16)]
-        texture = gaussian(noise, sigma=sigma if generator.random() < 0.5 else sigma[::-1], mode="wrap")
+        texture = _smooth(noise, sigma if generator.random() < 0.5 else sigma[::-1])
     elif name == "woven":
         period = generator.uniform(5, 9)
-        rows, columns = np.mgrid[:size, :size] + gaussian(generator.normal(size=(2, size, size)), sigma=(0, 4, 4)) * 6
+        rows, columns = np.mgrid[:size, :size] + _smooth(generator.normal(size=(2, size, size)), (0, 4, 4)) * 6
         texture = np.sin(2 * np.pi * rows / period) * np.sin(2 * np.pi * columns / period)
-        texture = texture + gaussian(noise, sigma=1) * 1.5
+        texture = texture + _smooth(noise, 1)
     else:
-        texture = gaussian(noise, sigma=1) * 1.2 + gaussian(generator.normal(size=(size, size)), sigma=4) * 5
+        # Mottled more finely than the smallest stain: among mottles of its own size nobody sees one.
+        texture = _smooth(noise, 1) * 1.2 + _smooth(generator.normal(size=(size, size)), 2) * 2.5
     return (texture - texture.mean()) / texture.std()
+
+
+def _smooth(noise: np.ndarray, sigma: float | Sequence[float]) -> np.ndarray:
+    """Return noise smoothed around the edges: mirrored there, it would vary more than elsewhere."""
+    return gaussian(noise, sigma=sigma, mode="wrap")
 
 
 def _shading(size: int, generator: np.random.Generator) -> np.ndarray:
@@ -127,7 +134,7 @@ def _stain(size: int, generator: np.random.Generator) -> np.ndarray:
     middle, radius = generator.uniform(0.25, 0.75, 2) * size, size * generator.uniform(0.1, 0.18)
     rows, columns = np.mgrid[:size, :size]
     distance = np.hypot(rows - middle[0], columns - middle[1]) / radius
-    ragged = distance + gaussian(generator.normal(size=(size, size)), sigma=size / 16) * 6
+    ragged = distance + _smooth(generator.normal(size=(size, size)), size / 16) * 6
     return gaussian((ragged < 1).astype(float), sigma=1.0)
 
 

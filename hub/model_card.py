@@ -16,6 +16,7 @@ from ..data.storage import write_text
 from ..errors import InputError
 from ..evaluation.metrics import METRIC_TITLES
 from ..evaluation.report import data_name, results_rows
+from ..training.arguments import KGL_TINY
 
 
 _TEMPLATE = Path(__file__).parents[1] / "hub_card.md"
@@ -191,6 +192,8 @@ def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo:
 def _named_licenses(licenses: dict[str, str | None], settings: dict[str, Any]) -> dict[str, str]:
     stated = {name: license or "not stated" for name, license in licenses.items()}
     named = {"This classifier": stated["model_license"], "The training images": stated["data_license"]}
+    if settings["backbone"] == KGL_TINY:
+        stated["backbone_license"] = "apache-2.0"
     if settings["backbone"] is not None:
         named[f"The pretrained backbone ({settings['backbone']})"] = stated["backbone_license"]
     return named

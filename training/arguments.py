@@ -10,6 +10,7 @@ from ..errors import InputError, check_choices, expand_home
 
 
 DEFAULT_BACKBONE = "microsoft/resnet-18"
+KGL_TINY = "kgl-tiny"  # the backbone that comes with kgl
 DEFAULT_STEPS = 500  # per phase; the length that the evidence was measured at
 HEADS = ("stages", "avg_max")
 FORMS = ("additive", "convex")
@@ -67,7 +68,8 @@ class ModelArguments:
     backbone: str | None = field(
         default=None,
         metadata={
-            "help": f"Pretrained backbone: a folder, a Hub id, or timm/NAME ({DEFAULT_BACKBONE} by default).",
+            "help": f"Pretrained backbone: a folder, a Hub id, timm/NAME, or {KGL_TINY}, a small one that comes with "
+            f"kgl and needs no connection ({DEFAULT_BACKBONE} by default).",
         },
     )
     backbone_config: dict | str | None = field(
@@ -78,7 +80,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Backbone stages to use, finest first (stage2 stage3); by default the last three of a pretrained "
-            "backbone of four (--head avg_max: stage3 of a ResNet), and the last stage of any other."
+            "backbone of three or four (--head avg_max: stage3 of a ResNet), and the last stage of any other."
         },
     )
     head: str | None = field(
@@ -312,6 +314,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "FORMS",
     "HEADS",
+    "KGL_TINY",
     "LOOK_AGAIN_HELP",
     "TWO_RULES",
     "GuidanceArguments",

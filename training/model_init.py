@@ -20,10 +20,11 @@ from ..errors import InputError
 from ..knowledge.arguments import PriorArguments
 from ..knowledge.saliency_priors import check_saliency_method
 from ..modeling_kgl import KGLForImageClassification
-from .arguments import ModelArguments, check_path_or_repo
+from .arguments import KGL_TINY, ModelArguments, check_path_or_repo
 from .feature_cache import check_freezable, max_freezable_stages
 
 
+_SHIPPED = Path(__file__).parents[1] / "backbones"
 # Raised by transformers for a backbone that it cannot find, read or build.
 _UNUSABLE = (ImportError, OSError, SafetensorError, StrictDataclassError, TypeError, UnpicklingError, ValueError)
 
@@ -54,7 +55,7 @@ def build_model(
     try:
         if model_args.backbone is not None:
             return KGLForImageClassification.from_backbone(
-                model_args.backbone, out_features=model_args.out_features, **config
+                locate_backbone(model_args.backbone), out_features=model_args.out_features, **config
             )
         backbone_config = model_args.backbone_config
         if isinstance(backbone_config, str):
@@ -97,6 +98,11 @@ def check_model(
     check_saliency_method(noise, model, prior_args)
 
 
+def locate_backbone(backbone: str) -> str:
+    """Return where a backbone is loaded from: the folder of the one that comes with kgl, any other as it is named."""
+    return str(_SHIPPED / KGL_TINY) if backbone == KGL_TINY else backbone
+
+
 def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
     """
     Return the stages to use: as given, else those of the measured recipes for pretrained backbones, else None.
@@ -108,7 +114,7 @@ def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
         return model_args.out_features
     check_path_or_repo("--backbone", model_args.backbone)
     try:
-        config, _ = PreTrainedConfig.get_config_dict(model_args.backbone)
+        config, _ = PreTrainedConfig.get_config_dict(locate_backbone(model_args.backbone))
     except OSError as error:
         raise InputError(
             f"--backbone {model_args.backbone}: it cannot be read. Give a folder with a pretrained backbone, or a "
@@ -116,7 +122,7 @@ def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
         ) from error
     names = AutoConfig.for_model(**config).to_dict().get("stage_names") or []
     if model_args.head == "stages":
-        return names[-3:] if len(names) == 5 else None  # the stem and four stages
+        return names[-3:] if len(names) in (4, 5) else None  # the stem and three or four stages
     return ["stage3"] if config.get("model_type") == "resnet" else None
 
 
@@ -152,7 +158,7 @@ def make_image_processor(model_args: ModelArguments) -> BaseImageProcessor:
     elif model_args.backbone is not None:
         try:
             # Only the numbers: AutoImageProcessor needs torchvision in older versions of transformers.
-            own, _ = BaseImageProcessor.get_image_processor_dict(model_args.backbone)
+            own, _ = BaseImageProcessor.get_image_processor_dict(locate_backbone(model_args.backbone))
             mean, std = own["image_mean"], own["image_std"]
         except (KeyError, OSError, TypeError) as error:
             raise InputError(
@@ -198,6 +204,7 @@ __all__ = [
     "build_model",
     "check_model",
     "load_classifier",
+    "locate_backbone",
     "make_image_processor",
     "resolve_freeze_stages",
     "resolve_out_features",

@@ -7,7 +7,7 @@ from tiny import count_labels
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import read_defect_dataset
 from kgl.data.masks import mask_to_array
-from kgl.data.synthetic import CLASSES, generate_surface
+from kgl.data.synthetic import CLASSES, TEXTURES, _texture, generate_surface
 
 
 @pytest.mark.parametrize("label", CLASSES)
@@ -19,6 +19,14 @@ def test_surfaces_are_reproducible_and_masks_exact(label):
         assert surface.mask.any() == (label != "good")
         assert surface.mask.mean() < 0.3
     assert not np.array_equal(generate_surface(label, 64, 0).image, generate_surface(label, 64, 1).image)
+
+
+@pytest.mark.parametrize("name", TEXTURES)
+def test_borders_of_textures_vary_no_more_than_their_middles(name):
+    """A border that differs is what a heat map would show on good surfaces."""
+    textures = np.stack([_texture(name, 32, np.random.default_rng(seed)) for seed in range(300)])
+    spread = textures.std(axis=0)
+    assert spread[[0, 0, -1, -1], [0, -1, 0, -1]].mean() < 1.1 * spread[8:-8, 8:-8].mean()
 
 
 def test_surfaces_as_a_dataset():

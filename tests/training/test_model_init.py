@@ -21,7 +21,8 @@ def test_stages_of_each_head_by_default(tmp_path):
     paper = {"head": "avg_max", "fine_tune": True}
     assert resolved("resnet", **paper) == resolved("four_stages", **paper) == ["stage3"]
     assert resolved("convnextv2", **paper) is None
-    assert resolved("four_stages") == ["stage2", "stage3", "stage4"] and resolved("resnet") is None
+    assert resolved("four_stages") == ["stage2", "stage3", "stage4"]
+    assert resolved("resnet") == ["stage1", "stage2", "stage3"]
     given = ModelArguments(backbone=str(tmp_path / "resnet"), out_features=["stage2"])
     assert resolve_out_features(given) == ["stage2"]
     assert resolve_out_features(ModelArguments(backbone_config={"model_type": "resnet"})) is None
