@@ -155,7 +155,7 @@ def test_frozen_stages_keep_their_weights(tmp_path, monkeypatch):
         assert changed and all("stages.1" in name or "backbone" not in name for name in changed)
     assert not (tmp_path / "out" / "cache").exists()
     with pytest.raises(
-        InputError, match=r"--freeze_stages 2: it must lie in 0\.\.1: 0 freezes nothing, and stage2 must"
+        InputError, match=r"--freeze_stages 2: it must lie in 0\.\.1: 0 freezes nothing, stage2 is trained"
     ):
         run(parse([recipe, "--freeze_stages", "2", "--output_dir", str(tmp_path / "other")]))
 

@@ -31,11 +31,15 @@ _STEMS = {"resnet": "embedder", "convnext": "embeddings", "convnextv2": "embeddi
 
 
 def max_freezable_stages(model: KGLForImageClassification) -> int:
-    """Return how many stages can be frozen: those below the first output, 0 for backbones without separable stages."""
+    """
+    Return how many stages can be frozen, 0 for backbones without separable stages.
+
+    Those up to the first output, whose map is then the cached one, and below the last, which is trained.
+    """
     if model.config.backbone_config.model_type not in _STEMS:
         return 0
-    stages = model.backbone.stage_names
-    return max(0, min(stages.index(name) for name in model.backbone.out_features) - 1)
+    outputs = [model.backbone.stage_names.index(name) for name in model.backbone.out_features]
+    return max(0, min(min(outputs), max(outputs) - 1))
 
 
 def check_freezable(model: KGLForImageClassification, stages: int) -> None:
@@ -43,19 +47,20 @@ def check_freezable(model: KGLForImageClassification, stages: int) -> None:
     Check that the stem and the first `stages` stages of the backbone can be frozen.
 
     Raises:
-        InputError: the backbone's type is not supported, it has fewer stages, or one of them is an output.
+        InputError: the backbone's type is not supported, it has fewer stages, or one of them must be trained.
     """
-    kind, used = model.config.backbone_config.model_type, ", ".join(model.backbone.out_features)
+    kind, outputs = model.config.backbone_config.model_type, model.backbone.out_features
     if kind not in _STEMS:
         raise InputError(
             f"--freeze_stages: a {kind} backbone cannot be frozen in part, only {', '.join(_STEMS)}; use 0."
         )
     most = max_freezable_stages(model)
     if most < 1:
-        raise InputError(f"--freeze_stages {stages}: there is no stage below {used}, which is trained; use 0.")
+        raise InputError(f"--freeze_stages {stages}: there is no stage below {outputs[-1]}, which is trained; use 0.")
     if not 1 <= stages <= most:
         raise InputError(
-            f"--freeze_stages {stages}: it must lie in 0..{most}: 0 freezes nothing, and {used} must be trained."
+            f"--freeze_stages {stages}: it must lie in 0..{most}: 0 freezes nothing, {outputs[-1]} is trained, and "
+            f"the map of {outputs[0]} is needed."
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from tiny import tiny_model
+from tiny import stages_model, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import kgl.data.storage
@@ -75,16 +75,19 @@ class _Table(dict):
         return dict.__getitem__(self, at[0])[at[1]]
 
 
-@pytest.mark.parametrize("backbone", ["resnet", "convnextv2"])
+@pytest.mark.parametrize("backbone", ["resnet", "convnextv2", "resnet with the head stages"])
 def test_upper_stages_on_frozen_features_equal_the_whole_model(backbone):
-    model = tiny_model(backbone)
+    model = stages_model() if "head" in backbone else tiny_model(backbone)  # its first map is that of a frozen stage
     pixel_values = torch.randn(2, 3, 32, 64)
     whole = model(pixel_values)
     features = compute_frozen_features(model, pixel_values, 2)
     with bypass_frozen_stages(model, 2):
         upper = model(features)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        assert trained and all("stages.2" in name or "stage3" in name or "backbone" not in name for name in trained)
+        assert trained and all(
+            "backbone" not in name or any(upper in name for upper in ("stages.2", "stages.3", "stage3"))
+            for name in trained
+        )
     torch.testing.assert_close(upper.logits, whole.logits)
     torch.testing.assert_close(upper.saliency, whole.saliency)
     torch.testing.assert_close(model(pixel_values).logits, whole.logits)
@@ -193,9 +196,11 @@ def test_too_small_disk_is_refused(tmp_path, monkeypatch):
 
 def test_stages_that_cannot_be_frozen_are_refused():
     with pytest.raises(
-        InputError, match=r"--freeze_stages 3: it must lie in 0\.\.2: 0 freezes nothing, and stage3 must"
+        InputError, match=r"--freeze_stages 3: it must lie in 0\.\.2: 0 freezes nothing, stage3 is trained"
     ):
         check_freezable(tiny_model(), 3)
     with pytest.raises(InputError, match="a swin backbone cannot be frozen in part, only resnet"):
         check_freezable(tiny_model("swin"), 1)
     check_freezable(tiny_model("convnextv2"), 2)
+    with pytest.raises(InputError, match=r"0\.\.2: .* stage4 is trained, and the map of stage2 is needed"):
+        check_freezable(stages_model(), 3)
