@@ -31,8 +31,9 @@ _DELETED = {
 def arm_settings(arm: str) -> dict[str, Any]:
     """Return the settings of an arm with defaults written out, since they may change."""
     settings = asdict(ARMS[arm])
-    if settings["frozen"] is None:
-        del settings["frozen"]  # arms of the first edition have no such setting
+    for name in ("frozen", "from_default", "recipe"):
+        if not settings[name]:
+            del settings[name]  # arms of the first edition have no such setting
     settings["prior_arguments"] = asdict(PriorArguments(**settings["prior_arguments"]))
     names = [one.name for one in fields(GuidanceArguments)]
     if settings["prior"] is None:  # without a prior, the defaults of guidance have no effect
