@@ -83,9 +83,11 @@ def measure_sample(
 
 def set_training_range(
     model: KGLForImageClassification, train: Dataset, image_processor: BaseImageProcessor, batch_size: int
-) -> None:
+) -> dict[str, np.ndarray] | None:
     """
     Measure training images, and set the model's `feature_center`, `feature_scale` and `config.training_range`.
+
+    Returns the values that chose the range, as [`find_range`] takes them; None where it stays unknown.
 
     Args:
         model: trained.
@@ -94,13 +96,14 @@ def set_training_range(
         batch_size: images per forward pass.
     """
     if len(train) < 2:
-        return
+        return None
     measures, groups = measure_sample(model, train, image_processor, batch_size)
     center, scale = center_and_scale(measures.features)
     model.feature_center.copy_(torch.from_numpy(center))
     model.feature_scale.copy_(torch.from_numpy(scale))
-    distances = held_out_distances(measures.features, groups)
-    model.config.training_range = find_range(measures.with_distances(distances), groups)
+    values = measures.with_distances(held_out_distances(measures.features, groups))
+    model.config.training_range = find_range(values, groups)
+    return values
 
 
 def center_and_scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
