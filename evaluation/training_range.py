@@ -124,19 +124,19 @@ def feature_distances(features: np.ndarray, center: np.ndarray, scale: np.ndarra
 
 def held_out_distances(features: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """
-    Return the distance of each image from the others, `(N,)`, in the folds of [`group_folds`].
+    Return the distance of each image from the others, `(N,)`, in the folds of [`range_folds`].
 
     Args:
         features: `(N, P)`, N > 1.
         groups: of the images.
     """
     distances = np.empty(len(features))
-    for rest, held_out in group_folds(groups):
+    for rest, held_out in range_folds(groups):
         distances[held_out] = feature_distances(features[held_out], *center_and_scale(features[rest]))
     return distances
 
 
-def group_folds(groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+def range_folds(groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the rows `(rest, held out)` of ten folds that keep groups whole; of one group, each image is its own."""
     names = np.asarray(groups) if len(set(groups)) > 1 else np.arange(len(groups))
     return list(GroupKFold(min(_FOLDS, len(np.unique(names)))).split(names, groups=names))
@@ -152,7 +152,7 @@ def find_range(values: dict[str, np.ndarray], groups: Sequence[str]) -> dict[str
         groups: of the images, `(N,)`.
     """
     names, outside = np.asarray(groups), np.zeros(len(groups), dtype=bool)
-    for rest, held_out in group_folds(groups):
+    for rest, held_out in range_folds(groups):
         limits = find_limits({name: one[rest] for name, one in values.items()}, names[rest])
         outside[held_out] = is_outside({name: one[held_out] for name, one in values.items()}, limits)
     counts = {"images": len(names), "groups": len(np.unique(names)), "expected_share": float(outside.mean())}
@@ -199,7 +199,7 @@ __all__ = [
     "feature_distances",
     "find_limits",
     "find_range",
-    "group_folds",
+    "range_folds",
     "held_out_distances",
     "is_outside",
     "measure_images",
