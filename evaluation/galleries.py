@@ -188,9 +188,8 @@ def _gallery_cases(
         **priors,
         "primary: class map": shown["primary"].class_map,
         "final: class map": shown["final"].class_map,
+        _HEAT_MAP: shown["final"].saliency,
     }
-    if config.has_heat_map:
-        maps[_HEAT_MAP] = shown["final"].saliency
     cases = {}
     for index, (row, image) in enumerate(zip(rows.tolist(), images, strict=True)):
         predicted = [
@@ -206,7 +205,7 @@ def _thumbnails(test: Dataset, rows: np.ndarray, final: Predictions, config: KGL
     """
     Return `file`, `label`, `shape`, `heat` and `src` of images by their row as text; `src_if_passed` as of a tile.
 
-    `heat` is the highest cell of the heat map; 0 without one.
+    `heat` is the highest cell of the heat map.
     """
     images, names = test.select(rows).remove_columns("mask"), test.features["label"].names
     thumbnails = {}
@@ -214,12 +213,9 @@ def _thumbnails(test: Dataset, rows: np.ndarray, final: Predictions, config: KGL
         across, down = _tile_size(image["image"])
         small = (max(1, round(across * _THUMBNAIL_SCALE)), max(1, round(down * _THUMBNAIL_SCALE)))
         pixels = np.asarray(image["image"].convert("L").resize(small))
-        heat = 0.0
-        tile = {"src": _jpeg(pixels)}
-        if config.has_heat_map:
-            heat, tile = float(final.saliency[row].max()), _heat_tile(pixels, final.saliency[row], config)
+        heat = final.saliency[row]
         facts = {"file": image["file_name"], "label": names[image["label"]], "shape": _shape(image["image"])}
-        thumbnails[str(row)] = facts | {"heat": heat} | tile
+        thumbnails[str(row)] = facts | {"heat": float(heat.max())} | _heat_tile(pixels, heat, config)
     return thumbnails
 
 
