@@ -269,7 +269,7 @@ def test_bad_settings_are_one_sentence(arguments, sentence, capsys):
 
 def test_folders_that_are_no_finished_run_are_refused_and_left_alone(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "this is no run of kgl train" in refused(capsys, tmp_path / "empty")
+    assert "no finished run of kgl train, run.json is missing" in refused(capsys, tmp_path / "empty")
     assert list((tmp_path / "empty").iterdir()) == []
     assert f"give the folder of the run, {run}" in refused(capsys, run / "final")
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
