@@ -58,7 +58,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into ThresholdArguments."""
-    return parse_settings(HELP, (ThresholdArguments,), argv, _run_to_flags)
+    return parse_settings(HELP, argv, _run_to_flags)
 
 
 def _run_to_flags(arguments: list[str]) -> list[str]:

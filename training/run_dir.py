@@ -100,7 +100,7 @@ def claim(
 
     Args:
         folder: the run's folder.
-        settings: everything about the run, as JSON values, by group.
+        settings: everything about the run, by group; kept as JSON, what JSON does not know as text.
         flag: what the folder is called in messages.
         ignored: names of settings that may differ.
 
@@ -111,6 +111,7 @@ def claim(
         InputError: the folder holds something else or a run with other settings, each difference named, another
             process uses it, or it cannot be written to.
     """
+    settings = json.loads(json.dumps(settings, default=str))  # so that they compare equal to the stored ones
     was_there = folder.exists()
     lock_file = folder / LOCK_FILE
     had_lock = lock_file.exists()
