@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -48,9 +47,7 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
         "images": dataset_fingerprint(train),
         **asdict(prior_args),
     }
-    # Through JSON, so that the settings compare equal to the stored ones.
-    stored = json.loads(json.dumps({"priors": settings}, default=str))
-    held = run_on_main_process(lambda: claim(output, stored))
+    held = run_on_main_process(lambda: claim(output, {"priors": settings}))
     with full_disk_as_input_error(output):
         priors = write_saliency_priors(
             train, model.to(state.device), image_processor, output / "priors", pass_args.batch_size, prior_args

@@ -28,6 +28,7 @@ from kgl.evaluation.calibration import calibrate_model
 from kgl.evaluation.operating_points import VALIDATION_FILE, write_validation_scores
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.evaluation.training_range import set_training_range
+from kgl.evaluation.training_range_report import TRAINING_IMAGES_FILE, write_image_values
 from kgl.hub.model_card import write_card
 from kgl.hub.push import check_login, push
 from kgl.knowledge.prior_columns import with_priors
@@ -179,7 +180,9 @@ def prepare(settings: Settings) -> Job:
 
     def calibrate(model: KGLForImageClassification) -> dict[str, Any] | None:
         batch_size, validation = training.per_device_eval_batch_size, data.splits.get("validation")
-        set_training_range(model, train, image_processor, batch_size)
+        values = set_training_range(model, train, image_processor, batch_size)
+        if values is not None:  # the final classifier's replace the primary's
+            write_image_values(Path(training.output_dir) / TRAINING_IMAGES_FILE, "training", values)
         if not validation:
             return None
         return calibrate_model(model, validation, image_processor, batch_size, settings.operating)

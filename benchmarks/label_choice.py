@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kgl.benchmarks.evidence.frozen import FrozenBench, _split
+from kgl.benchmarks.evidence.frozen import FrozenBench, row_batches
 from kgl.benchmarks.evidence.plan import TASKS
 from kgl.benchmarks.evidence.records import read_lines
 from kgl.benchmarks.evidence.task_data import defect_free_class, load_images
@@ -71,7 +71,7 @@ def hashes_of(task_name: str) -> np.ndarray:
 def judge(bench: FrozenBench, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return probabilities `(N, K)`, the mean of the highest cells of `H` `(N,)`, and pooled features `(N, P)`."""
     parts: list[list[torch.Tensor]] = [[], [], []]
-    for part in _split(rows):
+    for part in row_batches(rows):
         maps = bench.maps(part)
         logits, saliency = bench.model.classify(maps)
         scores = top_cells(saliency, bench.model.config.top_cells)[:, 0]

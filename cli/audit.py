@@ -43,22 +43,18 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into AuditArguments, LabelledArguments and DataArguments."""
-    dataclasses = (AuditArguments, LabelledArguments, DataArguments)
-    return parse_settings(HELP, dataclasses, argv, run_or_images_to_flags, SOURCES)
+    return parse_settings(HELP, argv, run_or_images_to_flags, SOURCES)
 
 
 def run(args: AuditArguments, labelled_args: LabelledArguments, data_args: DataArguments) -> None:
     """Audit the labels."""
     labelled = read(labelled_args, data_args)
-    from ..data.storage import full_disk_as_input_error
     from ..labelling.audit import run_audit
-    from ..labelling.output import claim_output
+    from ..labelling.output import claimed_output
 
     output, heads = output_of(labelled_args, labelled, "audit"), labelled_args.heads
-    held = claim_output(output, "audit", labelled.settings() | {"heads": heads, "shown": args.shown})
-    with full_disk_as_input_error(output):
+    with claimed_output(output, "audit", labelled.settings() | {"heads": heads, "shown": args.shown}):
         table = run_audit(labelled, output, args.shown, heads)
-    held.release()
     print(f"{len(table)} of {format_count(len(labelled.images), 'label')} in doubt, the least trusted first.")
     for row in table.head(_PRINTED).itertuples():
         print(f"  {row.rank}. {row.file}: {row.label}, perhaps {row.suggested_label} ({row.reason})")

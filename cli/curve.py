@@ -45,23 +45,19 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into CurveArguments, LabelledArguments and DataArguments."""
-    dataclasses = (CurveArguments, LabelledArguments, DataArguments)
-    return parse_settings(HELP, dataclasses, argv, run_or_images_to_flags, SOURCES)
+    return parse_settings(HELP, argv, run_or_images_to_flags, SOURCES)
 
 
 def run(args: CurveArguments, labelled_args: LabelledArguments, data_args: DataArguments) -> None:
     """Make the curve, or print that of a finished output folder."""
     labelled = read(labelled_args, data_args)
-    from ..data.storage import full_disk_as_input_error
     from ..evaluation.curve_report import curve_sentences
     from ..labelling.curve import curve_settings, run_curve
-    from ..labelling.output import claim_output
+    from ..labelling.output import claimed_output
 
     output = output_of(labelled_args, labelled, "curve")
-    held = claim_output(output, "curve", curve_settings(labelled, args.repetitions, labelled_args.heads))
-    with full_disk_as_input_error(output):
+    with claimed_output(output, "curve", curve_settings(labelled, args.repetitions, labelled_args.heads)):
         curve = run_curve(labelled, output, args.repetitions, labelled_args.heads)
-    held.release()
     print("\n".join(curve_sentences(curve)))
     report = "" if labelled.run is None else f" It is in {labelled.run.folder / 'report.html'} too."
     print(f"Curve: {output / 'curve.png'}, with curve.csv and curve.json beside it.{report}")

@@ -44,7 +44,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into SummaryArguments and DataArguments."""
-    return parse_settings(HELP, (SummaryArguments, DataArguments), argv, images_to_flags, DATA_SOURCES)
+    return parse_settings(HELP, argv, images_to_flags, DATA_SOURCES)
 
 
 def run(args: SummaryArguments, data_args: DataArguments) -> bool:

@@ -25,7 +25,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into ExportArguments."""
-    return parse_settings(HELP, (ExportArguments,), argv, _classifier_to_flags)
+    return parse_settings(HELP, argv, _classifier_to_flags)
 
 
 def _classifier_to_flags(arguments: list[str]) -> list[str]:

@@ -65,7 +65,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into NextArguments."""
-    return parse_settings(HELP, (NextArguments,), argv, _to_flags)
+    return parse_settings(HELP, argv, _to_flags)
 
 
 def _to_flags(arguments: list[str]) -> list[str]:
@@ -78,9 +78,8 @@ def _to_flags(arguments: list[str]) -> list[str]:
 def run(args: NextArguments) -> None:
     """Choose the images."""
     from ..data.images import set_max_megapixels
-    from ..data.storage import full_disk_as_input_error
     from ..labelling.next_images import find_unlabelled, run_next
-    from ..labelling.output import claim_output
+    from ..labelling.output import claimed_output
     from ..labelling.runs import read_run
 
     set_max_megapixels(args.max_image_megapixels)
@@ -94,10 +93,8 @@ def run(args: NextArguments) -> None:
         "count": args.count,
         "by": args.by,
     }
-    held = claim_output(output, "next", settings)
-    with full_disk_as_input_error(output):
+    with claimed_output(output, "next", settings):
         chosen = run_next(unlabelled, train, of_run, output, args.count, args.by)
-    held.release()
     left_out = f"{unlabelled.known} near-duplicates of labelled images and {unlabelled.repeated} of each other"
     print(f"{format_count(len(unlabelled.images), 'image')} to choose among; left out: {left_out}.")
     for line in unlabelled.unusable:

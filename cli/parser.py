@@ -125,10 +125,10 @@ def _help_text(one: Field) -> str:
 
 def parse_settings(
     page: CommandHelp,
-    dataclasses: tuple[type, ...],
     argv: Sequence[str],
     positional: Callable[[list[str]], list[str]],
     sources: Collection[str] = frozenset(),
+    dataclasses: tuple[type, ...] | None = None,
 ) -> tuple[Any, ...]:
     """
     Parse `[POSITIONAL ...] [RECIPE.yaml] [--config RECIPE.yaml] [--flag value ...]` into one object per dataclass.
@@ -136,17 +136,18 @@ def parse_settings(
     Flags win over the recipe.
 
     Args:
-        page: of the command, for messages.
-        dataclasses: one per group of settings.
+        page: of the command.
         argv: the arguments.
         positional: turns the arguments that follow no flag into flags.
         sources: flags that name the images: one of them is needed, and one outside the recipe replaces all of the
             recipe's.
+        dataclasses: of the settings; by default those of the page's groups.
 
     Raises:
         InputError: an unknown recipe or setting, a missing one, or a value that a setting does not take.
     """
     argv, recipes = _without_config(list(argv))
+    dataclasses = dataclasses or tuple(group.arguments for group in page.groups)
     parser = _parser(page.command, dataclasses)
     loose, argv, after_switch = _split_loose(parser, argv)
     recipes += [one for one in loose if Path(one).suffix in (".yaml", ".yml")]

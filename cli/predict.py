@@ -68,7 +68,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into PredictArguments."""
-    return parse_settings(HELP, (PredictArguments,), argv, lambda paths: ["--paths", *paths])
+    return parse_settings(HELP, argv, lambda paths: ["--paths", *paths])
 
 
 def run(args: PredictArguments) -> None:

@@ -28,9 +28,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into PriorPassArguments, PriorArguments and DataArguments."""
-    return parse_settings(
-        HELP, (PriorPassArguments, PriorArguments, DataArguments), argv, images_to_flags, DATA_SOURCES
-    )
+    return parse_settings(HELP, argv, images_to_flags, DATA_SOURCES)
 
 
 def main(argv: Sequence[str]) -> None:

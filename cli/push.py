@@ -25,7 +25,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into PushArguments and LicenseArguments."""
-    return parse_settings(HELP, (PushArguments, LicenseArguments), argv, _run_and_repository)
+    return parse_settings(HELP, argv, _run_and_repository)
 
 
 def _run_and_repository(arguments: list[str]) -> list[str]:

@@ -55,7 +55,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into SaliencyGridArguments and DataArguments."""
-    return parse_settings(HELP, (SaliencyGridArguments, DataArguments), argv, images_to_flags, DATA_SOURCES)
+    return parse_settings(HELP, argv, images_to_flags, DATA_SOURCES)
 
 
 def run(args: SaliencyGridArguments, data_args: DataArguments) -> None:

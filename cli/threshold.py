@@ -58,7 +58,7 @@ HELP = CommandHelp(
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse the arguments into ThresholdArguments."""
-    return parse_settings(HELP, (ThresholdArguments,), argv, _run_to_flags)
+    return parse_settings(HELP, argv, _run_to_flags)
 
 
 def _run_to_flags(arguments: list[str]) -> list[str]:
@@ -70,15 +70,11 @@ def _run_to_flags(arguments: list[str]) -> list[str]:
 def run(args: ThresholdArguments) -> None:
     """Choose the thresholds, write every file that has them, and print them before and after."""
     from ..data.storage import full_disk_as_input_error, lock, write_bytes, write_json
-    from ..evaluation.operating_points import (
-        choose_operating_points,
-        comparison_rows,
-        read_finished_report,
-        write_operating_points,
-    )
+    from ..evaluation.operating_points import choose_operating_points, comparison_rows, write_operating_points
     from ..evaluation.run_outputs import print_limits
     from ..exporters.threshold import update_graphs
     from ..hub.model_card import write_card
+    from ..training.run_dir import read_finished_report
 
     folder = Path(args.run)
     read_finished_report(folder)  # no lock in a folder that is no run's

@@ -95,7 +95,7 @@ def parse(argv: Sequence[str]) -> Settings:
     from ..training.training_args import Settings
 
     dataclasses = tuple(get_type_hints(Settings).values())
-    return Settings(*parse_settings(HELP, dataclasses, argv, images_to_flags, DATA_SOURCES))
+    return Settings(*parse_settings(HELP, argv, images_to_flags, DATA_SOURCES, dataclasses))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import warnings
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
 from .fonts import font_families
+from .page import data_uri
 
 
 _COLOURS = {"primary": "#7a7a7a", "final": "#c2410c"}
@@ -54,7 +54,7 @@ def precision_recall_chart(scores: dict[str, np.ndarray], defective: np.ndarray,
     axes.set(xlabel="recall (share of the defects found)", ylabel="precision", aspect="auto")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     _add_legend(axes, "lower left")
-    return _chart(figure, "Precision and recall of defects", "Precision-recall curves of both classifiers")
+    return svg_chart(figure, "Precision and recall of defects", "Precision-recall curves of both classifiers")
 
 
 def roc_chart(scores: dict[str, np.ndarray], defective: np.ndarray, threshold: float) -> Chart:
@@ -68,7 +68,7 @@ def roc_chart(scores: dict[str, np.ndarray], defective: np.ndarray, threshold: f
     axes.set(xlabel="false alarms (share of the good images)", ylabel="defects found", aspect="auto")
     axes.set(xlim=(-0.02, 1), ylim=(0, 1.02))
     _add_legend(axes, "lower right")
-    return _chart(figure, "Defects found and false alarms", "ROC curves of both classifiers")
+    return svg_chart(figure, "Defects found and false alarms", "ROC curves of both classifiers")
 
 
 def class_precision_recall_chart(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> Chart:
@@ -90,7 +90,7 @@ def class_precision_recall_chart(probabilities: np.ndarray, labels: np.ndarray, 
                 PrecisionRecallDisplay.from_predictions(labels == index, probabilities[:, index], name=name, ax=axes)
         axes.set(xlabel="recall", ylabel="precision", aspect="auto", xlim=(0, 1.02), ylim=(0, 1.02))
         _add_legend(axes, "lower left")
-        return _chart(figure, "Precision and recall per class, final", "Precision-recall curves of each class")
+        return svg_chart(figure, "Precision and recall per class, final", "Precision-recall curves of each class")
 
 
 def score_histogram(
@@ -114,7 +114,7 @@ def score_histogram(
         axes.axvline(look_again, color="black", linestyle=":", label="look again from")
     axes.set(xlabel="P(defect), final", ylabel="number of images")
     _add_legend(axes, "best")
-    return _chart(figure, "Scores of the test images", "Histogram of P(defect) of good and defective images")
+    return svg_chart(figure, "Scores of the test images", "Histogram of P(defect) of good and defective images")
 
 
 def property_histogram(title: str, training: np.ndarray, test: np.ndarray, limits: list[float]) -> Chart:
@@ -138,7 +138,7 @@ def property_histogram(title: str, training: np.ndarray, test: np.ndarray, limit
         axes.axvline(low, color="black", linestyle="--")
     axes.set(xlabel=title, ylabel="% of the images")
     _add_legend(axes, "best")
-    return _chart(figure, title, f"Histogram of training and test images: {title}")
+    return svg_chart(figure, title, f"Histogram of training and test images: {title}")
 
 
 def loss_chart(logs: dict[str, list[dict[str, float]]]) -> Chart:
@@ -150,12 +150,7 @@ def loss_chart(logs: dict[str, list[dict[str, float]]]) -> Chart:
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label)
     axes.set(xlabel="training step", ylim=(0, None))
     _add_legend(axes, "best")
-    return _chart(figure, "Training loss", "Loss terms over the training steps of both classifiers")
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    """Return an image as a `data:` URI; `kind` is its MIME subtype, such as `jpeg`."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return svg_chart(figure, "Training loss", "Loss terms over the training steps of both classifiers")
 
 
 def _new_figure() -> tuple[Figure, Axes]:
@@ -171,7 +166,8 @@ def _add_legend(axes: Axes, place: str) -> None:
         text.set_parse_math(False)
 
 
-def _chart(figure: Figure, title: str, alt: str) -> Chart:
+def svg_chart(figure: Figure, title: str, alt: str) -> Chart:
+    """Return a figure as an SVG inside the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
     return Chart(title, alt, data_uri("svg+xml", buffer.getvalue()))
@@ -180,10 +176,10 @@ def _chart(figure: Figure, title: str, alt: str) -> Chart:
 __all__ = [
     "Chart",
     "class_precision_recall_chart",
-    "data_uri",
     "loss_chart",
     "precision_recall_chart",
     "property_histogram",
     "roc_chart",
     "score_histogram",
+    "svg_chart",
 ]

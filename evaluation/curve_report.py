@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data.storage import write_json, write_text
 from ..errors import format_count
-from .charts import Chart, data_uri
+from .charts import Chart, svg_chart
 from .metrics import METRIC_TITLES
+from .page import render_template
 
 
 CURVE_FILE = "curve.json"
@@ -65,12 +64,10 @@ def draw_curve(curve: dict[str, Any], path: Path) -> None:
 
 def curve_chart(curve: dict[str, Any]) -> Chart:
     """Return the curve as an SVG inside the page."""
-    buffer = io.BytesIO()
-    _figure(curve).savefig(buffer, format="svg")
-    return Chart(
+    return svg_chart(
+        _figure(curve),
         "Results over labels per class. Bars: 95 % intervals of the mean. Dotted: power law.",
         "AP, recall and false alarms over the number of labels per class",
-        data_uri("svg+xml", buffer.getvalue()),
     )
 
 
@@ -113,10 +110,9 @@ def curve_section(folder: Path) -> str:
            for one in curve["metrics"].values()]
         for index in range(len(curve["per_class"]))
     ]  # fmt: skip
-    environment = Environment(
-        loader=PackageLoader("kgl.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    html = environment.get_template("curve.html.jinja").render(
+    html = render_template(
+        "kgl.evaluation",
+        "curve.html.jinja",
         sentences=curve_sentences(curve),
         chart=curve_chart(curve),
         titles=[METRIC_TITLES[name] for name in curve["metrics"]],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from PIL import Image as PILImage
 from ..configuration_kgl import KGLConfig
 from ..data.masks import mask_to_array
 from ..data.storage import write_json
-from .charts import data_uri
 from .maps import upsample_maps
 from .metrics import defect_scores
 from .overlay import overlay_heat_map, shown_from
+from .page import jpeg_uri
 from .predictions import Predictions
 
 
@@ -188,9 +187,8 @@ def _gallery_cases(
         **priors,
         "primary: class map": shown["primary"].class_map,
         "final: class map": shown["final"].class_map,
+        _HEAT_MAP: shown["final"].saliency,
     }
-    if config.has_heat_map:
-        maps[_HEAT_MAP] = shown["final"].saliency
     cases = {}
     for index, (row, image) in enumerate(zip(rows.tolist(), images, strict=True)):
         predicted = [
@@ -206,7 +204,7 @@ def _thumbnails(test: Dataset, rows: np.ndarray, final: Predictions, config: KGL
     """
     Return `file`, `label`, `shape`, `heat` and `src` of images by their row as text; `src_if_passed` as of a tile.
 
-    `heat` is the highest cell of the heat map; 0 without one.
+    `heat` is the highest cell of the heat map.
     """
     images, names = test.select(rows).remove_columns("mask"), test.features["label"].names
     thumbnails = {}
@@ -214,12 +212,9 @@ def _thumbnails(test: Dataset, rows: np.ndarray, final: Predictions, config: KGL
         across, down = _tile_size(image["image"])
         small = (max(1, round(across * _THUMBNAIL_SCALE)), max(1, round(down * _THUMBNAIL_SCALE)))
         pixels = np.asarray(image["image"].convert("L").resize(small))
-        heat = 0.0
-        tile = {"src": _jpeg(pixels)}
-        if config.has_heat_map:
-            heat, tile = float(final.saliency[row].max()), _heat_tile(pixels, final.saliency[row], config)
+        heat = final.saliency[row]
         facts = {"file": image["file_name"], "label": names[image["label"]], "shape": _shape(image["image"])}
-        thumbnails[str(row)] = facts | {"heat": heat} | tile
+        thumbnails[str(row)] = facts | {"heat": float(heat.max())} | _heat_tile(pixels, heat, config)
     return thumbnails
 
 
@@ -228,16 +223,16 @@ def _gallery_tiles(image: dict[str, Any], maps: dict[str, np.ndarray], config: K
     grey = image["image"].convert("L")
     grey = grey.resize(_tile_size(grey))
     size, pixels = (grey.height, grey.width), np.asarray(grey)
-    tiles = [{"title": "image", "src": _jpeg(pixels)}]
+    tiles = [{"title": "image", "src": jpeg_uri(pixels)}]
     for title, of_image in maps.items():
         if title == _HEAT_MAP:
             tiles.append({"title": title} | _heat_tile(pixels, of_image, config))
         else:
             overlay = overlay_heat_map(pixels, upsample_maps(of_image[None], size)[0])
-            tiles.append({"title": title, "src": _jpeg(overlay)})
+            tiles.append({"title": title, "src": jpeg_uri(overlay)})
     mask = mask_to_array(image["mask"], size)
     if mask is not None:
-        tiles.append({"title": "true mask", "src": _jpeg(mask.astype(np.uint8) * 255)})
+        tiles.append({"title": "true mask", "src": jpeg_uri(mask.astype(np.uint8) * 255)})
     return tiles
 
 
@@ -250,9 +245,9 @@ def _heat_tile(pixels: np.ndarray, of_image: np.ndarray, config: KGLConfig) -> d
     """
     heat = upsample_maps(of_image[None], pixels.shape)[0]
     lowest = shown_from(of_image, config.heat_threshold, True, config.top_cells)
-    tile = {"src": _jpeg(overlay_heat_map(pixels, heat, lowest))}
+    tile = {"src": jpeg_uri(overlay_heat_map(pixels, heat, lowest))}
     if lowest < config.heat_threshold:
-        tile["src_if_passed"] = _jpeg(overlay_heat_map(pixels, heat, config.heat_threshold))
+        tile["src_if_passed"] = jpeg_uri(overlay_heat_map(pixels, heat, config.heat_threshold))
     return tile
 
 
@@ -278,12 +273,6 @@ def _format_prediction(probabilities: np.ndarray, names: list[str], config: KGLC
     if config.defect_free_id is None:
         return text
     return f"{text}, P(defect) {defect_scores(probabilities[None], config.defect_free_id)[0]:.3g}"
-
-
-def _jpeg(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    PILImage.fromarray(pixels).save(buffer, format="JPEG", quality=85)
-    return data_uri("jpeg", buffer.getvalue())
 
 
 __all__ = ["GALLERY_FILE", "MISTAKES", "Gallery", "kinds_of_cases", "read_galleries", "write_galleries"]

@@ -16,7 +16,7 @@ from ..configuration_kgl import KGLConfig
 from ..data.storage import write_text
 from ..errors import InputError
 from ..training.arguments import OperatingArguments
-from ..training.run_dir import RunState
+from ..training.run_dir import RunState, check_run, read_finished_report
 from .calibration import choose_operating_point
 from .galleries import GALLERY_FILE
 from .predictions import decision_columns
@@ -76,6 +76,7 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
         InputError: the folder holds no finished run, or the run has nothing to choose a threshold on.
     """
     before = read_finished_report(run)
+    check_run(run, [f"{model}/config.json" for model in MODELS])
     configs = {model: KGLConfig.from_pretrained(run / model) for model in MODELS}
     good = configs["final"].defect_free_label
     if good is None:
@@ -171,27 +172,6 @@ def comparison_rows(points: OperatingPoints) -> list[tuple[str, str, str]]:
     return [row for row in rows if row[1:] != ("-", "-")]
 
 
-def read_finished_report(run: Path) -> dict[str, Any]:
-    """
-    Return the content of a finished run's `metrics.json`.
-
-    Raises:
-        InputError: there is no such folder, or it holds no finished run.
-    """
-    if not run.is_dir():
-        raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
-    if not (run / "run.json").is_file():
-        if (run.absolute().parent / "run.json").is_file():
-            raise InputError(f"{run}: this is one classifier of a run; give the folder of the run, {run.parent}.")
-        raise InputError(f"{run}: this is no run of kgl train; give the --output_dir of a run.")
-    files = [run / "metrics.json", *(run / model / "config.json" for model in MODELS)]
-    missing = [path for path in files if not path.is_file()]
-    if missing or RunState(run).record("report") is None:
-        what = f"{missing[0].relative_to(run)} is missing" if missing else "its report is missing"
-        raise InputError(f"{run}: this is no finished run of kgl train, {what}; finish the run.")
-    return json.loads(files[0].read_text(encoding="utf-8"))
-
-
 def _read_table(run: Path, name: str, columns: list[str]) -> pd.DataFrame:
     """
     Return a table of the run, all text, so that what is not changed is written as it was.
@@ -234,7 +214,6 @@ __all__ = [
     "OperatingPoints",
     "choose_operating_points",
     "comparison_rows",
-    "read_finished_report",
     "write_operating_points",
     "write_validation_scores",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -254,9 +253,7 @@ def _claim_output(
         "box_threshold": box_threshold,
         "paths": sorted({os.path.abspath(path) for path in sources.paths}),
     }
-    # Through JSON, so that the settings compare equal to the stored ones.
-    stored = json.loads(json.dumps({"predictions": settings}, default=str))
-    return claim(sources.output, stored, flag="--output")
+    return claim(sources.output, {"predictions": settings}, flag="--output")
 
 
 def _load_images(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from sklearn.metrics import confusion_matrix
 
 from ..configuration_kgl import KGLConfig
@@ -25,6 +24,7 @@ from .charts import (
 from .curve_report import curve_section
 from .galleries import GALLERY_FILE, MISTAKES, kinds_of_cases, read_galleries, write_galleries
 from .metrics import METRIC_TITLES, count_decisions, defect_scores
+from .page import render_template
 from .predictions import Predictions
 from .report_words import describe_expectation, group_table
 from .training_range_report import TRAINING_IMAGES_FILE, read_training_images
@@ -132,10 +132,9 @@ def render_report(
     """
     names, final = [config.id2label[index] for index in range(config.num_labels)], probabilities["final"]
     galleries, thumbnails = read_galleries(path.with_name(GALLERY_FILE), labels, final, config)
-    templates = Environment(
-        loader=PackageLoader("kgl.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    html = templates.get_template("report.html.jinja").render(
+    html = render_template(
+        "kgl.evaluation",
+        "report.html.jinja",
         report=report,
         data_name=data_name(report["settings"]["data"]),
         rows=results_rows(report),

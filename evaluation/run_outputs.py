@@ -20,7 +20,7 @@ from ..modeling_kgl import KGLForImageClassification
 from .predictions import Predictions, predict, write_predictions
 from .report import comparison_table, write_report
 from .results import evaluate_run
-from .training_range_report import TRAINING_IMAGES_FILE, write_training_images
+from .training_range_report import TRAINING_IMAGES_FILE, write_test_values
 from .visualization import draw_comparison_grid, select_grid_rows
 
 
@@ -66,7 +66,7 @@ def write_outputs(
     source_groups: dict[str, str],
 ) -> None:
     """
-    Write image grids, `predictions.csv`, `training_images.json` and `report.html` into a run's folder.
+    Write image grids, `predictions.csv` and `report.html` into a run's folder; complete `training_images.json`.
 
     Args:
         folder: the run's.
@@ -89,7 +89,7 @@ def write_outputs(
     of_rows = {name: one.select(rows) for name, one in predictions.items()}
     draw_comparison_grid(folder / "grid_test.png", test.select(rows), of_rows, size, "Held-out test images", config)
     shutil.copy(folder / "grid_test.png", folder / "final")  # shown by the card
-    write_training_images(folder / TRAINING_IMAGES_FILE, models["final"], train, test, image_processor)
+    write_test_values(folder / TRAINING_IMAGES_FILE, models["final"], test, image_processor)
     configs = {name: model.config for name, model in models.items()}
     write_predictions(folder / "predictions.csv", test, predictions, configs, groups)
     write_report(

@@ -83,9 +83,11 @@ def measure_sample(
 
 def set_training_range(
     model: KGLForImageClassification, train: Dataset, image_processor: BaseImageProcessor, batch_size: int
-) -> None:
+) -> dict[str, np.ndarray] | None:
     """
     Measure training images, and set the model's `feature_center`, `feature_scale` and `config.training_range`.
+
+    Returns the values that chose the range, as [`find_range`] takes them; None where it stays unknown.
 
     Args:
         model: trained.
@@ -94,13 +96,14 @@ def set_training_range(
         batch_size: images per forward pass.
     """
     if len(train) < 2:
-        return
+        return None
     measures, groups = measure_sample(model, train, image_processor, batch_size)
     center, scale = center_and_scale(measures.features)
     model.feature_center.copy_(torch.from_numpy(center))
     model.feature_scale.copy_(torch.from_numpy(scale))
-    distances = held_out_distances(measures.features, groups)
-    model.config.training_range = find_range(measures.with_distances(distances), groups)
+    values = measures.with_distances(held_out_distances(measures.features, groups))
+    model.config.training_range = find_range(values, groups)
+    return values
 
 
 def center_and_scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,19 +124,19 @@ def feature_distances(features: np.ndarray, center: np.ndarray, scale: np.ndarra
 
 def held_out_distances(features: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """
-    Return the distance of each image from the others, `(N,)`, in the folds of [`group_folds`].
+    Return the distance of each image from the others, `(N,)`, in the folds of [`range_folds`].
 
     Args:
         features: `(N, P)`, N > 1.
         groups: of the images.
     """
     distances = np.empty(len(features))
-    for rest, held_out in group_folds(groups):
+    for rest, held_out in range_folds(groups):
         distances[held_out] = feature_distances(features[held_out], *center_and_scale(features[rest]))
     return distances
 
 
-def group_folds(groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+def range_folds(groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the rows `(rest, held out)` of ten folds that keep groups whole; of one group, each image is its own."""
     names = np.asarray(groups) if len(set(groups)) > 1 else np.arange(len(groups))
     return list(GroupKFold(min(_FOLDS, len(np.unique(names)))).split(names, groups=names))
@@ -149,7 +152,7 @@ def find_range(values: dict[str, np.ndarray], groups: Sequence[str]) -> dict[str
         groups: of the images, `(N,)`.
     """
     names, outside = np.asarray(groups), np.zeros(len(groups), dtype=bool)
-    for rest, held_out in group_folds(groups):
+    for rest, held_out in range_folds(groups):
         limits = find_limits({name: one[rest] for name, one in values.items()}, names[rest])
         outside[held_out] = is_outside({name: one[held_out] for name, one in values.items()}, limits)
     counts = {"images": len(names), "groups": len(np.unique(names)), "expected_share": float(outside.mean())}
@@ -196,7 +199,7 @@ __all__ = [
     "feature_distances",
     "find_limits",
     "find_range",
-    "group_folds",
+    "range_folds",
     "held_out_distances",
     "is_outside",
     "measure_images",

@@ -16,7 +16,7 @@ from ..data.storage import write_json
 from ..modeling_kgl import KGLForImageClassification
 from ..pipeline_kgl import PROPERTIES
 from .charts import Chart, property_histogram
-from .training_range import SIZES, feature_distances, held_out_distances, is_outside, measure_sample
+from .training_range import SIZES, feature_distances, is_outside, measure_sample
 
 
 TRAINING_IMAGES_FILE = "training_images.json"  # of the report's section, in a run's folder
@@ -53,48 +53,47 @@ class TrainingImages:
     expected_percent: str
 
 
-def write_training_images(
-    path: Path,
-    model: KGLForImageClassification,
-    train: Dataset,
-    test: Dataset,
-    image_processor: BaseImageProcessor,
-) -> None:
+def write_image_values(path: Path, split: str, values: dict[str, np.ndarray]) -> None:
     """
-    Write the properties of training and test images, of each at most as many as the range was measured on.
+    Write the properties of a split's images, beside those of other splits.
 
     Args:
         path: the JSON to write: `training` and `test`, each a list of numbers per property.
-        model: the final classifier; nothing is written where its training range is unknown.
-        train: columns `image` and `group`.
-        test: the same.
+        split: `training` or `test`.
+        values: of N images, each `(N,)`, as [`set_training_range`] returns them.
+    """
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, content | {split: {name: [float(f"{one:.6g}") for one in values[name]] for name in _TITLES}})
+
+
+def write_test_values(
+    path: Path, model: KGLForImageClassification, test: Dataset, image_processor: BaseImageProcessor
+) -> None:
+    """
+    Measure test images, at most as many as the range was measured on, and write their properties.
+
+    Args:
+        path: of [`write_image_values`], with the training images; nothing is written where it is missing.
+        model: the final classifier.
+        test: columns `image` and `group`.
         image_processor: the model's.
     """
-    if model.config.training_range is None:
+    if not path.exists():
         return
-    measures, groups = measure_sample(model, train, image_processor)
-    of_test, _ = measure_sample(model, test, image_processor)
+    measures, _ = measure_sample(model, test, image_processor)
     center, scale = (one.cpu().double().numpy() for one in (model.feature_center, model.feature_scale))
-    values = {
-        "training": measures.with_distances(held_out_distances(measures.features, groups)),
-        "test": of_test.with_distances(feature_distances(of_test.features, center, scale)),
-    }
-    content = {
-        split: {name: [float(f"{one:.6g}") for one in of_split[name]] for name in _TITLES}
-        for split, of_split in values.items()
-    }
-    write_json(path, content)
+    write_image_values(path, "test", measures.with_distances(feature_distances(measures.features, center, scale)))
 
 
 def read_training_images(path: Path, config: KGLConfig) -> TrainingImages | None:
     """
-    Return what the report shows; None where the run has no such file, or its model no training range.
+    Return what the report shows; None where the run has no such file.
 
     Args:
-        path: the file of [`write_training_images`].
+        path: the file of [`write_image_values`].
         config: the final classifier's.
     """
-    if config.training_range is None or not path.exists():
+    if not path.exists():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
     training, test = ({name: np.asarray(stored[split][name]) for name in _TITLES} for split in ("training", "test"))
@@ -118,4 +117,4 @@ def _range(low: float, high: float) -> str:
     return f"{low:.4g} … {high:.4g}"
 
 
-__all__ = ["TRAINING_IMAGES_FILE", "TrainingImages", "read_training_images", "write_training_images"]
+__all__ = ["TRAINING_IMAGES_FILE", "TrainingImages", "read_training_images", "write_image_values", "write_test_values"]

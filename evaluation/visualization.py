@@ -47,7 +47,7 @@ def draw_comparison_grid(
         title: title of the figure.
         config: the final classifier's.
     """
-    maps, scale, thresholds = {}, "share of the map's own peak", {}
+    maps = {}
     if "saliency_prior" in dataset.column_names:
         maps["prior"] = np.asarray(dataset["saliency_prior"]) / 255
     names = legible_names(dataset.features["label"].names)
@@ -57,10 +57,9 @@ def draw_comparison_grid(
         captions[f"{model}: class map"] = [
             f"predicted: {names[row.argmax()]} {row.max():.2f}" for row in predicted.probabilities
         ]
-    if config.has_heat_map:
-        maps["final: heat map H"] = predictions["final"].saliency
-        thresholds["final: heat map H"] = heat_thresholds(predictions["final"], config)
-        scale = f"prior and class maps: share of their own peak; H: 0.5 at its threshold {config.heat_threshold:.3g}"
+    maps["final: heat map H"] = predictions["final"].saliency
+    thresholds = {"final: heat map H": heat_thresholds(predictions["final"], config)}
+    scale = f"prior and class maps: share of their own peak; H: 0.5 at its threshold {config.heat_threshold:.3g}"
     draw_image_grid(path, dataset, maps, size, title, scale, captions, thresholds)
 
 

@@ -23,7 +23,7 @@ from ..configuration_kgl import KGLConfig
 from ..data.storage import full_disk_as_input_error, write_json, write_text
 from ..errors import InputError
 from ..training.arguments import LicenseArguments
-from ..training.run_dir import absolute_paths
+from ..training.run_dir import absolute_paths, check_run
 from .model_card import UserPart, merge_user_parts, read_user_part, render_card
 
 
@@ -49,17 +49,8 @@ def files_to_push(run: Path) -> dict[str, Path]:
     Raises:
         InputError: this is no finished run, its weights are damaged, or a file contains a path of this machine.
     """
-    if not run.is_dir():
-        raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
-    if not (run / "run.json").is_file() and (run.absolute().parent / "run.json").is_file():
-        raise InputError(f"{run}: this is one classifier of a run; give the folder of the run, {run.parent}.")
+    check_run(run, ("metrics.json", *(f"final/{name}" for name in _REQUIRED_FILES)))
     final = run / "final"
-    required = (run / "metrics.json", *(final / name for name in _REQUIRED_FILES))
-    missing = [path for path in required if not path.is_file()]
-    if missing:
-        raise InputError(
-            f"{run}: this is no finished run of kgl train, {missing[0].relative_to(run)} is missing; finish the run."
-        )
     paths = [path for name in _MODEL_FILES for path in sorted(final.glob(name))]
     paths += [path for name in _RUN_FILES for path in sorted(run.glob(name))]
     weights = [path for path in paths if path.suffix == ".safetensors"]

@@ -15,7 +15,7 @@ from ..data.storage import write_text
 from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
 from ..training.frozen_features import FrozenFeatures
-from ..training.frozen_heads import group_folds
+from ..training.frozen_heads import cross_fitting_folds
 from .audit_page import write_page
 from .confident_learning import confident_classes
 from .labelled_images import LabelledImages, compute_features, fit_and_predict
@@ -195,7 +195,7 @@ def held_out_probabilities(
     Raises:
         InputError: no class has two groups.
     """
-    folds = group_folds(labels, groups, seed)
+    folds = cross_fitting_folds(labels, groups, seed)
     if not folds:
         raise InputError(
             "No image can be held out: all images of each class are near-duplicates or of one group. Add images, or "

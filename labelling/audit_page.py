@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image as PILImage
 
 from ..data.storage import write_text
-from ..evaluation.charts import data_uri
+from ..evaluation.page import jpeg_uri, render_template
 from .strategies import standardize
 
 
@@ -47,13 +45,8 @@ def write_page(
             nearest = nearest_of_class(features, labels, one.row, label)
             tiles += [_tile(images, int(other), f"{title}: {images[int(other)]['file_name']}") for other in nearest]
         cases.append({"row": row, "tiles": tiles})
-    templates = Environment(
-        loader=PackageLoader("kgl.labelling", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = templates.get_template("audit.html.jinja").render(
-        cases=cases, total=len(table), images=len(images), name=name
-    )
-    write_text(path, page)
+    values = {"cases": cases, "total": len(table), "images": len(images), "name": name}
+    write_text(path, render_template("kgl.labelling", "audit.html.jinja", **values))
 
 
 def nearest_of_class(features: np.ndarray, labels: np.ndarray, row: int, label: int) -> np.ndarray:
@@ -66,9 +59,7 @@ def nearest_of_class(features: np.ndarray, labels: np.ndarray, row: int, label: 
 def _tile(images: Dataset, row: int, title: str) -> dict[str, Any]:
     image: PILImage.Image = images[row]["image"].convert("RGB")
     image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
-    return {"title": title, "src": data_uri("jpeg", buffer.getvalue())}
+    return {"title": title, "src": jpeg_uri(np.asarray(image))}
 
 
 __all__ = ["nearest_of_class", "write_page"]

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from ..data.storage import full_disk_as_input_error
 from ..training.run_dir import CACHE_FOLDER, claim
 
 
 CACHE = CACHE_FOLDER
 
 
-def claim_output(folder: Path, command: str, settings: dict[str, Any]) -> FileLock:
+@contextmanager
+def claimed_output(folder: Path, command: str, settings: dict[str, Any]) -> Iterator[None]:
     """
-    Lock the output folder of a command; a folder that holds anything else is refused.
+    Lock the output folder of a command while it writes; a folder that holds anything else is refused.
 
     Args:
         folder: a new folder, or that of the same command with the same settings.
         command: such as `curve`.
         settings: that decide what the command writes.
 
-    Returns:
-        The lock, to be released at the end.
-
     Raises:
         InputError: the folder holds something else, another process uses it, or it cannot be written to.
     """
-    stored = json.loads(json.dumps({command: settings}, default=str))
-    return claim(folder, stored, flag="--output")
+    held = claim(folder, {command: settings}, flag="--output")
+    try:
+        with full_disk_as_input_error(folder):
+            yield
+    finally:
+        held.release()
 
 
 def delete_cache(folder: Path) -> None:
@@ -50,4 +53,4 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete.decode().splitlines()]
 
 
-__all__ = ["CACHE", "claim_output", "delete_cache", "read_lines"]
+__all__ = ["CACHE", "claimed_output", "delete_cache", "read_lines"]

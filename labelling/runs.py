@@ -6,14 +6,13 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ..data.arguments import DataArguments
 from ..data.loading import LoadedDataset, read_images, split_images
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
 from ..training.arguments import ModelArguments
-from ..training.run_dir import SETTINGS_FILE, RunState
+from ..training.run_dir import SETTINGS_FILE, read_finished_report
 
 
 _GROUPS = {"model", "data", "prior", "operating", "training"}
@@ -46,11 +45,14 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: no such folder, no run, an unfinished one, or one of another version of kgl.
     """
-    stored = _read_settings(folder)
+    read_finished_report(folder)
+    path = folder / SETTINGS_FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged ({error}).") from error
     if stored.keys() != _GROUPS:
         raise InputError(f"{folder}: it holds the files of another command than kgl train; give the folder of a run.")
-    if RunState(folder).record("report") is None or not (folder / "metrics.json").exists():
-        raise InputError(f"{folder}: the run is not finished; give its kgl train command again to resume it.")
     data, model = stored["data"], stored["model"]
     known = {one.name for one in fields(DataArguments)}
     images = {name: value for name, value in data.items() if name not in known}
@@ -65,20 +67,6 @@ def read_run(folder: Path) -> Run:
         stored["training"]["seed"],
         {name.removesuffix("_images"): value for name, value in images.items()},
     )
-
-
-def _read_settings(folder: Path) -> dict[str, dict[str, Any]]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
-    path = folder / SETTINGS_FILE
-    if not path.exists():
-        hint = f"give {folder.parent}" if (folder / "config.json").exists() else "give the folder of a run"
-        raise InputError(f"{folder}: it is not the folder of a run, it has no {SETTINGS_FILE}; {hint}.")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged ({error}).") from error
-    return stored if isinstance(stored, dict) else {}
 
 
 def _names(arguments: type) -> Collection[str]:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.special import expit, logit
 from scipy.stats import entropy, rankdata
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from ..evaluation.metrics import defect_scores
+from ..training.cell_scores import farthest_rows
 
 
 SHORTLIST = 5  # times the wanted number: the highest scores, among which the choice is spread; half of all at most
@@ -64,16 +67,8 @@ def k_center(features: np.ndarray, centers: np.ndarray, count: int) -> np.ndarra
         count: how many; all where there are fewer.
     """
     start = centers if len(centers) else features.mean(axis=0, keepdims=True)
-    distance = np.full(len(features), np.inf)
-    for center in start:
-        distance = np.minimum(distance, np.linalg.norm(features - center, axis=1))
-    chosen: list[int] = []
-    for _ in range(min(count, len(features))):
-        row = int(distance.argmax())
-        chosen.append(row)
-        distance = np.minimum(distance, np.linalg.norm(features - features[row], axis=1))
-        distance[row] = -1
-    return np.asarray(chosen, dtype=int)
+    nearest = torch.from_numpy(pairwise_distances_argmin_min(features, start)[1]).square()
+    return farthest_rows(torch.from_numpy(features).double(), nearest, min(count, len(features))).numpy()
 
 
 def _highest(scores: np.ndarray, count: int) -> np.ndarray:

@@ -39,7 +39,9 @@ def weights_of(out, phase="final"):
     return load_file(out / phase / "model.safetensors")
 
 
-def assert_same_weights(out, other):
+def assert_same_files(out, other):
+    name = "training_images.json"
+    assert (other / name).read_bytes() == (out / name).read_bytes()
     for phase in ("primary", "final"):
         expected, found = weights_of(out, phase), weights_of(other, phase)
         assert all((found[name] == weights).all() for name, weights in expected.items()), phase
@@ -127,7 +129,7 @@ def test_stopped_run_resumes_after_each_step(frozen_run, step, tmp_path, monkeyp
     run(command)
     after = json.loads((tmp_path / "out" / "state.json").read_text())["steps"]
     assert {name: after[name] for name in before} == before  # not done again
-    assert_same_weights(out, tmp_path / "out")
+    assert_same_files(out, tmp_path / "out")
 
 
 def test_run_that_is_stopped_within_a_step_resumes(frozen_run, tmp_path, monkeypatch, few_draws):
@@ -140,7 +142,7 @@ def test_run_that_is_stopped_within_a_step_resumes(frozen_run, tmp_path, monkeyp
             run(command)
     assert not (tmp_path / "out" / "final" / "model.safetensors").exists()
     run(command)
-    assert_same_weights(out, tmp_path / "out")
+    assert_same_files(out, tmp_path / "out")
 
 
 def test_finished_run_is_not_repeated(frozen_run, monkeypatch):
@@ -158,7 +160,7 @@ def test_two_processes_fit_the_same_heads(frozen_run, tmp_path):
         done = subprocess.run(job, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(line) == 1
-    assert_same_weights(out, tmp_path / "out")
+    assert_same_files(out, tmp_path / "out")
 
 
 def test_masks_are_learned_as_defective_cells(frozen_run, tmp_path, monkeypatch, few_draws):

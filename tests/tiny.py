@@ -83,15 +83,19 @@ def save_backbone(folder: Path) -> Path:
     return folder
 
 
-def make_images(folder: Path) -> Path:
-    """12 good and 6 scratched 48 x 40 grey images in `folder`, one folder per class."""
+def make_images(folder: Path, good: int = 12, scratched: int = 6, faint: bool = False) -> Path:
+    """
+    Good and scratched 48 x 40 grey images in `folder`, one folder per class.
+
+    No tiny model tells many `faint` ones apart without a mistake.
+    """
     generator = np.random.default_rng(0)
-    for label, count in (("good", 12), ("scratch", 6)):
+    for label, count in (("good", good), ("scratch", scratched)):
         (folder / label).mkdir(parents=True)
         for index in range(count):
             pixels = generator.integers(90, 130, (40, 48), dtype=np.uint8)
             if label == "scratch":
-                pixels[index + 5, 8:40] = 250
+                pixels[index + 5, 8:40] = pixels[index + 5, 8:40] + 6 + 2 * index if faint else 250
             Image.fromarray(pixels).save(folder / label / f"{index}.png")
     return folder
 

@@ -116,16 +116,28 @@ def greedy_coreset(cells: torch.Tensor, count: int, seed: int) -> torch.Tensor:
         count: how many.
         seed: of the first one.
     """
-    generator = torch.Generator().manual_seed(seed)
-    squares = cells.square().sum(dim=1)
-    chosen = [int(torch.randint(len(cells), (1,), generator=generator))]
-    nearest = torch.full((len(cells),), torch.inf)
-    for _ in range(count - 1):
-        last = chosen[-1]
-        nearest = torch.minimum(nearest, torch.addmv(squares + squares[last], cells, cells[last], alpha=-2))
-        nearest[last] = -torch.inf  # rounding must not choose it again
-        chosen.append(int(nearest.argmax()))
+    nearest = torch.full((len(cells),), torch.finfo().max)  # above all distances but that of the first
+    nearest[torch.randint(len(cells), (1,), generator=torch.Generator().manual_seed(seed))] = torch.inf
+    return farthest_rows(cells, nearest, count)
+
+
+def farthest_rows(points: torch.Tensor, nearest: torch.Tensor, count: int) -> torch.Tensor:
+    """
+    Return rows chosen one by one, `(count,)`, each the farthest from those before it: the greedy k-center choice.
+
+    Args:
+        points: `(M, D)`, at least `count`.
+        nearest: squared distances from what was chosen before, `(M,)`.
+        count: how many.
+    """
+    squares = points.square().sum(dim=1)
+    chosen: list[int] = []
+    for _ in range(count):
+        row = int(nearest.argmax())
+        nearest = torch.minimum(nearest, torch.addmv(squares + squares[row], points, points[row], alpha=-2))
+        nearest[row] = -torch.inf  # rounding must not choose it again
+        chosen.append(row)
     return torch.tensor(chosen)
 
 
-__all__ = ["CellScore", "cell_features", "fit_cell_score", "fit_marked_cells", "greedy_coreset"]
+__all__ = ["CellScore", "cell_features", "farthest_rows", "fit_cell_score", "fit_marked_cells", "greedy_coreset"]

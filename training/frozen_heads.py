@@ -73,7 +73,7 @@ def fit_classifier(pooled: np.ndarray, labels: np.ndarray, num_labels: int) -> L
     return Linear(weight, bias)
 
 
-def group_folds(labels: np.ndarray, groups: list[str], seed: int) -> list[np.ndarray]:
+def cross_fitting_folds(labels: np.ndarray, groups: list[str], seed: int) -> list[np.ndarray]:
     """
     Return the held-out rows of each fold, groups kept whole, rows of classes with one group in none of them.
 
@@ -186,7 +186,7 @@ class FrozenHeads:
     ) -> None:
         self.model, self.features, self.labels, self.seed = model, features, labels, seed
         self.defect_free_id = model.config.defect_free_id
-        self.folds = group_folds(labels, groups, seed)
+        self.folds = cross_fitting_folds(labels, groups, seed)
         self.cells = torch.from_numpy(features.cells)
         self.defect_cells = None if defect_cells is None else torch.from_numpy(defect_cells)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def claim(
 
     Args:
         folder: the run's folder.
-        settings: everything about the run, as JSON values, by group.
+        settings: everything about the run, by group; kept as JSON, what JSON does not know as text.
         flag: what the folder is called in messages.
         ignored: names of settings that may differ.
 
@@ -111,6 +111,7 @@ def claim(
         InputError: the folder holds something else or a run with other settings, each difference named, another
             process uses it, or it cannot be written to.
     """
+    settings = json.loads(json.dumps(settings, default=str))  # so that they compare equal to the stored ones
     was_there = folder.exists()
     lock_file = folder / LOCK_FILE
     had_lock = lock_file.exists()
@@ -166,6 +167,35 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(one.is_file() for one in path.rglob("*"))
 
 
+def check_run(run: Path, files: Sequence[str]) -> None:
+    """
+    Check that a folder holds a run of `kgl train` with these files.
+
+    Raises:
+        InputError: there is no such folder, it is one classifier of a run, or a file is missing.
+    """
+    if not run.is_dir():
+        raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
+    if not (run / SETTINGS_FILE).is_file() and (run.absolute().parent / SETTINGS_FILE).is_file():
+        raise InputError(f"{run}: this is one classifier of a run; give the folder of the run, {run.parent}.")
+    missing = [name for name in files if not (run / name).is_file()]
+    if missing:
+        raise InputError(f"{run}: this is no finished run of kgl train, {missing[0]} is missing; finish the run.")
+
+
+def read_finished_report(run: Path) -> dict[str, Any]:
+    """
+    Return the content of a finished run's `metrics.json`.
+
+    Raises:
+        InputError: as [`check_run`], or the run has not finished its report.
+    """
+    check_run(run, (SETTINGS_FILE, "metrics.json"))
+    if RunState(run).record("report") is None:
+        raise InputError(f"{run}: this is no finished run of kgl train, its report is missing; finish the run.")
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+
+
 def strip_paths(content: Any) -> Any:
     """Return settings as they may be shared: files and folders of this machine by name only."""
     if isinstance(content, dict):
@@ -189,4 +219,13 @@ def _is_path(text: str) -> bool:
     return os.path.isabs(text) or text.startswith(("~", "./", "../")) or ("/" in text and os.path.exists(text))
 
 
-__all__ = ["CACHE_FOLDER", "SETTINGS_FILE", "RunState", "absolute_paths", "claim", "strip_paths"]
+__all__ = [
+    "CACHE_FOLDER",
+    "SETTINGS_FILE",
+    "RunState",
+    "absolute_paths",
+    "check_run",
+    "claim",
+    "read_finished_report",
+    "strip_paths",
+]

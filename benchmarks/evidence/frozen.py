@@ -93,7 +93,7 @@ class FrozenBench:
         good = np.flatnonzero(~self.defective)
         fitted = np.random.default_rng(seed).permutation(good if len(good) else np.arange(len(self.labels)))
         fitted = self.rows[fitted[:FITTED_IMAGES]]
-        fit_projection(self.model, (self.maps(part) for part in _split(fitted)), len(fitted), seed)
+        fit_projection(self.model, (self.maps(part) for part in row_batches(fitted)), len(fitted), seed)
         self._default: dict[str, torch.Tensor] | None = None
         self.features = FrozenFeatures(
             self._pooled(self.rows), self._mirrored[self.rows], self._cells(self.rows), np.arange(len(self.rows))
@@ -127,12 +127,12 @@ class FrozenBench:
         return tuple(torch.from_numpy(one[rows]).float() for one in self._maps)
 
     def _pooled(self, rows: np.ndarray) -> np.ndarray:
-        return torch.cat([pool_maps(self.maps(part)) for part in _split(rows)]).numpy()
+        return torch.cat([pool_maps(self.maps(part)) for part in row_batches(rows)]).numpy()
 
     def _cells(self, rows: np.ndarray) -> np.ndarray:
         stages = self.model.config.saliency_stages
         with torch.no_grad():
-            parts = [self.model.saliency_head.cells(self.maps(part)[:stages]).half() for part in _split(rows)]
+            parts = [self.model.saliency_head.cells(self.maps(part)[:stages]).half() for part in row_batches(rows)]
         return torch.cat(parts).numpy()
 
     def fit_default(self) -> None:
@@ -163,14 +163,15 @@ class Fitted:
         self.fitted_at, self.call = time.perf_counter(), call
 
 
-def _split(rows: np.ndarray) -> list[np.ndarray]:
+def row_batches(rows: np.ndarray) -> list[np.ndarray]:
+    """Return row numbers `(N,)` in batches."""
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
 def predict_test(bench: FrozenBench, shuffled: bool = False) -> Predictions:
     """Predict the test images by the model's own heads; `shuffled`: each with the heat map of another image."""
     model, parts, maps_h = bench.model, [], []
-    for part in _split(bench.test_rows):
+    for part in row_batches(bench.test_rows):
         maps = bench.maps(part)
         with torch.no_grad():
             logits, saliency = model.classify(maps)
@@ -241,7 +242,7 @@ def own_saliency(bench: FrozenBench) -> Fitted:
 def _own_priors(bench: FrozenBench, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return Grad-CAM++ maps of the true class as stored priors `(M, h, w)`, and their thresholds `(M,)`."""
     parts = []
-    for part in _split(rows):
+    for part in row_batches(rows):
         targets = torch.from_numpy(bench.labels[part])
         gradients = zip(*head_gradient(bench.model, bench.maps(bench.rows[part]), targets), strict=True)
         parts.append(fuse([grad_cam_plus_plus(features, gradient) for features, gradient in gradients]))
@@ -265,7 +266,9 @@ def _scored(bench: FrozenBench, fit: Callable[[torch.Tensor], Callable[[torch.Te
     score = fit(good)
 
     def call() -> Predictions:
-        maps = torch.cat([score(torch.from_numpy(bench._cells(part)).float()) for part in _split(bench.test_rows)])
+        maps = torch.cat(
+            [score(torch.from_numpy(bench._cells(part)).float()) for part in row_batches(bench.test_rows)]
+        )
         return rivals.from_scores(top_cells(maps[:, None], 0.05)[:, 0].numpy(), maps.numpy(), bench)
 
     return Fitted(call)
@@ -300,11 +303,11 @@ def patchcore(bench: FrozenBench) -> Fitted:
     """PatchCore as published: raw cells, a greedy coreset of 10 %, the highest cell weighted by its neighbourhood."""
     stages = bench.model.config.saliency_stages
     good = bench.rows[~bench.defective]
-    cells = torch.cat([raw_cells(bench.maps(part)[:stages]) for part in _split(good)])
+    cells = torch.cat([raw_cells(bench.maps(part)[:stages]) for part in row_batches(good)])
     model = rivals.PatchCore(cells.permute(0, 2, 3, 1).flatten(0, 2), bench.seed)
 
     def call() -> Predictions:
-        parts = [model.score(raw_cells(bench.maps(part)[:stages])) for part in _split(bench.test_rows)]
+        parts = [model.score(raw_cells(bench.maps(part)[:stages])) for part in row_batches(bench.test_rows)]
         scores, maps = (np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
         return rivals.from_scores(scores, maps, bench)
 
@@ -324,4 +327,4 @@ ARMS: dict[str, Callable[[FrozenBench], Fitted]] = {
     "patchcore": patchcore,
 }
 
-__all__ = ["ARMS", "FrozenBench", "load_maps"]
+__all__ = ["ARMS", "FrozenBench", "load_maps", "row_batches"]

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from tiny import save_backbone
+from tiny import make_images, save_backbone
 
 from kgl.cli.main import main
 from kgl.configuration_kgl import KGLConfig
@@ -26,27 +25,14 @@ TEXT_FILES = ("predictions.csv", "validation.csv", "state.json", "run.json", "pr
               "final/config.json", "final/README.md")  # fmt: skip
 
 
-def make_faint_scratches(folder: Path) -> Path:
-    """36 good and 24 faintly scratched images, which no tiny model tells apart without a mistake."""
-    generator = np.random.default_rng(0)
-    for label, count in (("good", 36), ("scratch", 24)):
-        (folder / label).mkdir(parents=True)
-        for index in range(count):
-            pixels = generator.integers(90, 140, (48, 48), dtype=np.uint8)
-            if label == "scratch":
-                pixels[4 + index, 4:44] += np.uint8(6 + 2 * index)
-            Image.fromarray(pixels).save(folder / label / f"{index}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[list[str], Path]:
     """The command of a finished run, and its folder."""
     folder = tmp_path_factory.mktemp("threshold")
+    images = make_images(folder / "images", 36, 24, faint=True)
     command = [
-        "train", str(make_faint_scratches(folder / "images")), "--backbone", str(save_backbone(folder / "backbone")),
-        "--image_height", "48", "--image_width", "48", "--validation_share", "0.4", "--use_cpu", "true",
-        "--output_dir", str(folder / "run"),
+        "train", str(images), "--backbone", str(save_backbone(folder / "backbone")), "--image_height", "48",
+        "--image_width", "48", "--validation_share", "0.4", "--use_cpu", "true", "--output_dir", str(folder / "run"),
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kgl.evaluation.results.BOOTSTRAP_DRAWS", 10)
@@ -269,7 +255,7 @@ def test_bad_settings_are_one_sentence(arguments, sentence, capsys):
 
 def test_folders_that_are_no_finished_run_are_refused_and_left_alone(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "this is no run of kgl train" in refused(capsys, tmp_path / "empty")
+    assert "no finished run of kgl train, run.json is missing" in refused(capsys, tmp_path / "empty")
     assert list((tmp_path / "empty").iterdir()) == []
     assert f"give the folder of the run, {run}" in refused(capsys, run / "final")
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

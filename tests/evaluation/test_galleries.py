@@ -77,7 +77,7 @@ def test_thumbnails_are_the_hardest_images_where_there_are_many(tmp_path, monkey
 
 def test_no_class_without_defects(tmp_path):
     test, predictions = inputs()
-    config = make_config(defect_free_label=None, has_heat_map=False)
+    config = make_config(defect_free_label=None)
     write_galleries(tmp_path / "gallery.json", test, predictions, None, config)
     final = predictions["final"].probabilities
     galleries, small = read_galleries(tmp_path / "gallery.json", np.array(LABELS), final, config)
@@ -87,7 +87,6 @@ def test_no_class_without_defects(tmp_path):
         name for name, is_right in zip(FILES, right, strict=True) if is_right
     }
     assert {case["kind"] for case in small.cases} == {"right", "another class"}
-    assert {case["heat"] for case in small.cases} == {0.0}
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     probabilities = generator.dirichlet([1, 1], len(test))
     maps = generator.random((2, len(test), 4, 4))
     test_predictions = dict.fromkeys(("primary", "final"), Predictions(probabilities, *maps))
-    config = tiny_model(id2label={0: "good", 1: "a$_$ <b>"}, defect_free_label=None, has_heat_map=False).config
+    config = tiny_model(id2label={0: "good", 1: "a$_$ <b>"}, defect_free_label=None).config
     report = page[1] | {
         "results": {
             model: evaluate_predictions(of_model, test, None, (32, 32)) | {"seconds": 1}
@@ -176,8 +176,9 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
         lambda rows: np.zeros((len(rows), 4, 4)), config, [""] * len(test),
     )  # fmt: skip
     text = (tmp_path / "report.html").read_text()
-    assert "Missed defects" not in text and "No issues were found" in text and "No threshold was chosen" in text
-    assert "predicted a$_$ &lt;b&gt;" in text and "heat map" not in text
+    assert "Missed defects" not in text and "No issues were found" in text
+    assert "no class is known to be free of defects" in text
+    assert "predicted a$_$ &lt;b&gt;" in text
 
 
 def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path, capsys):

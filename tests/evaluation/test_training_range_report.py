@@ -10,7 +10,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from kgl.data.schema import defect_dataset
 from kgl.evaluation.training_range import set_training_range
-from kgl.evaluation.training_range_report import read_training_images, write_training_images
+from kgl.evaluation.training_range_report import read_training_images, write_image_values, write_test_values
 from kgl.pipeline_kgl import DefectDetectionPipeline
 
 
@@ -30,8 +30,8 @@ def written(tmp_path_factory):
     """The file of 30 training and 8 brighter test images, the model, and the test images."""
     path = tmp_path_factory.mktemp("run") / "training_images.json"
     model, train, test = stages_model(), surfaces(30, 0, 100), surfaces(8, 1, 140)
-    set_training_range(model, train, PROCESSOR, 16)
-    write_training_images(path, model, train, test, PROCESSOR)
+    write_image_values(path, "training", set_training_range(model, train, PROCESSOR, 16))
+    write_test_values(path, model, test, PROCESSOR)
     return path, model, test
 
 
@@ -60,10 +60,8 @@ def test_training_values_are_those_that_chose_the_limits(written):
         assert name == "feature_distance" or min(stored[name]) == pytest.approx(low, rel=1e-3)
 
 
-def test_runs_without_a_range_have_no_section(written, tmp_path):
-    path, model, test = written
-    assert read_training_images(tmp_path / "training_images.json", model.config) is None
-    unknown = stages_model()
-    write_training_images(tmp_path / "training_images.json", unknown, test, test, PROCESSOR)
-    assert not (tmp_path / "training_images.json").exists()
-    assert read_training_images(path, unknown.config) is None
+def test_runs_without_a_range_have_no_section(tmp_path):
+    path, one, model = tmp_path / "training_images.json", surfaces(1, 0, 100), stages_model()
+    assert set_training_range(model, one, PROCESSOR, 16) is None
+    write_test_values(path, model, one, PROCESSOR)
+    assert not path.exists() and read_training_images(path, model.config) is None

@@ -185,11 +185,11 @@ def test_runs_that_cannot_be_used(surfaces, copied_run, tmp_path, capsys):
     new = save_surfaces(tmp_path / "new", {"good": 1}, 0)
     assert "there is no such folder" in refused(capsys, "next", tmp_path / "missing", new)
     said = refused(capsys, "next", surfaces / "run" / "final", new)
-    assert "it is not the folder of a run" in said and f"give {surfaces / 'run'}." in said
+    assert f"this is one classifier of a run; give the folder of the run, {surfaces / 'run'}." in said
     (copied_run / "metrics.json").unlink()
     for command in (["curve"], ["audit"]):
-        assert "the run is not finished" in refused(capsys, *command, copied_run)
-    assert "the run is not finished" in refused(capsys, "next", copied_run, new)
+        assert "metrics.json is missing; finish the run" in refused(capsys, *command, copied_run)
+    assert "metrics.json is missing; finish the run" in refused(capsys, "next", copied_run, new)
 
 
 def test_run_of_another_version(copied_run, capsys):

@@ -11,10 +11,10 @@ from sklearn.preprocessing import StandardScaler
 from kgl.training.frozen_heads import (
     REGULARIZATION,
     HeatScale,
+    cross_fitting_folds,
     defect_margin,
     fit_classifier,
     fit_fusion,
-    group_folds,
     within_class_deviation,
 )
 
@@ -52,7 +52,7 @@ def test_class_without_images_is_the_least_likely_at_the_average():
 def test_folds_keep_groups_whole_and_classes_apart():
     labels = np.array([0] * 12 + [1] * 6 + [2] * 2)
     groups = [f"g{index // 2}" for index in range(12)] + [f"d{index}" for index in range(6)] + ["one", "one"]
-    folds = group_folds(labels, groups, seed=0)
+    folds = cross_fitting_folds(labels, groups, seed=0)
     assert len(folds) == 4
     held_out = np.sort(np.concatenate(folds))
     assert held_out.tolist() == list(range(18))  # the class of one group is in no fold
@@ -60,7 +60,9 @@ def test_folds_keep_groups_whole_and_classes_apart():
         inside = {groups[index] for index in fold}
         assert all(index in fold for index in range(18) if groups[index] in inside)
         assert {0, 1} == set(labels[fold])
-    assert all(np.array_equal(one, other) for one, other in zip(folds, group_folds(labels, groups, 0), strict=True))
+    assert all(
+        np.array_equal(one, other) for one, other in zip(folds, cross_fitting_folds(labels, groups, 0), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_number_of_folds_is_that_of_the_scarcest_class(groups, count):
     """Three good and two defective images; a class of one group does not count."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        folds = group_folds(np.array([0, 0, 0, 1, 1]), list(groups), seed=0)
+        folds = cross_fitting_folds(np.array([0, 0, 0, 1, 1]), list(groups), seed=0)
     assert len(folds) == count
 
 

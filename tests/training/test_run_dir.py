@@ -29,6 +29,11 @@ def test_folder_is_claimed_once(tmp_path):
         claim(tmp_path / "file" / "below", {})
 
 
+def test_settings_are_compared_as_json(tmp_path):
+    for _ in range(2):
+        claim(tmp_path, {"data": {"size": (40, 48), "folder": tmp_path}}).release()
+
+
 def test_settings_of_a_run_without_results_are_replaced(tmp_path):
     claim(tmp_path, RUN).release()
     RunState(tmp_path).finish("cache", seconds=1.0)
