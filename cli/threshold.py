@@ -79,9 +79,11 @@ def run(args: ThresholdArguments) -> None:
     from ..evaluation.run_outputs import print_limits
     from ..exporters.threshold import update_graphs
     from ..hub.model_card import write_card
+    from ..labelling.runs import read_run
 
     folder = Path(args.run)
     read_finished_report(folder)  # no lock in a folder that is no run's
+    read_run(folder)  # refuses that of another version
     held = lock(folder, "--run")
     try:
         points = choose_operating_points(folder, args.rule())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_kgl import KGLConfig
 from ..data.storage import write_text
@@ -73,10 +74,10 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
         rule: how the threshold is chosen.
 
     Raises:
-        InputError: the folder holds no finished run, or the run has nothing to choose a threshold on.
+        InputError: the folder holds no finished run of this version, or the run has nothing to choose a threshold on.
     """
     before = read_finished_report(run)
-    configs = {model: KGLConfig.from_pretrained(run / model) for model in MODELS}
+    configs = {model: _read_config(run, model) for model in MODELS}
     good = configs["final"].defect_free_label
     if good is None:
         raise InputError(f"{run}: none of its classes is free of defects, so there is no threshold to choose.")
@@ -176,7 +177,7 @@ def read_finished_report(run: Path) -> dict[str, Any]:
     Return the content of a finished run's `metrics.json`.
 
     Raises:
-        InputError: there is no such folder, or it holds no finished run.
+        InputError: there is no such folder, or it holds no finished run of this version.
     """
     if not run.is_dir():
         raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
@@ -189,7 +190,27 @@ def read_finished_report(run: Path) -> dict[str, Any]:
     if missing or RunState(run).record("report") is None:
         what = f"{missing[0].relative_to(run)} is missing" if missing else "its report is missing"
         raise InputError(f"{run}: this is no finished run of kgl train, {what}; finish the run.")
-    return json.loads(files[0].read_text(encoding="utf-8"))
+    try:
+        report = json.loads(files[0].read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{files[0]} is damaged ({error}); train again into another --output_dir.") from error
+    if not {"settings", "results", "validation"} <= report.keys():
+        raise InputError(_of_another_version(run, files[0].name))
+    return report
+
+
+def _read_config(run: Path, model: str) -> KGLConfig:
+    try:
+        return KGLConfig.from_pretrained(run / model)
+    except (OSError, StrictDataclassError) as error:
+        raise InputError(_of_another_version(run, f"{model}/config.json")) from error
+
+
+def _of_another_version(run: Path, what: str) -> str:
+    return (
+        f"{run}: {what} was changed, or written by another version of kgl; train again with this one into another "
+        "--output_dir."
+    )
 
 
 def _read_table(run: Path, name: str, columns: list[str]) -> pd.DataFrame:

@@ -186,6 +186,9 @@ def test_runs_that_cannot_be_used(surfaces, copied_run, tmp_path, capsys):
     assert "there is no such folder" in refused(capsys, "next", tmp_path / "missing", new)
     said = refused(capsys, "next", surfaces / "run" / "final", new)
     assert "it is not the folder of a run" in said and f"give {surfaces / 'run'}." in said
+    for command in ("curve", "audit"):
+        said = refused(capsys, command, surfaces / "run" / "final")
+        assert f"this is one classifier of a run; give the folder of the run, {surfaces / 'run'}." in said
     (copied_run / "metrics.json").unlink()
     for command in (["curve"], ["audit"]):
         assert "the run is not finished" in refused(capsys, *command, copied_run)
