@@ -5,7 +5,7 @@ Make the pictures of docs/labelling.md and docs/training.md: what the commands t
 
 Surfaces are written into a folder per class, and into one without labels; three labels of a copy are wrong. On them
 `kgl train`, `kgl threshold`, `kgl next`, `kgl audit` and `kgl curve` are run with `kgl-tiny`. Pages are photographed
-by Chromium without a screen. Commands that are finished in the cache folder are not run again.
+by Chromium without a screen. Commands that are finished in the cache folder print their results again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(folder: Path, *arguments: str) -> None:
 
 
 def photograph(page: Path, width: int, height: int, target: Path) -> None:
-    """Write the top of a page as an image of few colours."""
+    """Write the top of a page."""
     shot = page.with_suffix(".shot.png")
     command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--window-size={width},{height}", f"--screenshot={shot}", page.resolve().as_uri()]
@@ -62,8 +62,11 @@ def photograph(page: Path, width: int, height: int, target: Path) -> None:
 
 
 def save_small(source: Path, target: Path) -> None:
-    """Write an image with 128 colours, which pages and curves do not show."""
-    Image.open(source).convert("RGB").quantize(128).save(target, optimize=True)
+    """Write an image without photographs with 128 colours as PNG, others as JPEG."""
+    image = Image.open(source).convert("RGB")
+    if target.suffix == ".png":
+        image = image.quantize(128)
+    image.save(target, optimize=True, quality=75)
 
 
 def main() -> None:
@@ -82,9 +85,9 @@ def main() -> None:
     run(folder, "curve", "runs/surfaces")
     if options.into is not None:
         runs = folder / "runs"
-        photograph(runs / "surfaces" / "report.html", 1000, 900, options.into / "threshold_report.png")
-        photograph(runs / "doubtful_audit" / "audit.html", 1000, 900, options.into / "audit.png")
-        save_small(runs / "surfaces_next_monday" / "next.png", options.into / "next.png")
+        photograph(runs / "surfaces" / "report.html", 1000, 430, options.into / "threshold_report.png")
+        photograph(runs / "doubtful_audit" / "audit.html", 1000, 1120, options.into / "audit.jpg")
+        save_small(runs / "surfaces_next_monday" / "next.png", options.into / "next.jpg")
         save_small(runs / "surfaces_curve" / "curve.png", options.into / "curve.png")
 
 

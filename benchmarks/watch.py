@@ -31,6 +31,7 @@ from PIL import Image
 from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
 from kgl.benchmarks.measure import store
 from kgl.data.synthetic import CLASSES, generate_surface
+from kgl.evaluation.predict_folder import predict_folder
 from kgl.evaluation.prediction_table import Stamp, file_stamp
 
 
@@ -247,9 +248,7 @@ def measure_kills(folder: Path, model: str, kills: int, files: int, generator: n
 def compare(folder: Path, model: str, stamps: dict[str, Stamp], changed: set[str]) -> dict[str, Any]:
     """Return how the rows of a watch differ from the files, and from the rows of `kgl predict` without `--watch`."""
     rows = read_rows(folder / "out" / "predictions.csv")
-    arguments = ["predict", str(folder / "line"), "--model", model, "--output", str(folder / "whole")]
-    command = [sys.executable, "-c", "from kgl.cli.main import main; main()", *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    predict_folder([folder / "line"], model, folder / "whole")
     whole = {row["file_name"]: row for row in read_rows(folder / "whole" / "predictions.csv")}
     names = [row["file_name"] for row in rows]
     differences = [abs(float(row["defect_score"]) - float(whole[row["file_name"]]["defect_score"])) for row in rows]

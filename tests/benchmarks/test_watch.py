@@ -37,8 +37,8 @@ def test_files_are_whole_when_they_are_decided(model, tmp_path):
 
 
 def test_table_has_one_row_per_file_after_kills(model, tmp_path):
-    found = measure_kills(tmp_path, model, 2, 6, np.random.default_rng(0))
-    assert (found["files"], found["rows"], found["changed"], len(found["rows_at_kill"])) == (12, 12, 6, 2)
+    found = measure_kills(tmp_path, model, 2, 5, np.random.default_rng(0))
+    assert (found["files"], found["rows"], found["changed"], len(found["rows_at_kill"])) == (10, 10, 5, 2)
     assert not any(found[name] for name in ("more_than_one_row", "missing", "changed_with_old_row", "other_decisions"))
     assert found["largest_score_difference"] < 1e-4
 
