@@ -31,9 +31,10 @@ from kgl.benchmarks.measure import RESULTS
 from kgl.data.splits import select_few_labels
 from kgl.data.validation import inspect_images
 from kgl.evaluation.metrics import DefectClassification
+from kgl.heads_kgl import pool_maps, top_cells
 from kgl.labelling.next_images import keep_unlike
 from kgl.labelling.strategies import STRATEGIES, Candidates, decision_entropy, standardize
-from kgl.modeling_kgl import class_probabilities, pool_maps, top_cells
+from kgl.modeling_kgl import class_probabilities
 
 
 OUTPUT = RESULTS / "label_choice.jsonl"

@@ -27,8 +27,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
 from kgl.benchmarks.measure import BACKBONE, hardware, paired, store
 from kgl.configuration_kgl import KGLConfig
+from kgl.heads_kgl import pool_maps
 from kgl.knowledge.thresholds import add_prior_thresholds
-from kgl.modeling_kgl import KGLForImageClassification, pool_maps
+from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency.cam import layer_cam
 from kgl.training.augmentation import PairedAugmentation
 from kgl.training.collator import DefectCollator

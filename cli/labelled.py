@@ -68,10 +68,16 @@ def run_or_images_to_flags(arguments: list[str]) -> list[str]:
     Return the flags of a positional RUN or IMAGES argument: a folder with `run.json` is a run.
 
     Raises:
-        InputError: there is more than one.
+        InputError: there is more than one, or it is a classifier.
     """
-    if len(arguments) == 1 and (Path(arguments[0]).expanduser() / _RUN_FILE).is_file():
-        return ["--run", arguments[0]]
+    if len(arguments) == 1:
+        folder = Path(arguments[0]).expanduser()
+        if (folder / _RUN_FILE).is_file():
+            return ["--run", arguments[0]]
+        if (folder / "config.json").is_file() and (folder.absolute().parent / _RUN_FILE).is_file():
+            raise InputError(
+                f"{folder}: this is one classifier of a run; give the folder of the run, {folder.parent}."
+            )
     return images_to_flags(arguments)
 
 

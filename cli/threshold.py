@@ -74,10 +74,10 @@ def run(args: ThresholdArguments) -> None:
     from ..evaluation.run_outputs import print_limits
     from ..exporters.threshold import update_graphs
     from ..hub.model_card import write_card
-    from ..training.run_dir import read_finished_report
+    from ..labelling.runs import read_run
 
     folder = Path(args.run)
-    read_finished_report(folder)  # no lock in a folder that is no run's
+    read_run(folder)  # no lock in a folder that is no run's, or one of another version
     held = lock(folder, "--run")
     try:
         points = choose_operating_points(folder, args.rule())

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_kgl import KGLConfig
 from ..data.storage import write_text
 from ..errors import InputError
 from ..training.arguments import OperatingArguments
-from ..training.run_dir import RunState, check_run, read_finished_report
+from ..training.run_dir import RunState, check_run, of_another_version, read_finished_report
 from .calibration import choose_operating_point
 from .galleries import GALLERY_FILE
 from .predictions import decision_columns
@@ -73,11 +74,11 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
         rule: how the threshold is chosen.
 
     Raises:
-        InputError: the folder holds no finished run, or the run has nothing to choose a threshold on.
+        InputError: the folder holds no finished run of this version, or the run has nothing to choose a threshold on.
     """
     before = read_finished_report(run)
     check_run(run, [f"{model}/config.json" for model in MODELS])
-    configs = {model: KGLConfig.from_pretrained(run / model) for model in MODELS}
+    configs = {model: _read_config(run, model) for model in MODELS}
     good = configs["final"].defect_free_label
     if good is None:
         raise InputError(f"{run}: none of its classes is free of defects, so there is no threshold to choose.")
@@ -170,6 +171,13 @@ def comparison_rows(points: OperatingPoints) -> list[tuple[str, str, str]]:
         columns.append(column)
     rows = [(name, before, columns[1][name]) for name, before in columns[0].items()]
     return [row for row in rows if row[1:] != ("-", "-")]
+
+
+def _read_config(run: Path, model: str) -> KGLConfig:
+    try:
+        return KGLConfig.from_pretrained(run / model)
+    except (OSError, StrictDataclassError) as error:
+        raise InputError(of_another_version(run, f"{model}/config.json")) from error
 
 
 def _read_table(run: Path, name: str, columns: list[str]) -> pd.DataFrame:

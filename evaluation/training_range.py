@@ -17,7 +17,8 @@ from transformers.image_utils import load_image
 
 from ..data.images import to_pixel_values
 from ..data.progress import progress_bar
-from ..modeling_kgl import KGLForImageClassification, average_features
+from ..heads_kgl import average_features
+from ..modeling_kgl import KGLForImageClassification
 from ..pipeline_kgl import PROPERTIES, image_properties
 from ..saliency.activations import eval_mode
 

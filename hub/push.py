@@ -30,11 +30,13 @@ from .model_card import UserPart, merge_user_parts, read_user_part, render_card
 # Only these files are pushed, none of which can hold a pickle.
 _MODEL_FILES = (
     "config.json", "preprocessor_config.json", "model.safetensors", "model-*-of-*.safetensors",
-    "model.safetensors.index.json", "configuration_kgl.py", "modeling_kgl.py", "pipeline_kgl.py",
+    "model.safetensors.index.json", "configuration_kgl.py", "heads_kgl.py", "modeling_kgl.py", "pipeline_kgl.py",
     "handler.py",
 )  # fmt: skip
 _RUN_FILES = ("metrics.json", "report.html", "grid_*.png")
-_REQUIRED_FILES = ("config.json", "preprocessor_config.json", "configuration_kgl.py", "modeling_kgl.py")
+_REQUIRED_FILES = (
+    "config.json", "preprocessor_config.json", "configuration_kgl.py", "heads_kgl.py", "modeling_kgl.py",
+)  # fmt: skip
 _CARD = constants.REPOCARD_NAME
 _EMBEDDED_IMAGE = re.compile(r"base64,[A-Za-z0-9+/=]+")
 # Raised by huggingface_hub for the Hub, the network, the login, and files that cannot be read.

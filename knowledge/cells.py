@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.nn import functional as F
 
-from ..modeling_kgl import KGLForImageClassification, average_neighbours
+from ..heads_kgl import average_neighbours
+from ..modeling_kgl import KGLForImageClassification
 
 
 FITTED_CELLS = 20_000  # that the projection is fitted on; more change it by less than its own sampling

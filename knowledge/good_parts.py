@@ -15,7 +15,8 @@ from transformers import BaseImageProcessor
 from ..data.images import decode_image, to_pixel_values, without_decoding
 from ..data.schema import digest_rows, image_digests
 from ..errors import InputError
-from ..modeling_kgl import KGLForImageClassification, top_cells
+from ..heads_kgl import top_cells
+from ..modeling_kgl import KGLForImageClassification
 from ..saliency.activations import eval_mode
 from ..saliency.maps import to_grid
 from .prior_columns import prior_columns, prior_features

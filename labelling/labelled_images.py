@@ -15,8 +15,9 @@ from ..data.arguments import DataArguments
 from ..data.loading import LoadedDataset, read_images
 from ..data.schema import dataset_fingerprint
 from ..errors import InputError
+from ..heads_kgl import top_cells
 from ..knowledge.arguments import PriorArguments
-from ..modeling_kgl import KGLForImageClassification, class_probabilities, top_cells
+from ..modeling_kgl import KGLForImageClassification, class_probabilities
 from ..training.arguments import ModelArguments
 from ..training.frozen_features import CELLS_FILE, FrozenFeatures, fit_cells, write_frozen_features
 from ..training.frozen_heads import FrozenHeads

@@ -20,9 +20,10 @@ from ..data.storage import write_text
 from ..data.validation import inspect_images
 from ..errors import InputError, format_count
 from ..evaluation.metrics import defect_scores
+from ..heads_kgl import pool_maps, top_cells
 from ..knowledge.saliency_priors import model_digest
 from ..knowledge.sharded_map import Columns, sharded_map
-from ..modeling_kgl import KGLForImageClassification, class_probabilities, pool_maps, top_cells
+from ..modeling_kgl import KGLForImageClassification, class_probabilities
 from ..saliency.activations import eval_mode
 from ..training.model_init import load_classifier
 from .contact_sheet import draw_contact_sheet

@@ -16,7 +16,7 @@ ROOT = Path(kgl.__file__).parent
 ROOMS = (
     {"errors"},
     {"configuration_kgl"},
-    {"pipeline_kgl", "handler"},
+    {"pipeline_kgl", "handler", "heads_kgl"},
     {"modeling_kgl"},
     {"saliency", "data"},
     {"knowledge"},

@@ -5,7 +5,8 @@ from tiny import four_stages, stages_model
 from torch.nn import functional as F
 from transformers import ResNetModel
 
-from kgl.modeling_kgl import KGLForImageClassification, top_cells
+from kgl.heads_kgl import top_cells
+from kgl.modeling_kgl import KGLForImageClassification
 
 
 def average_of_neighbours(maps):

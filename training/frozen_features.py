@@ -16,10 +16,11 @@ from transformers import BaseImageProcessor
 from ..data.images import decode_image, to_pixel_values, without_decoding
 from ..data.schema import digest_rows, image_digests
 from ..data.storage import run_on_main_process
+from ..heads_kgl import pool_maps
 from ..knowledge.cells import FITTED_IMAGES, fit_projection
 from ..knowledge.saliency_priors import model_digest
 from ..knowledge.sharded_map import Columns, sharded_map
-from ..modeling_kgl import KGLForImageClassification, pool_maps
+from ..modeling_kgl import KGLForImageClassification
 from ..saliency.activations import eval_mode
 
 

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from ..modeling_kgl import KGLCellHead, KGLForImageClassification, top_cells
+from ..heads_kgl import KGLCellHead, top_cells
+from ..modeling_kgl import KGLForImageClassification
 from .cell_scores import CellScore, fit_cell_score, fit_marked_cells
 from .frozen_features import FrozenFeatures
 

@@ -191,7 +191,12 @@ def load_classifier(model: str) -> tuple[KGLForImageClassification, BaseImagePro
             KGLForImageClassification.from_pretrained(model, use_safetensors=True),
             ViTImageProcessorPil.from_pretrained(model),  # the class that kgl train saves
         )
-    except (OSError, SafetensorError, StrictDataclassError) as error:
+    except StrictDataclassError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"--model {model}: its config was changed, or is of another version of kgl: {reason}"
+        ) from error
+    except (OSError, SafetensorError) as error:
         what = (
             "it is not a classifier saved by kgl train"
             if Path(model).exists()

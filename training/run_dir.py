@@ -188,12 +188,27 @@ def read_finished_report(run: Path) -> dict[str, Any]:
     Return the content of a finished run's `metrics.json`.
 
     Raises:
-        InputError: as [`check_run`], or the run has not finished its report.
+        InputError: as [`check_run`], the run has not finished its report, or another version of kgl wrote it.
     """
     check_run(run, (SETTINGS_FILE, "metrics.json"))
     if RunState(run).record("report") is None:
         raise InputError(f"{run}: this is no finished run of kgl train, its report is missing; finish the run.")
-    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    path = run / "metrics.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged ({error}); train again into another --output_dir.") from error
+    if not {"settings", "results", "validation"} <= report.keys():
+        raise InputError(of_another_version(run, path.name))
+    return report
+
+
+def of_another_version(run: Path, what: str) -> str:
+    """Return the message of a file of a run that this version cannot read."""
+    return (
+        f"{run}: {what} was changed, or written by another version of kgl; train again with this one into another "
+        "--output_dir."
+    )
 
 
 def strip_paths(content: Any) -> Any:
@@ -226,6 +241,7 @@ __all__ = [
     "absolute_paths",
     "check_run",
     "claim",
+    "of_another_version",
     "read_finished_report",
     "strip_paths",
 ]

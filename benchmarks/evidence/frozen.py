@@ -22,10 +22,11 @@ from kgl.data.masks import mask_to_array, mask_to_grid
 from kgl.evaluation.maps import image_average_precision
 from kgl.evaluation.metrics import DefectClassification
 from kgl.evaluation.predictions import Predictions, most_probable_defects
+from kgl.heads_kgl import pool_maps, top_cells
 from kgl.knowledge.cells import FITTED_IMAGES, fit_projection, raw_cells
 from kgl.knowledge.good_parts import GoodParts
 from kgl.knowledge.thresholds import otsu_threshold
-from kgl.modeling_kgl import KGLForImageClassification, class_probabilities, pool_maps, top_cells
+from kgl.modeling_kgl import KGLForImageClassification, class_probabilities
 from kgl.saliency.cam import grad_cam_plus_plus, head_gradient
 from kgl.saliency.maps import fuse, to_grid, to_peak_one, to_uint8
 from kgl.training.cell_scores import CellScore

@@ -33,8 +33,8 @@ from kgl.benchmarks.measure import RESULTS
 from kgl.data.masks import mask_to_grid
 from kgl.data.splits import select_few_labels
 from kgl.evaluation.maps import image_average_precision
+from kgl.heads_kgl import top_cells
 from kgl.knowledge.cells import raw_cells, stack_stages
-from kgl.modeling_kgl import top_cells
 from kgl.training.cell_scores import fit_cell_score, greedy_coreset
 from kgl.training.frozen_heads import MAX_CELLS, FrozenHeads, defect_margin, within_class_deviation
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,27 @@ def test_runs_without_two_kinds_of_validation_images_are_refused(run, capsys):
         config = read_json(run / model / "config.json") | {"defect_free_label": None, "operating_point": None}
         (run / model / "config.json").write_text(json.dumps(config))
     assert "none of its classes is free of defects" in refused(capsys, run)
+
+
+def test_runs_of_another_version_are_refused_and_left_alone(run, capsys):
+    def edit(name: str, change: Callable[[dict], object]) -> str:
+        content, before = read_json(run / name), (run / name).read_text()
+        change(content)
+        (run / name).write_text(json.dumps(content))
+        files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        said = refused(capsys, run, "--wanted_recall", "0.9")
+        assert all(path.read_bytes() == stored for path, stored in files.items())
+        (run / name).write_text(before)
+        return said
+
+    assert "made by another version of kgl; train again" in edit("run.json", lambda one: one["model"].update(new=1))
+    for change in ({"head": "new"}, {"operating_point": {"limits": [0.2, 0.4]}}):
+        said = edit("primary/config.json", lambda one, change=change: one.update(change))
+        assert "primary/config.json was changed, or written by another version of kgl; train again" in said
+        assert said.count("\n") == 1
+    assert "metrics.json was changed, or written by another" in edit("metrics.json", lambda one: one.pop("results"))
+    (run / "metrics.json").write_text("{")
+    assert "metrics.json is damaged" in refused(capsys, run)
 
 
 def test_train_takes_the_band_too(trained, tmp_path, capsys, few_draws):

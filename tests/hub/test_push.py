@@ -27,7 +27,7 @@ from kgl.training.arguments import LicenseArguments
 
 PUSHED = {
     ".gitattributes", "README.md", "config.json", "configuration_kgl.py", "grid_test.png", "grid_train.png",
-    "handler.py", "metrics.json", "model.safetensors", "modeling_kgl.py", "pipeline_kgl.py",
+    "handler.py", "heads_kgl.py", "metrics.json", "model.safetensors", "modeling_kgl.py", "pipeline_kgl.py",
     "preprocessor_config.json", "report.html",
 }  # fmt: skip
 FLAGS = [

@@ -184,8 +184,10 @@ def test_output_of_another_command_or_user_is_refused(surfaces, tmp_path, capsys
 def test_runs_that_cannot_be_used(surfaces, copied_run, tmp_path, capsys):
     new = save_surfaces(tmp_path / "new", {"good": 1}, 0)
     assert "there is no such folder" in refused(capsys, "next", tmp_path / "missing", new)
-    said = refused(capsys, "next", surfaces / "run" / "final", new)
-    assert f"this is one classifier of a run; give the folder of the run, {surfaces / 'run'}." in said
+    final = surfaces / "run" / "final"
+    for command in (["next", final, new], ["curve", final], ["audit", final]):
+        said = refused(capsys, *command)
+        assert f"this is one classifier of a run; give the folder of the run, {surfaces / 'run'}." in said
     (copied_run / "metrics.json").unlink()
     for command in (["curve"], ["audit"]):
         assert "metrics.json is missing; finish the run" in refused(capsys, *command, copied_run)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import stages_model
 
-from kgl.modeling_kgl import top_cells
+from kgl.heads_kgl import top_cells
 from kgl.training.frozen_features import FrozenFeatures
 from kgl.training.frozen_heads import FrozenHeads, defect_margin
 

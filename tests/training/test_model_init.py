@@ -1,12 +1,14 @@
 """Defaults of the classifier that depend on its backbone, and what cannot be built."""
 
+import json
+
 import pytest
 from tiny import TINY_BACKBONES, tiny_model
 from transformers import ResNetConfig
 
 from kgl.errors import InputError
 from kgl.training.arguments import ModelArguments
-from kgl.training.model_init import resolve_freeze_stages, resolve_out_features
+from kgl.training.model_init import load_classifier, resolve_freeze_stages, resolve_out_features
 
 
 def test_stages_of_each_head_by_default(tmp_path):
@@ -31,6 +33,16 @@ def test_stages_of_each_head_by_default(tmp_path):
 def test_backbone_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"--backbone .*nowhere: there is no such folder"):
         resolve_out_features(ModelArguments(backbone=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("change", [{"head": "new"}, {"training_range": {"limits": 3}}, {"temperature": "high"}])
+def test_classifier_of_another_version_is_named_in_one_sentence(tmp_path, change):
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match="its config was changed, or is of another version of kgl: ") as refusal:
+        load_classifier(str(tmp_path))
+    assert "\n" not in str(refusal.value) and next(iter(change)) in str(refusal.value)
 
 
 def test_stages_of_pretrained_backbones_are_frozen_by_default():
