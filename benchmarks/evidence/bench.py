@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 
-from kgl.benchmarks.evidence.frozen import FrozenBench
+from kgl.benchmarks.evidence.frozen import FrozenBench, predict_test
 from kgl.benchmarks.evidence.plan import TASKS, Arm
 from kgl.benchmarks.evidence.priors import add_arm_priors, shuffle_within_classes
 from kgl.benchmarks.evidence.task_data import (
@@ -94,6 +94,11 @@ class Bench:
         self._trainings = []
         model = self._fit(arm)
         predictions = self._predict(model, self.test_images)
+        if arm.with_default:
+            self.frozen.fit_default()
+            default = predict_test(self.frozen)
+            mean = (predictions.probabilities + default.probabilities) / 2
+            predictions = Predictions(mean, predictions.class_map, default.saliency)
         metrics = evaluate_predictions(predictions, self.test_images, model.config.defect_free_id, self.task.size)
         grad_cam = self._grad_cam_maps(model, predictions)
         metrics |= evaluate_maps({"gradcam": grad_cam}, self.test_images, self.task.size)
@@ -101,7 +106,7 @@ class Bench:
         return metrics | {"phases": steps / self.task.steps, "steps": steps, "seconds": self._trainings[-1][1]}
 
     def _fit(self, arm: Arm) -> KGLForImageClassification:
-        if arm == Arm():  # plain training is the primary of the same seed
+        if arm in (Arm(), Arm(with_default=True)):  # plain training is the primary of the same seed
             return self._primary()
         rows = self.train_images if arm.prior is None else self._with_priors(arm)
         if arm.from_default:

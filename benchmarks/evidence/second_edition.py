@@ -1,5 +1,5 @@
 """
-Write the tables and the figure of the second edition: frozen arms, every fold a test fold in turn.
+Write the tables and the figure of the second edition: every fold a test fold in turn.
 
     python benchmarks/evidence/second_edition.py [--into docs/evidence.md] [--figure docs/evidence_seconds.png]
 
@@ -31,6 +31,7 @@ DEFAULT = "default"
 GOAL = [(dataset, budget) for dataset in ("tiles", "tiles_defect", "boards") for budget in (8, 16)]
 # Methods that only tell good from defective are compared by the AP of defects.
 GOOD_PARTS_ONLY = ("nearest neighbours", "mahalanobis", "noise head alone", "patchcore")
+FINE_TUNED = ("plain", "guided, paper", "default, fine-tuned", "default and plain")
 MAPS = {  # column: arm, metric
     "H of the default": (DEFAULT, "saliency_cell_image_ap"),
     "nearest neighbours": ("nearest neighbours", "saliency_cell_image_ap"),
@@ -57,9 +58,10 @@ def differences(of_place: pd.DataFrame, arm: str) -> pd.Series:
     return (values[DEFAULT] - values[arm]).dropna() if arm in values else pd.Series(dtype=float)
 
 
-def rivals_of(runs: pd.DataFrame, good_parts_only: bool) -> list[str]:
-    """Return the arms beside the default that know good parts alone, or the others, in the order of the runs."""
-    return [arm for arm in runs["arm"].unique() if arm != DEFAULT and (arm in GOOD_PARTS_ONLY) == good_parts_only]
+def rivals_of(runs: pd.DataFrame, kind: tuple[str, ...] = ()) -> list[str]:
+    """Return the arms of one kind, in the order of the runs; by default on frozen features and labels."""
+    others = (DEFAULT, *GOOD_PARTS_ONLY, *FINE_TUNED)
+    return [arm for arm in runs["arm"].unique() if (arm in kind if kind else arm not in others)]
 
 
 def differences_table(runs: pd.DataFrame, arms: list[str]) -> str:
@@ -82,7 +84,7 @@ def differences_table(runs: pd.DataFrame, arms: list[str]) -> str:
 def summary_table(runs: pd.DataFrame) -> str:
     """Return a table of the default minus every arm: the mean over two groups of places, and counts of places."""
     rows, of_places = [], dict(places(runs))
-    for arm in [*rivals_of(runs, False), *rivals_of(runs, True)]:
+    for arm in [*rivals_of(runs), *rivals_of(runs, GOOD_PARTS_ONLY), *rivals_of(runs, FINE_TUNED)]:
         pairs = {place: differences(of_place, arm) for place, of_place in of_places.items()}
         folds = {place: by_fold(one) for place, one in pairs.items() if len(one)}
         row = {"the default minus": arm}
@@ -112,6 +114,17 @@ def maps_table(runs: pd.DataFrame) -> str:
             marked = pivot_metric(of_place, f"marked_{kind}")
             known = DEFAULT in marked and marked[DEFAULT].notna().any()
             row[f"{kind} images marked"] = f"{marked[DEFAULT].mean():.0%}" if known else ""
+        rows.append(row)
+    return markdown_table(rows, text_columns=2)
+
+
+def seconds_table(runs: pd.DataFrame) -> str:
+    """Return a table of the median seconds that fitting takes, a row per place: the default, fine-tuned arms."""
+    rows = []
+    for (dataset, budget), of_place in places(runs):
+        seconds = pivot_metric(of_place, "seconds").median()
+        row = {"dataset": dataset, "per class": str(budget)}
+        row |= {arm: f"{seconds[arm]:.0f}" if arm in seconds else "" for arm in (DEFAULT, *FINE_TUNED)}
         rows.append(row)
     return markdown_table(rows, text_columns=2)
 
@@ -180,8 +193,10 @@ def main() -> None:
     runs = read_runs(options.runs)
     blocks = {
         "second summary": summary_table(runs),
-        "second differences": differences_table(runs, rivals_of(runs, False)),
-        "second good parts": differences_table(runs, rivals_of(runs, True)),
+        "second differences": differences_table(runs, rivals_of(runs)),
+        "second good parts": differences_table(runs, rivals_of(runs, GOOD_PARTS_ONLY)),
+        "second fine-tuned": differences_table(runs, rivals_of(runs, FINE_TUNED)),
+        "second seconds": seconds_table(runs),
         "second maps": maps_table(runs),
     }
     if SEARCH.exists():

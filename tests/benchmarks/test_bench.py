@@ -7,6 +7,7 @@ import pytest
 
 from kgl.benchmarks.evidence import bench as bench_module
 from kgl.benchmarks.evidence.bench import Bench
+from kgl.benchmarks.evidence.frozen import predict_test
 from kgl.benchmarks.evidence.plan import ARMS, TEST_ARMS, Arm
 from kgl.benchmarks.evidence.priors import CannotShuffleError
 from kgl.training.trainer import KnowledgeGuidedTrainer
@@ -63,6 +64,23 @@ def test_fine_tuning_starts_from_the_default(tmp_path, monkeypatch):
     }
     assert {"classifier.weight", "saliency_head.output.weight"} < changed
     assert any("stages.1" in name for name in changed) and not any("stages.0" in name for name in changed)
+
+
+def test_probabilities_are_averaged_with_those_of_the_default(tmp_path, monkeypatch):
+    bench, evaluated = Bench("smoke", 4, 0, False, False, tmp_path), []
+    evaluate = bench_module.evaluate_predictions
+    monkeypatch.setattr(
+        bench_module,
+        "evaluate_predictions",
+        lambda predictions, *others: (evaluated.append(predictions), evaluate(predictions, *others))[1],
+    )
+    for arm in ("plain", "default and plain"):
+        assert bench.run(ARMS[arm])["steps"] == 4
+    bench.frozen.fit_default()
+    default = predict_test(bench.frozen)
+    plain, mean = evaluated
+    assert np.allclose(mean.probabilities, (plain.probabilities + default.probabilities) / 2)
+    assert np.array_equal(mean.saliency, default.saliency) and np.array_equal(mean.class_map, plain.class_map)
 
 
 def test_search_images_are_never_tested(tmp_path):
