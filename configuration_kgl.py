@@ -29,6 +29,9 @@ class KGLConfig(PreTrainedConfig):
         Head `"stages"`: how many cells are stored.
     top_cells (`float`, *optional*, defaults to 0.05):
         Head `"stages"`: share of the cells whose mean `H` enters the logits.
+    tuned_stage (`bool`, *optional*, defaults to `False`):
+        Head `"stages"` on a ResNet: whether the stage behind the first output has a fine-tuned copy, with a classifier
+        of its own. The probabilities of both classifiers are averaged.
     defect_free_label (`str`, *optional*):
         Name in `id2label` of the class without defects. Its images have a blank saliency prior.
     temperature (`float`, *optional*, defaults to 1.0):
@@ -77,6 +80,7 @@ class KGLConfig(PreTrainedConfig):
     cell_size: int = 64
     memory_size: int = 512
     top_cells: float = 0.05
+    tuned_stage: bool = False
     defect_free_label: str | None = None
     temperature: float = 1.0
     operating_point: dict | None = None
@@ -106,6 +110,8 @@ class KGLConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")
         if not 0 < self.top_cells <= 1:
             raise ValueError(f"top_cells={self.top_cells}: it must lie above 0 and up to 1.")
+        if self.tuned_stage and self.head != "stages":
+            raise ValueError(f"tuned_stage=True goes with head='stages', not {self.head!r}.")
 
     def validate_problem_type(self) -> None:
         """Check that every image has one label: there is no loss and no decision for several."""

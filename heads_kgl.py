@@ -84,6 +84,28 @@ class KGLCellHead(nn.Module):
         return self.score(self.cells(feature_maps))
 
 
+class KGLTunedStage(nn.Module):
+    """
+    Fine-tuned copy of a backbone's stage with the head of arXiv 2605.17780, a classifier of its own.
+
+    Args:
+        stage: from maps `(B, C_0, h_0, w_0)` to `(B, C, h, w)`.
+        channels: C.
+        num_labels: K.
+    """
+
+    def __init__(self, stage: nn.Module, channels: int, num_labels: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.saliency_head = nn.Conv2d(channels, 1, kernel_size=1)
+        self.classifier = nn.Linear(2 * channels + 2, num_labels)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(B, K)` of maps `(B, C_0, h_0, w_0)`."""
+        features = self.stage(feature_map)
+        return self.classifier(pool_with_saliency(features, self.saliency_head(features)))
+
+
 def average_neighbours(feature_map: torch.Tensor) -> torch.Tensor:
     """Return each cell of a map `(B, C, h, w)` averaged with its eight neighbours, which count as 0 outside."""
     channels = feature_map.shape[1]
@@ -102,10 +124,23 @@ def pool_maps(feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.cat(pooled, dim=1)
 
 
+def pool_with_saliency(features: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
+    """Return `[avg(P), max(P)]`, `(B, 2 C + 2)`, of `P = [F, H]`: maps `(B, C, h, w)` and logits `(B, 1, h, w)`."""
+    return pool_maps((torch.cat([features, saliency], dim=1),))
+
+
 def top_cells(saliency: torch.Tensor, share: float) -> torch.Tensor:
     """Return the mean of the highest `share` of the cells of saliency logits `(B, 1, h, w)`, `(B, 1)`."""
     cells = saliency.flatten(2)
     return cells.topk(max(1, round(share * cells.shape[2])), dim=2).values.mean(dim=2)
 
 
-__all__ = ["KGLCellHead", "KGLStageFusion", "average_features", "pool_maps", "top_cells"]
+__all__ = [
+    "KGLCellHead",
+    "KGLStageFusion",
+    "KGLTunedStage",
+    "average_features",
+    "pool_maps",
+    "pool_with_saliency",
+    "top_cells",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +23,15 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_kgl import KGLConfig
-from .heads_kgl import KGLCellHead, KGLStageFusion, average_features, pool_maps, top_cells
+from .heads_kgl import (
+    KGLCellHead,
+    KGLStageFusion,
+    KGLTunedStage,
+    average_features,
+    pool_maps,
+    pool_with_saliency,
+    top_cells,
+)
 
 
 # Settings with one entry per stage. Truncated, the stages behind the last one used are never built.
@@ -86,7 +96,9 @@ class KGLForImageClassification(KGLPreTrainedModel):
     With the head `"avg_max"` (the paper), for features `F (B, C, h, w)`: `H = conv1x1(F)`, `P = [F, H]`,
     `z = [avg(P), max(P)]`. With the head `"stages"`, for the maps `F_1, F_2, ...` of several stages: `H` by
     [`KGLCellHead`] from the finest ones, `z = [avg(F_1), max(F_1), avg(F_2), ..., top(H)]` with the mean `top(H)` of
-    the highest cells. With both, `logits = (W z + b) / T` with the temperature `T` of the config.
+    the highest cells. With both, `logits = (W z + b) / T` with the temperature `T` of the config. With a `tuned_stage`
+    in the config, the logarithm of the mean of two probabilities, the softmax of `W z + b` and that of
+    [`KGLTunedStage`] on `F_1`, takes the place of `W z + b`.
     """
 
     def __init__(self, config: KGLConfig) -> None:
@@ -112,6 +124,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
             self.saliency_head = nn.Conv2d(num_features, 1, kernel_size=1)
             pooled_features = 2 * num_features + 2
         self.classifier = nn.Linear(pooled_features, config.num_labels)
+        self.tuned = _tuned_stage(self.backbone, config) if config.tuned_stage else None
         # Of the training images' average features: mean and spread.
         self.register_buffer("feature_center", torch.zeros(num_features))
         self.register_buffer("feature_scale", torch.ones(num_features))
@@ -227,8 +240,12 @@ class KGLForImageClassification(KGLPreTrainedModel):
             pooled = torch.cat([pool_maps(feature_maps), top_cells(saliency, self.config.top_cells)], dim=1)
         else:
             saliency = self.saliency_head(feature_maps[0])
-            pooled = pool_maps((torch.cat([feature_maps[0], saliency], dim=1),))
-        return self.classifier(pooled) / self.config.temperature, saliency
+            pooled = pool_with_saliency(feature_maps[0], saliency)
+        logits = self.classifier(pooled)
+        if self.tuned is not None:
+            both = torch.stack([logits, self.tuned(feature_maps[0])]).log_softmax(dim=2)
+            logits = both.logsumexp(dim=0) - math.log(2)
+        return logits / self.config.temperature, saliency
 
     def feature_distance(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return how far images' average features lie from those of the training images, in spreads, `(B,)`."""
@@ -284,6 +301,19 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """
     eps = torch.finfo(torch.double).eps
     return logits.double().softmax(dim=1).clamp(eps, 1 - eps)
+
+
+def _tuned_stage(backbone: PreTrainedModel, config: KGLConfig) -> KGLTunedStage:
+    """Return a copy of the stage behind the backbone's first output, which needs to be an output too."""
+    kind, outputs = config.backbone_config.model_type, backbone.out_features
+    stages = [backbone.stage_names.index(name) for name in outputs]
+    if kind != "resnet" or len(stages) < 2 or stages[0] < 1 or stages[1] != stages[0] + 1:
+        raise ValueError(
+            f"tuned_stage=True needs a ResNet whose first two outputs follow each other, not a {kind} with "
+            f"out_features={outputs}."
+        )
+    stage = copy.deepcopy(backbone.encoder.stages[stages[0]])
+    return KGLTunedStage(stage, backbone.channels[1], config.num_labels)
 
 
 def _select_stages(config: PreTrainedConfig, out_features: list[str] | None) -> PreTrainedConfig:

@@ -36,7 +36,7 @@ from kgl.knowledge.priors import resolve_source
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.training.callbacks import delete_checkpoints
 from kgl.training.frozen_features import CELLS_FILE, fit_cells
-from kgl.training.frozen_phases import FrozenInputs, cache_features, fit_heads, fit_phase
+from kgl.training.frozen_phases import FrozenInputs, cache_features, fit_phase
 from kgl.training.model_init import (
     build_model,
     check_model,
@@ -55,6 +55,7 @@ from kgl.training.settings import (
     run_settings,
 )
 from kgl.training.training_args import Settings
+from kgl.training.tuned_stage import check_tunable, tune_stage, tuned_model_args
 from kgl.training.two_phase import (
     Inputs,
     Priors,
@@ -81,6 +82,7 @@ class Job:
         recipe: how both classifiers are trained.
         stored: the settings and the data's fingerprints, as `run.json` and `metrics.json` hold them.
         new_cell_model: builds the pretrained model whose cells good parts are learned from.
+        new_tuned_model: builds the classifier whose stage is fine-tuned for the final one.
     """
 
     settings: Settings
@@ -88,6 +90,7 @@ class Job:
     recipe: Recipe
     stored: dict[str, dict[str, Any]]
     new_cell_model: Callable[[], KGLForImageClassification]
+    new_tuned_model: Callable[[], KGLForImageClassification]
 
     @property
     def output_dir(self) -> Path:
@@ -125,7 +128,8 @@ def run_steps(job: Job, state: RunState, held: FileLock | None) -> dict[str, Any
     """Run the steps of a job that are not finished, and return the content of `metrics.json`."""
     if job.is_main_process:
         print_loaded_dataset(job.data)
-    inputs, primary, priors, final = (train_phases if job.settings.model.fine_tune else fit_phases)(job, state)
+    by_steps = job.settings.model.fine_tune and not job.settings.model.tunes_stage
+    inputs, primary, priors, final = (train_phases if by_steps else fit_phases)(job, state)
     # A process that ends with its group standing may abort, and end the others' work.
     PartialState().destroy_process_group()
     if not job.is_main_process:
@@ -166,15 +170,20 @@ def prepare(settings: Settings) -> Job:
     def new_cell_model() -> KGLForImageClassification:
         return build_model(with_cells(model_args), data.class_names, data.defect_free_label)
 
+    def new_tuned_model() -> KGLForImageClassification:
+        return build_model(tuned_model_args(model_args), data.class_names, data.defect_free_label)
+
     source = resolve_source(
         settings.prior.prior_source, train, data.defect_free_label, settings.model.backbone is not None
     )
     settings = settings._replace(prior=replace(settings.prior, prior_source=source))
     model = new_model()
-    freeze_stages = resolve_freeze_stages(model, model_args) if model_args.fine_tune else 0
-    check_model(model, model_args.size, freeze_stages, settings.prior)
+    check_model(model, model_args.size, settings.prior)
     if model_args.fine_tune:
-        model_args = replace(model_args, freeze_stages=freeze_stages)
+        if model_args.tunes_stage:
+            check_tunable(model)
+            model = new_tuned_model()
+        model_args = replace(model_args, freeze_stages=resolve_freeze_stages(model, model_args))
         check_trainable(training, model, model_args.size, len(train))
     settings = settings._replace(data=data_args, model=model_args)
 
@@ -188,7 +197,7 @@ def prepare(settings: Settings) -> Job:
         return calibrate_model(model, validation, image_processor, batch_size, settings.operating)
 
     recipe = Recipe(new_model, image_processor, training, calibrate)
-    return Job(settings, data, recipe, run_settings(settings, data.splits), new_cell_model)
+    return Job(settings, data, recipe, run_settings(settings, data.splits), new_cell_model, new_tuned_model)
 
 
 def open_run(job: Job) -> tuple[RunState, FileLock | None]:
@@ -218,39 +227,34 @@ def reopen(job: Job, held: FileLock | None) -> dict[str, Any]:
 
 
 def fit_phases(job: Job, state: RunState) -> Phases:
-    """Fit both classifiers' heads to frozen features."""
-    inputs = cache_features(job.data.splits["train"], job.recipe, state)
+    """Fit both classifiers' heads to frozen features; with --fine_tune true the final one gets a tuned stage."""
+    train, model_args = job.data.splits["train"], job.settings.model
+    inputs = cache_features(train, job.recipe, state)
     primary = fit_phase("primary", "Phase 1, primary classifier", inputs, job.recipe, state)
     priors = make_priors(inputs.rows, primary, job.recipe, state, job.settings.prior, inputs.model)
     if job.is_main_process:
         print_priors(job, priors)
-    final = fit_phase("final", "Phase 2, final classifier", inputs, job.recipe, state, priors)
-    return inputs, primary, priors, final
+    tuned = None
+    if model_args.tunes_stage:
+        tuned = tune_stage(train, job.recipe, state, model_args, job.new_tuned_model)
+    final = fit_phase("final", "Phase 2, final classifier", inputs, job.recipe, state, priors, tuned)
+    return inputs, primary, priors, final if tuned is None else replace(final, seconds=final.seconds + tuned.seconds)
 
 
 def train_phases(job: Job, state: RunState) -> Phases:
-    """Train both classifiers, their upper stages too."""
-    train, settings = job.data.splits["train"], job.settings
-    frozen = None
-    if settings.model.head == "stages" and settings.model.backbone is not None:
-        frozen = cache_features(train, job.recipe, state)
-
-    def start(priors: Priors | None) -> Callable[[], KGLForImageClassification] | None:
-        """Training starts from heads that are fitted to the frozen features."""
-        return frozen and (lambda: fit_heads(frozen, job.recipe.args.seed, priors)[0])
-
+    """Train both classifiers by steps."""
+    train, settings, recipe = job.data.splits["train"], job.settings, job.recipe
     inputs = cache(job, state)
-    primary = run_phase_1(inputs, job.recipe, state, start(None))
-    cell_model = frozen and frozen.model
-    if settings.prior.prior_source != "saliency" and cell_model is None:
-        cell_model = job.new_cell_model().to(job.recipe.args.device)
-        args, folder = job.recipe.args, job.output_dir / CACHE_FOLDER
-        batch_size = args.per_device_eval_batch_size
-        fit_cells(cell_model, train, job.recipe.image_processor, batch_size, args.seed, folder / CELLS_FILE)
-    priors = make_priors(train, primary, job.recipe, state, settings.prior, cell_model)
+    primary = run_phase_1(inputs, recipe, state)
+    cell_model = None
+    if settings.prior.prior_source != "saliency":
+        cell_model = job.new_cell_model().to(recipe.args.device)
+        batch_size, file = recipe.args.per_device_eval_batch_size, job.output_dir / CACHE_FOLDER / CELLS_FILE
+        fit_cells(cell_model, train, recipe.image_processor, batch_size, recipe.args.seed, file)
+    priors = make_priors(train, primary, recipe, state, settings.prior, cell_model)
     if job.is_main_process:
         print_priors(job, priors)
-    return inputs, primary, priors, run_phase_2(inputs, priors, job.recipe, state, start(priors))
+    return inputs, primary, priors, run_phase_2(inputs, priors, recipe, state)
 
 
 def cache(job: Job, state: RunState) -> Inputs:

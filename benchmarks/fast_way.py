@@ -37,8 +37,8 @@ OUTPUT = RESULTS / "fast_way.jsonl"
 TASK, SIZE, PER_CLASS = "tiles_defect", 256, 32
 ARMS = {
     "default": [],
-    "fine-tuned from the default": ["--fine_tune", "true", "--learning_rate", "1e-4"],
-    "fine-tuned, the paper's head": ["--fine_tune", "true", "--head", "avg_max"],
+    "with a fine-tuned stage": ["--fine_tune", "true"],
+    "all fine-tuned, the paper's head": ["--fine_tune", "true", "--head", "avg_max"],
 }
 
 

@@ -169,7 +169,9 @@ def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo:
     for name in ("tags", "model-index"):
         metadata[name] = [*metadata[name], *user.metadata.get(name, [])]
     settings = {name: value for part in report["settings"].values() for name, value in part.items()}
+    guided = settings["fine_tune"] and not config.tuned_stage
     shown = _SETTINGS if settings["fine_tune"] else _OF_FROZEN_HEADS
+    shown = [name for name in shown if guided or not name.startswith("kg_")]
     # RepoCard, not ModelCard: that one merges the entries of a model index under one name.
     card = RepoCard.from_template(
         CardData(**metadata),
@@ -179,7 +181,7 @@ def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo:
         rows=results_rows(report),
         names=list(config.id2label.values()),
         config=config,
-        fine_tuned=settings["fine_tune"],
+        guided=guided,
         data=report["settings"]["data"],
         data_name=data_name(report["settings"]["data"]),
         settings={name: _format_setting(settings[name]) for name in shown if settings.get(name) is not None},

@@ -2,7 +2,9 @@
 
 import json
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
-from jobs import run_train
+from jobs import run_train, train_command
 from safetensors.torch import load_file
 from tiny import TRAIN_SCRIPT, launched, make_images, save_backbone
 
@@ -235,18 +237,61 @@ def test_heads_that_do_not_fit_are_refused():
         parse(["images", "--backbone_config", "{}", "--fine_tune", "false", "--head", "stages"])
 
 
-@pytest.mark.parametrize(("head", "source"), [("stages", "auto"), ("avg_max", "both"), ("avg_max", "saliency")])
-def test_fine_tuning_is_guided_by_each_source(frozen_run, head, source, tmp_path, few_draws):
+@pytest.mark.parametrize("source", ["both", "saliency"])
+def test_fine_tuning_is_guided_by_each_source(frozen_run, source, tmp_path, few_draws):
     settings, _, _ = frozen_run
     steps = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--prior_source", source]
-    command = [*settings, "--fine_tune", "true", "--head", head, *steps, "--output_dir", str(tmp_path / "out")]
+    command = [*settings, "--fine_tune", "true", "--head", "avg_max", *steps, "--output_dir", str(tmp_path / "out")]
     report = run(parse(command))
-    assert report["settings"]["prior"]["prior_source"] == {"auto": "good_parts"}.get(source, source)
+    assert report["settings"]["prior"]["prior_source"] == source
     model = KGLForImageClassification.from_pretrained(tmp_path / "out" / "final")
-    assert model.config.head == head and model.config.has_heat_map
+    assert model.config.head == "avg_max" and model.config.has_heat_map
     priors = load_from_disk(tmp_path / "out" / "priors")
     assert np.asarray(priors["saliency_prior"]).shape[1:] == model.saliency_grid((64, 64))
     logs = json.loads((tmp_path / "out" / "final" / "trainer_state.json").read_text())
     assert logs["global_step"] == 2
     final, primary = (weights_of(tmp_path / "out", phase)["classifier.weight"] for phase in ("final", "primary"))
     assert (final != primary).any()
+
+
+TUNED = ["--fine_tune", "true", "--num_train_epochs", "3", "--save_strategy", "epoch"]
+TUNED += ["--per_device_train_batch_size", "4"]
+
+
+def test_fine_tuned_stage_joins_the_heads_of_the_default(frozen_run, tmp_path):
+    """Stage 3 is trained beside the default's heads, which stay as they are; a killed run resumes."""
+    settings, default, _ = frozen_run
+    command = train_command(*settings, *TUNED, "--output_dir", tmp_path / "out")
+    process = subprocess.Popen(command, stdout=-3, stderr=-3)
+    deadline = time.monotonic() + 120
+    while not RunState(tmp_path / "out").checkpoints("tuned"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert RunState(tmp_path / "out").record("tuned") is None
+    resumed, straight = (run_train(*settings, *TUNED, "--output_dir", tmp_path / name) for name in ("out", "other"))
+    assert "Fine-tuned stage: resumed from" in resumed.stdout and "Fine-tuned stage: 9 steps" in straight.stdout
+    assert_same_files(tmp_path / "out", tmp_path / "other")
+    weights, alone = weights_of(tmp_path / "out"), weights_of(default)
+    model = KGLForImageClassification.from_pretrained(tmp_path / "out" / "final")
+    temperature = KGLForImageClassification.from_pretrained(default / "final").config.temperature
+    for name, value in alone.items():
+        expected = value / temperature if name.startswith("classifier.") else value
+        torch.testing.assert_close(weights[name], expected, msg=name)
+    assert model.config.tuned_stage and model.config.has_heat_map
+    tuned = weights_of(tmp_path / "out", "tuned")
+    stage, frozen = "tuned.stage.layers.0.shortcut.convolution.weight", "backbone.encoder.stages.{}.layers.0"
+    assert torch.equal(weights[stage], tuned[f"{frozen.format(2)}.shortcut.convolution.weight"])
+    assert (weights[stage] != weights[f"{frozen.format(2)}.shortcut.convolution.weight"]).any()
+    shared = f"{frozen.format(1)}.shortcut.convolution.weight"
+    assert torch.equal(weights[shared], tuned[shared])
+    assert "those of a fine-tuned stage" in (tmp_path / "out" / "report.html").read_text()
+    card = (tmp_path / "out" / "final" / "README.md").read_text()
+    assert "fine-tuned on image labels" in card and "kg_lambda" not in card
+
+
+@pytest.mark.parametrize("setting", [["--kg_lambda", "0.5"], ["--fusion_size", "8"]], ids=lambda one: one[0])
+def test_settings_of_guidance_are_refused_for_a_tuned_stage(setting, tmp_path):
+    with pytest.raises(InputError, match=f"{setting[0]} goes with --head avg_max"):
+        run(parse(["images", "--fine_tune", "true", *setting, "--output_dir", str(tmp_path / "out")]))

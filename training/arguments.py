@@ -94,8 +94,9 @@ class ModelArguments:
     fine_tune: bool | None = field(
         default=None,
         metadata={
-            "help": "Train the backbone's upper stages too, in minutes; by default false with a pretrained backbone, "
-            "whose heads are fitted to frozen features in seconds, and true without."
+            "help": "Train by steps, in minutes. --head stages: a copy of one stage of a pretrained ResNet, beside "
+            "the heads on frozen features; avg_max, or no pretrained backbone: both classifiers. By default false "
+            "with a pretrained backbone, whose heads are fitted in seconds, and true without."
         },
     )
     fusion_size: int = field(
@@ -136,6 +137,11 @@ class ModelArguments:
             raise InputError("--head avg_max goes with --fine_tune true: the paper trains the backbone.")
         if not self.fine_tune and self.backbone is None:
             raise InputError("--fine_tune false goes with --backbone: untrained features are worth nothing.")
+
+    @property
+    def tunes_stage(self) -> bool:
+        """Whether one stage is fine-tuned, beside heads on frozen features."""
+        return self.fine_tune and self.head == "stages" and self.backbone is not None
 
     @property
     def size(self) -> tuple[int, int]:

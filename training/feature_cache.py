@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,30 +93,6 @@ def bypass_frozen_stages(model: KGLForImageClassification, stages: int) -> Itera
             del module.forward
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """
-    Keep batch norms in eval mode within the context, their statistics unchanged.
-
-    Heads that were fitted to features in eval mode would not fit those of training batches.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    modes = [module.training for module in norms]
-    try:
-        for module in norms:
-            module.eval()
-            module.train = partial(_keep_mode, module)  # the Trainer puts the whole model into training mode
-        yield
-    finally:
-        for module, mode in zip(norms, modes, strict=True):
-            del module.train
-            module.train(mode)
-
-
-def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
-    return module
 
 
 def identity(features: torch.Tensor) -> torch.Tensor:

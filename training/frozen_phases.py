@@ -16,6 +16,7 @@ from ..modeling_kgl import KGLForImageClassification
 from .frozen_features import CELLS_FILE, FrozenFeatures, fit_cells, write_frozen_features
 from .frozen_heads import FrozenHeads
 from .run_dir import CACHE_FOLDER, RunState
+from .tuned_stage import join_tuned_stage
 from .two_phase import Priors, Recipe, TrainedPhase
 
 
@@ -62,7 +63,13 @@ def cache_features(train: Dataset, recipe: Recipe, state: RunState) -> FrozenInp
 
 
 def fit_phase(
-    phase: str, title: str, inputs: FrozenInputs, recipe: Recipe, state: RunState, priors: Priors | None = None
+    phase: str,
+    title: str,
+    inputs: FrozenInputs,
+    recipe: Recipe,
+    state: RunState,
+    priors: Priors | None = None,
+    tuned: TrainedPhase | None = None,
 ) -> TrainedPhase:
     """
     Fit one classifier's heads into the run's folder `phase`.
@@ -74,11 +81,12 @@ def fit_phase(
         recipe: of the run.
         state: of the run; records `seconds`, `steps`, `validation` and `fit` under the phase's name.
         priors: of the training images, for `final`.
+        tuned: the fine-tuned stage to join to the heads.
     """
     folder, say = recipe.output_dir / phase, recipe.args.process_index == 0
     if state.record(phase) is None:
         started = time.perf_counter()
-        fit, validation = run_on_main_process(lambda: _fit(folder, inputs, recipe, priors)) or (None, None)
+        fit, validation = run_on_main_process(lambda: _fit(folder, inputs, recipe, priors, tuned)) or (None, None)
         seconds = time.perf_counter() - started
         state.finish(phase, seconds=seconds, steps=0, validation=validation, fit=fit)
         if say:
@@ -90,9 +98,11 @@ def fit_phase(
 
 
 def _fit(
-    folder: Path, inputs: FrozenInputs, recipe: Recipe, priors: Priors | None
+    folder: Path, inputs: FrozenInputs, recipe: Recipe, priors: Priors | None, tuned: TrainedPhase | None
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
     model, fit = fit_heads(inputs, recipe.args.seed, priors)
+    if tuned is not None:
+        model = join_tuned_stage(model, KGLForImageClassification.from_pretrained(tuned.folder).to(model.device))
     validation = recipe.calibrate(model)
     model.save_pretrained(folder)
     recipe.image_processor.save_pretrained(folder)

@@ -72,24 +72,19 @@ def build_model(
 
 
 @torch.no_grad()
-def check_model(
-    model: KGLForImageClassification, size: tuple[int, int], freeze_stages: int, prior_args: PriorArguments
-) -> None:
+def check_model(model: KGLForImageClassification, size: tuple[int, int], prior_args: PriorArguments) -> None:
     """
     Run one image through an untrained model, so that what cannot work is known before anything is written.
 
     Args:
         model: as [`build_model`] returns it.
         size: height and width of the images.
-        freeze_stages: how many stages will be frozen.
         prior_args: the saliency method that will make the priors.
 
     Raises:
-        InputError: the stages cannot be frozen, or the backbone or the saliency method cannot take such images.
+        InputError: the backbone or the saliency method cannot take such images.
     """
     model.eval()
-    if freeze_stages != 0:
-        check_freezable(model, freeze_stages)
     try:
         model(torch.zeros(1, 3, *size))
     except (RuntimeError, ValueError) as error:
@@ -133,10 +128,24 @@ def with_cells(model_args: ModelArguments) -> ModelArguments:
 
 
 def resolve_freeze_stages(model: KGLForImageClassification, model_args: ModelArguments) -> int:
-    """Return how many stages to freeze: as given, else 2 where the backbone is pretrained and allows it, else 0."""
-    if model_args.freeze_stages is not None:
-        return model_args.freeze_stages
-    return 2 if model_args.backbone is not None and max_freezable_stages(model) >= 2 else 0
+    """
+    Return how many stages to freeze.
+
+    As given, else 2 where the backbone is pretrained and allows it, else 0; all but the one to tune where that is one.
+
+    Raises:
+        InputError: these stages cannot be frozen.
+    """
+    most, given = max_freezable_stages(model), model_args.freeze_stages
+    if model_args.tunes_stage:
+        if given not in (None, most):
+            raise InputError(f"--freeze_stages {given}: with --head stages all {most} below the tuned one are frozen.")
+        return most
+    if given is None:
+        return 2 if model_args.backbone is not None and most >= 2 else 0
+    if given != 0:
+        check_freezable(model, given)
+    return given
 
 
 def make_image_processor(model_args: ModelArguments) -> BaseImageProcessor:

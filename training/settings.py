@@ -48,6 +48,7 @@ _OF_STEPS = (
     "logging_strategy", "save_steps", "save_strategy", "save_total_limit",
 )  # fmt: skip
 _OF_TRAINED_STAGES = ("augment", "freeze_stages", "frozen_views", "fusion_size")
+_OF_GUIDED_STEPS = ("kg_lambda", "kg_form", "kg_positive_weight", "fusion_size")  # not of a stage tuned by labels
 
 _LEAST = {
     "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 0,
@@ -100,6 +101,8 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"--{name}: {reason}.")
     if not settings.model.fine_tune:
         _check_frozen(settings)
+    elif settings.model.tunes_stage:
+        _check_tuned(settings)
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "num_train_epochs"):
         if vars(training_args)[name] <= 0:
             raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
@@ -138,6 +141,16 @@ def _check_frozen(settings: Settings) -> None:
                 raise InputError(
                     f"--{name} goes with --fine_tune true: by default the heads are fitted to frozen features, "
                     "without steps."
+                )
+
+
+def _check_tuned(settings: Settings) -> None:
+    """Refuse settings without an effect on a stage that is fine-tuned on image labels."""
+    for arguments in (settings.training, settings.model):
+        for one in fields(arguments):
+            if one.name in _OF_GUIDED_STEPS and vars(arguments)[one.name] != _default_of(one):
+                raise InputError(
+                    f"--{one.name} goes with --head avg_max: with --head stages, image labels alone tune a stage."
                 )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from .feature_cache import (
     FrozenFeatureCollator,
     bypass_frozen_stages,
     cache_frozen_features,
-    frozen_statistics,
 )
 from .run_dir import CACHE_FOLDER, RunState
 from .sharding import freeze_unused, uses_fsdp
@@ -91,7 +90,7 @@ class Priors:
 @dataclass(frozen=True)
 class Recipe:
     """
-    How a classifier is trained, the same in both phases.
+    How a classifier is trained, the same in all phases.
 
     Attributes:
         new_model: builds the classifier with new heads; called after seeding.
@@ -174,19 +173,17 @@ def train_phase(
     inputs: Inputs,
     recipe: Recipe,
     state: RunState,
-    start: Callable[[], KGLForImageClassification] | None = None,
 ) -> TrainedPhase:
     """
     Train one classifier into the run's folder `phase`, from its last checkpoint where there is one.
 
     Args:
-        phase: `primary` or `final`; the last is trained with the knowledge-guided loss.
+        phase: `primary`, `final` or `tuned`; `final` is trained with the knowledge-guided loss.
         title: what the terminal calls it.
         rows: training rows, with priors for `final`.
-        inputs: of both phases.
-        recipe: of both phases.
+        inputs: of the phase.
+        recipe: of the phase.
         state: of the run; records `seconds`, `steps` and `validation` under the phase's name.
-        start: returns the classifier to start from; the recipe's initial model by default.
 
     Raises:
         InputError: training diverged.
@@ -197,7 +194,7 @@ def train_phase(
         if say:
             print(f"{title}: finished before.")
         return TrainedPhase(folder, **record)
-    model = (start or recipe.initial_model)()
+    model = recipe.initial_model()
     if uses_fsdp(recipe.args):
         freeze_unused(model, (recipe.image_processor.size["height"], recipe.image_processor.size["width"]))
     trainer = _trainer(phase, title, model, inputs.select_columns(rows), inputs, recipe)
@@ -208,7 +205,7 @@ def train_phase(
         print(f"{title}: resumed from {checkpoint}.")
     trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before))
     started = time.perf_counter()
-    with _frozen_parts(model, inputs.freeze_stages, start is not None):
+    with bypass_frozen_stages(model, inputs.freeze_stages) if inputs.freeze_stages > 0 else nullcontext():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = before + time.perf_counter() - started
     if not trainer.has_finite_weights():
@@ -225,16 +222,6 @@ def train_phase(
     if say:
         print(f"{title}: {record['steps']} steps in {seconds:.0f} s, mean loss {result.training_loss:.3f}.")
     return TrainedPhase(folder, **record)
-
-
-@contextmanager
-def _frozen_parts(model: KGLForImageClassification, freeze_stages: int, keep_statistics: bool) -> Iterator[None]:
-    with ExitStack() as stack:
-        if freeze_stages > 0:
-            stack.enter_context(bypass_frozen_stages(model, freeze_stages))
-        if keep_statistics:
-            stack.enter_context(frozen_statistics(model))
-        yield
 
 
 def _trainer(
@@ -259,14 +246,9 @@ def _trainer(
     return trainer
 
 
-def run_phase_1(
-    inputs: Inputs,
-    recipe: Recipe,
-    state: RunState,
-    start: Callable[[], KGLForImageClassification] | None = None,
-) -> TrainedPhase:
+def run_phase_1(inputs: Inputs, recipe: Recipe, state: RunState) -> TrainedPhase:
     """Train the primary classifier."""
-    return train_phase("primary", "Phase 1, primary classifier", inputs.rows, inputs, recipe, state, start)
+    return train_phase("primary", "Phase 1, primary classifier", inputs.rows, inputs, recipe, state)
 
 
 def make_priors(
@@ -303,16 +285,10 @@ def make_priors(
     return Priors(table, record["seconds"])
 
 
-def run_phase_2(
-    inputs: Inputs,
-    priors: Priors,
-    recipe: Recipe,
-    state: RunState,
-    start: Callable[[], KGLForImageClassification] | None = None,
-) -> TrainedPhase:
+def run_phase_2(inputs: Inputs, priors: Priors, recipe: Recipe, state: RunState) -> TrainedPhase:
     """Train the final classifier with the knowledge-guided loss."""
     rows = with_priors(inputs.rows, priors.table)
-    return train_phase("final", "Phase 2, final classifier", rows, inputs, recipe, state, start)
+    return train_phase("final", "Phase 2, final classifier", rows, inputs, recipe, state)
 
 
 __all__ = [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
@@ -29,13 +27,11 @@ from kgl.data.splits import select_few_labels
 from kgl.evaluation.maps import evaluate_maps
 from kgl.evaluation.predictions import Predictions, most_probable_defects, predict_batches
 from kgl.evaluation.results import evaluate_predictions
-from kgl.knowledge.good_parts import write_good_parts_priors
-from kgl.knowledge.prior_columns import with_priors
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.saliency.compute import compute_saliency
 from kgl.saliency.maps import to_peak_one
 from kgl.training.augmentation import PairedAugmentation
-from kgl.training.feature_cache import FrozenFeatureCollator, bypass_frozen_stages, frozen_statistics
+from kgl.training.feature_cache import FrozenFeatureCollator, bypass_frozen_stages
 from kgl.training.trainer import ClassificationTrainer, KnowledgeGuidedTrainer
 from kgl.training.training_args import KGLTrainingArguments
 
@@ -62,7 +58,6 @@ class Bench:
         largest = max(labels.count(label) for label, name in enumerate(names) if name != good)
         if largest < budget:
             raise ValueError(f"--budgets {budget}: no class of {task_name} has more than {largest} training images.")
-        self._folder = tempfile.TemporaryDirectory()  # of priors from good parts
         self._trained_primary: tuple[KGLForImageClassification, tuple[int, float]] | None = None
         self._trainings: list[tuple[int, float]] = []  # steps and seconds of each training of the arm
 
@@ -109,12 +104,8 @@ class Bench:
         if arm in (Arm(), Arm(with_default=True)):  # plain training is the primary of the same seed
             return self._primary()
         rows = self.train_images if arm.prior is None else self._with_priors(arm)
-        if arm.from_default:
-            self.frozen.fit_default()
-            model = copy.deepcopy(self.frozen.model)
         set_seed(self.seed)
-        if not arm.from_default:
-            model = new_model(self.task_name, {})
+        model = new_model(self.task_name, {})
         self._train(ClassificationTrainer if arm.prior is None else KnowledgeGuidedTrainer, model, rows, arm)
         return model
 
@@ -141,7 +132,7 @@ class Bench:
                 output_dir=folder, max_steps=round(self.task.steps * arm.length), report_to="none", seed=self.seed,
                 per_device_train_batch_size=self.task.batch_size, save_strategy="no", logging_strategy="no",
                 disable_tqdm=True, bf16=self.bf16, use_cpu=not torch.cuda.is_available(), **arm.training,
-                **(RECIPE | arm.recipe),
+                **RECIPE,
             )  # fmt: skip
             collator = FrozenFeatureCollator(self.features, self.task.size, PairedAugmentation())
             trainer = trainer_class(
@@ -149,22 +140,13 @@ class Bench:
             )
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
-            with ExitStack() as stack:
-                stack.enter_context(bypass_frozen_stages(model, self.task.freeze_stages))
-                if arm.from_default:
-                    stack.enter_context(frozen_statistics(model))
+            with bypass_frozen_stages(model, self.task.freeze_stages):
                 trainer.train()
             self._trainings.append((trainer.state.global_step, time.perf_counter() - started))
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # evaluated in full precision
 
     def _with_priors(self, arm: Arm) -> Dataset:
         """Return the training images with the arm's priors."""
-        if arm.prior == "good_parts":
-            rows, processor = self.train_images.remove_columns("mask"), image_processor(self.task)
-            self.frozen.fit_default()
-            folder = Path(self._folder.name) / "priors"
-            table = write_good_parts_priors(rows, self.frozen.model, processor, folder, seed=self.seed)
-            return with_priors(rows, table)
         if arm.needs_primary:
             model = self._primary()
         else:  # any classifier of the same grid

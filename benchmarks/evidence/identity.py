@@ -31,7 +31,7 @@ _DELETED = {
 def arm_settings(arm: str) -> dict[str, Any]:
     """Return the settings of an arm with defaults written out, since they may change."""
     settings = asdict(ARMS[arm])
-    for name in ("frozen", "from_default", "with_default", "recipe"):
+    for name in ("frozen", "with_default"):
         if not settings[name]:
             del settings[name]  # arms of the first edition have no such setting
     settings["prior_arguments"] = asdict(PriorArguments(**settings["prior_arguments"]))

@@ -58,7 +58,7 @@ TASKS = {
 }  # fmt: skip
 
 
-PRIORS = (None, "saliency", "blank", "shuffled", "masks", "good_parts")  # saliency: the primary's own maps
+PRIORS = (None, "saliency", "blank", "shuffled", "masks")  # saliency: the primary's own maps
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,7 @@ class Arm:
     prior_arguments: dict[str, Any] = field(default_factory=dict)  # of PriorArguments
     length: float = 1  # in phases
     frozen: str | None = None  # an arm of frozen.ARMS; the other settings have no effect then
-    from_default: bool = False  # training starts from the heads of the frozen arm `default`
     with_default: bool = False  # its probabilities are averaged with those of the frozen arm `default`
-    recipe: dict[str, Any] = field(default_factory=dict)  # in place of the values of bench.RECIPE
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
@@ -109,8 +107,5 @@ FROZEN_ARMS = {
         "default, true masks", "nearest neighbours", "mahalanobis", "noise head alone", "patchcore",
     )
 }  # fmt: skip
-FINE_TUNED = {
-    "default, fine-tuned": Arm("good_parts", from_default=True, recipe={"learning_rate": 1e-4}),
-    "default and plain": Arm(with_default=True),
-}
-ARMS = TEST_ARMS | CONVEX_ARMS | FROZEN_ARMS | FINE_TUNED
+WITH_DEFAULT = {"default and plain": Arm(with_default=True)}
+ARMS = TEST_ARMS | CONVEX_ARMS | FROZEN_ARMS | WITH_DEFAULT

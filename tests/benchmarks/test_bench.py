@@ -47,25 +47,6 @@ def test_arms_of_a_seed_share_weights_images_and_batches(tmp_path):
         assert plain[key] == without_weight[key], key
 
 
-def test_fine_tuning_starts_from_the_default(tmp_path, monkeypatch):
-    """With a learning rate of almost 0 it stays there; the stages behind the frozen ones are trained."""
-    bench = Bench("smoke", 4, 0, False, False, tmp_path)
-    arm = ARMS["default, fine-tuned"]
-    metrics = bench.run(replace(arm, recipe={"learning_rate": 1e-12}))
-    assert metrics["steps"] == 4
-    assert metrics["ap"] == pytest.approx(bench.run(ARMS["default"])["ap"], abs=1e-6)
-    models, train = [], bench._train
-    monkeypatch.setattr(bench, "_train", lambda *args: (models.append(args[1]), train(*args)))
-    bench.run(replace(arm, recipe={"learning_rate": 1e-2}))
-    changed = {
-        name
-        for name, value in bench.frozen.model.state_dict().items()
-        if not value.equal(models[0].state_dict()[name])
-    }
-    assert {"classifier.weight", "saliency_head.output.weight"} < changed
-    assert any("stages.1" in name for name in changed) and not any("stages.0" in name for name in changed)
-
-
 def test_probabilities_are_averaged_with_those_of_the_default(tmp_path, monkeypatch):
     bench, evaluated = Bench("smoke", 4, 0, False, False, tmp_path), []
     evaluate = bench_module.evaluate_predictions
