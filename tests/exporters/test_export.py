@@ -205,8 +205,9 @@ def test_missing_extra_is_refused(exported, tmp_path, monkeypatch, name):
         export_onnx(str(exported.path.parent), tmp_path / "model.onnx")
 
 
-def test_graph_of_the_head_of_stages(tmp_path):
-    model, processor = stages_model(), ViTImageProcessorPil(size={"height": 64, "width": 96})
+@pytest.mark.parametrize("tuned_stage", [False, True])
+def test_graph_of_the_head_of_stages(tuned_stage, tmp_path):
+    model, processor = stages_model(tuned_stage=tuned_stage), ViTImageProcessorPil(size={"height": 64, "width": 96})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     result = export_onnx(str(tmp_path), tmp_path / "model.onnx")

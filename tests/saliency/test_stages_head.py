@@ -46,9 +46,10 @@ def test_cam_uses_the_weights_of_the_averages():
     torch.testing.assert_close(compute_saliency(model, images(64, 64), TARGETS, "cam"), expected)
 
 
+@pytest.mark.parametrize("tuned_stage", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_a_map(method):
-    model = stages_model().double()
+def test_every_method_has_a_map(method, tuned_stage):
+    model = stages_model(tuned_stage=tuned_stage).double()
     maps = compute_saliency(model, images(64, 64), TARGETS, method)
     assert maps.shape == ((3, 8, 8) if method in CAM_METHODS else (3, 64, 64))
     assert maps.isfinite().all() and (maps >= 0).all() and (maps.amax(dim=(1, 2)) > 0).all()
