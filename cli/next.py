@@ -24,8 +24,8 @@ class NextArguments:
     by: str = field(
         default=DEFAULT_STRATEGY,
         metadata={
-            "help": "What is chosen by: how undecided the classifier is, how unusual the image is, both, or how "
-            "unlike the others it is; diverse_...: spread among the highest of these.",
+            "help": "What is chosen by: how undecided the classifier is, how unusual the image is, or both; "
+            "diverse_both: images unlike each other among the highest of these.",
             "choices": list(STRATEGIES),
         },
     )

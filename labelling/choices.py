@@ -1,9 +1,7 @@
 """Names of the heads and strategies that commands choose among; importing them needs no library."""
 
 HEADS = ("regression", "final")  # the primary classifier's, and the final one's with its heat map
-STRATEGIES = (
-    "random", "uncertainty", "anomaly", "both", "diversity", "diverse_uncertainty", "diverse_anomaly", "diverse_both",
-)  # fmt: skip
-DEFAULT_STRATEGY = "diverse_both"
+STRATEGIES = ("random", "uncertainty", "anomaly", "both", "diverse_both")
+DEFAULT_STRATEGY = "both"  # ahead of random choice on one of two sets, and behind it on none (docs/labelling.md)
 
 __all__ = ["DEFAULT_STRATEGY", "HEADS", "STRATEGIES"]

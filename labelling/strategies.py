@@ -91,9 +91,6 @@ STRATEGIES: dict[str, Callable[[Candidates, int, np.random.Generator], np.ndarra
     "uncertainty": lambda some, count, generator: _highest(some.uncertainty, count),
     "anomaly": lambda some, count, generator: _highest(some.anomaly, count),
     "both": lambda some, count, generator: _highest(_both(some), count),
-    "diversity": lambda some, count, generator: k_center(some.features, some.labelled, count),
-    "diverse_uncertainty": lambda some, count, generator: _spread(some.uncertainty, some, count),
-    "diverse_anomaly": lambda some, count, generator: _spread(some.anomaly, some, count),
     "diverse_both": lambda some, count, generator: _spread(_both(some), some, count),
 }
 

@@ -45,8 +45,7 @@ CANDIDATES = Candidates(
         ("uncertainty", [0, 1]),
         ("anomaly", [2, 1]),
         ("both", [1, 0]),  # ranks 3 + 3, 4 + 1, 1 + 4, 2 + 2; equal ones in order
-        ("diversity", [3, 2]),
-        ("diverse_uncertainty", [0, 1]),  # the shortlist is half of all
+        ("diverse_both", [0, 1]),  # the shortlist is half of all; 0 is farther from the labelled one
     ],
 )
 def test_strategies_choose(name, expected):
@@ -55,9 +54,8 @@ def test_strategies_choose(name, expected):
 
 def test_diverse_choice_stays_in_the_shortlist():
     many = Candidates(np.arange(20.0), np.arange(20.0), np.arange(20.0)[:, None] % 7, np.zeros((1, 1)))
-    assert STRATEGIES["diverse_uncertainty"](many, 1, np.random.default_rng(0)).tolist() == [
-        19
-    ]  # of rows 15 to 19, not 6 or 13
+    chosen = STRATEGIES["diverse_both"](many, 1, np.random.default_rng(0))
+    assert chosen.tolist() == [19]  # of rows 15 to 19, not 6 or 13
 
 
 def test_random_choice_takes_each_image_once():
