@@ -160,7 +160,7 @@ def compute_features(labelled: LabelledImages, folder: Path) -> tuple[KGLForImag
     """
     set_seed(labelled.seed)
     model = build_model(labelled.model_args, labelled.loaded.class_names, labelled.loaded.defect_free_label)
-    check_model(model, labelled.model_args.size, 0, PriorArguments())
+    check_model(model, labelled.model_args.size, PriorArguments())
     model.to(default_device())
     image_processor = make_image_processor(labelled.model_args)
     fit_cells(model, labelled.images, image_processor, _BATCH, labelled.seed, folder / CELLS_FILE)
