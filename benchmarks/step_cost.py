@@ -62,6 +62,8 @@ TITLES = {
     "inference_control": "control: inference without head over itself",
     "default_inference_with_saliency": "the default: inference with heat map over without",
     "default_inference_control": "control: the default's inference without head over itself",
+    "tuned_inference": "with a fine-tuned stage: inference over the default's",
+    "tuned_inference_control": "control: the default's inference over itself",
 }
 FROZEN_STAGES = 2
 VIEWS = 4
@@ -183,6 +185,24 @@ def measure_inference(model: KGLForImageClassification, images: torch.Tensor, ro
     }
 
 
+@torch.no_grad()
+def measure_tuned_inference(images: torch.Tensor, rounds: int) -> Results:
+    """Compare inference with a fine-tuned stage beside the default's heads with that of the default."""
+    default, tuned = (default_model(tuned_stage).to(images.device).eval() for tuned_stage in (False, True))
+    return {
+        "tuned_inference": paired(lambda: tuned(images), lambda: default(images), rounds),
+        "tuned_inference_control": paired(lambda: default(images), lambda: default(images), rounds),
+    }
+
+
+def default_model(tuned_stage: bool = False) -> KGLForImageClassification:
+    """Return the default's classifier, with random weights."""
+    backbone_config = DEFAULT_BACKBONE.to_dict()
+    return KGLForImageClassification(
+        KGLConfig(backbone_config=backbone_config, num_labels=2, head="stages", tuned_stage=tuned_stage)
+    )
+
+
 def cost_table(results: Results) -> str:
     """Return a table of the ratios, in the order of `TITLES`."""
     rows = []
@@ -216,11 +236,9 @@ def main() -> None:
     results = measure_training(model, rows, image_processor, options.rounds)
     images = torch.rand(options.batch_size, 3, height, width, device=device)
     results |= measure_inference(model, images, options.rounds)
-    default = KGLForImageClassification(
-        KGLConfig(backbone_config=DEFAULT_BACKBONE.to_dict(), num_labels=2, head="stages")
-    )
-    of_default = measure_inference(default.to(device), images, options.rounds)
+    of_default = measure_inference(default_model().to(device), images, options.rounds)
     results |= {f"default_{name}": result for name, result in of_default.items() if "class_map" not in name}
+    results |= measure_tuned_inference(images, options.rounds)
 
     settings = {"rounds": options.rounds, "threads": options.threads, "size": [height, width]}
     settings["batch_size"] = options.batch_size
