@@ -169,8 +169,10 @@ def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.
         ValueError: more than 8 bits per channel, which a conversion to RGB would clip to white, or more pixels than
             Pillow allows.
     """
+    name = "An"
     try:
         if isinstance(image, str) and os.path.isfile(image):
+            name = f"{image}: an"
             image = Image.open(image)
         elif isinstance(image, str) and image.startswith(("http://", "https://")):
             with urlopen(image, timeout=timeout) as answer:
@@ -183,7 +185,7 @@ def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.
     if isinstance(image, Image.Image):
         tiles = getattr(image, "tile", [])  # of a file's 16-bit colours Pillow drops the lower bytes
         if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in tiles):
-            raise ValueError(f"An image of mode {image.mode} has more than 8 bits per channel; convert it to 8.")
+            raise ValueError(f"{name} image of mode {image.mode} has more than 8 bits per channel; convert it to 8.")
     return load_image(image, timeout=timeout)
 
 

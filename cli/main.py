@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -56,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(one in ("-h", "--help") for one in rest):
         print(command.HELP.format(), end="")
         return
-    command.main(rest)
+    try:
+        command.main(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not fail too
+        raise SystemExit(1) from None
 
 
 def check_arguments(arguments: Sequence[str]) -> tuple[Any, ...]:

@@ -16,6 +16,8 @@ from PIL import ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor
 from transformers.image_utils import load_image
 
+from ..errors import InputError
+
 
 MIN_SIDE = 8  # pixels
 _EXIF_ORIENTATION = 0x0112
@@ -47,11 +49,14 @@ def find_files(folder: Path) -> list[Path]:
 
     Hidden files, and all files in hidden folders, are left out ([`is_hidden`]). Links to folders are followed once,
     unless they lead to `folder` or to a folder around it.
+
+    Raises:
+        InputError: a folder cannot be read.
     """
     top = Path(os.path.realpath(folder))
     seen, found, todo = {str(parent) for parent in top.parents}, [], [str(folder)]
     for start in todo:  # grows: links come after the folders that they may lead to
-        for parent, folders, files in os.walk(start):
+        for parent, folders, files in os.walk(start, onerror=_raise_unreadable):
             real = os.path.realpath(parent)
             folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
             if real in seen:
@@ -61,6 +66,12 @@ def find_files(folder: Path) -> list[Path]:
             todo += [path for path in linked if os.path.islink(path)]
             found += [Path(parent, name) for name in files if not is_hidden(name)]
     return sorted(found)
+
+
+def _raise_unreadable(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):  # a folder that is not there holds no files
+        return
+    raise InputError(f"{error.filename}: this folder cannot be read ({error.strerror}); change its permissions.")
 
 
 def load_image_file(path: Path) -> PILImage.Image:

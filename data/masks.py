@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
+from scipy import ndimage
 from torch.nn import functional as F
 
 from .images import without_decoding
@@ -14,7 +15,7 @@ from .storage import no_library_progress_bars
 
 _MAX_NUMBERED = 15  # a mask without larger differences holds class numbers
 _MAX_VALUES = 5  # so does one with this many values: compressed and smoothed edges have more
-_MIN_MARKED = 128  # of other masks, which compression may blur
+_LEAST_PEAK = 1 / 8  # of the largest difference, for a part of other masks; compression leaves lower ones
 _BACKGROUND_SHARE = 2 / 3  # of the border, for a background that is not black
 _DARK_MODES = ("1", "L", "P", "I", "F")
 
@@ -38,9 +39,9 @@ def mask_to_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndar
     A pixel is defect where it differs from the background: the most frequent value of the border, which has to cover
     two thirds of it unless it is black. Colours differ as much as their channel that differs most, and alpha is a
     channel as well. In masks with a palette, with at most 5 values or with small differences only (0 and 1, or a class
-    number per pixel) any difference counts, elsewhere a difference of half of the range, as JPEG compression needs
-    it, or of half of the largest difference where none is that large. A mask of a single value is defect unless that
-    is black.
+    number per pixel) any difference counts. Elsewhere edges may be soft or compressed: each connected part counts as
+    far as half of its own peak, if that is an eighth of the largest at least. A mask of a single value is defect
+    unless that is black.
     """
     if mask is None:
         return None
@@ -49,10 +50,12 @@ def mask_to_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndar
     difference = np.abs(channels - _background(channels)).max(axis=-1)
     largest = difference.max(initial=0)
     if is_numbered or largest <= _MAX_NUMBERED or _has_few_values(channels):
-        threshold = np.nextafter(0, 1)
+        defect = difference > 0
     else:
-        threshold = _MIN_MARKED if largest >= _MIN_MARKED else largest / 2
-    marked = PILImage.fromarray((difference >= threshold).astype(np.uint8) * 255)
+        parts, count = ndimage.label(difference >= _LEAST_PEAK * largest)
+        peaks = np.concatenate([[np.inf], ndimage.maximum(difference, parts, np.arange(1, count + 1))])
+        defect = difference >= peaks[parts] / 2
+    marked = PILImage.fromarray(defect.astype(np.uint8) * 255)
     return np.asarray(marked.resize((width, height), PILImage.Resampling.BOX)) > 127
 
 

@@ -85,7 +85,12 @@ def class_indices(
     Raises:
         ValueError: another shape, values that are not whole numbers, or out of range.
     """
-    given = torch.as_tensor(targets)
+    try:
+        given = torch.as_tensor(targets)
+        if given.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares these with nothing
+            given = given.long()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"targets must be class indices, which are whole numbers, got {targets!r}.") from error
     indices = given.reshape(-1)
     if given.dim() == 0:
         indices = indices.expand(batch_size)

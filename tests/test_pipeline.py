@@ -267,6 +267,7 @@ for saved in (folder, again + "/model", again + "/pipeline"):
         try:
             pipe(folder + "/deep.png")
         except ValueError as error:
+            assert folder + "/deep.png: an image of mode" in str(error)
             assert "more than 8 bits per channel; convert it to 8" in str(error)
         else:
             raise AssertionError("clipped to white")

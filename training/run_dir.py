@@ -111,6 +111,8 @@ def claim(
         InputError: the folder holds something else or a run with other settings, each difference named, another
             process uses it, or it cannot be written to.
     """
+    if "::" in str(folder.absolute()):
+        raise InputError(f"{flag} {folder}: datasets cannot read tables in a folder with :: in its path; rename it.")
     settings = json.loads(json.dumps(settings, default=str))  # so that they compare equal to the stored ones
     was_there = folder.exists()
     lock_file = folder / LOCK_FILE

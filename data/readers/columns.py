@@ -43,6 +43,11 @@ class Columns:
     grade_names: Sequence[str] = ()
 
 
+def validation_serves_as_test(name: str) -> str:
+    """Return the note of a source whose only split held out is one for validation."""
+    return f"as there is no test split, {name} serves as test split."
+
+
 def require_columns(found: Sequence[str], columns: Columns, source: str) -> list[str]:
     """
     Return the names of the columns that are used.

@@ -12,7 +12,15 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...errors import InputError
 from ..images import without_decoding
-from .columns import VALIDATION_NAMES, Columns, read_groups, read_labels, require_columns, root_cause
+from .columns import (
+    VALIDATION_NAMES,
+    Columns,
+    read_groups,
+    read_labels,
+    require_columns,
+    root_cause,
+    validation_serves_as_test,
+)
 from .hub_folder import load_hub_folder
 from .source import SourceDataset
 
@@ -43,6 +51,8 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
         if not isinstance(feature, Image):
             raise InputError(f"{source}: column {columns.image!r} holds {feature}, not images; see --image_column.")
     split_names = _assign_splits(list(tables))
+    if split_names.get("test") in VALIDATION_NAMES:
+        notes.append(f"{source}: {validation_serves_as_test(split_names['test'])}")
     _, names = read_labels(tables[split_names["train"]], columns, source)
     splits = {
         split: _to_schema(tables[of_source], of_source, columns, names, name)

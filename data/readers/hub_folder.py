@@ -28,7 +28,7 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from huggingface_hub import metadata_load
 
 from ...errors import InputError, format_count
-from ..images import find_files, has_image_suffix
+from ..images import find_files, has_image_suffix, is_hidden
 from .columns import SPLIT_NAMES, Columns
 from .table_files import read_table_file
 
@@ -62,6 +62,8 @@ def load_hub_folder(folder: Path, config: str | None, columns: Columns) -> tuple
         guessed, found = _guess(root, config)
     elif configured:
         raise InputError(f"{source}: with such a name, the files that its README lists cannot be found; rename it.")
+    visible = {split: [file for file in files if not _in_hidden_folder(root, file)] for split, files in found.items()}
+    found = {split: files for split, files in visible.items() if files}
     splits, in_doubt = (found, False) if configured else _splits_by_name(root, found)
     notes = [f"{source}: {_NAMES_NOTE}"] if in_doubt else []
     if _lists_images(splits, guessed):
@@ -85,6 +87,11 @@ def _guess(root: Path, config: str | None) -> tuple[BuilderConfig | None, Splits
     except FileNotFoundError:  # nothing but files whose names are read as addresses
         return None, {}
     return guessed, {str(split): list(map(Path, files)) for split, files in (guessed.data_files or {}).items()}
+
+
+def _in_hidden_folder(root: Path, file: Path) -> bool:
+    """Return whether a file is hidden or was made by a file server; `datasets` leaves out names with a dot only."""
+    return file.is_relative_to(root) and any(is_hidden(part) for part in file.relative_to(root).parts)
 
 
 def _link_readable(root: Path) -> Path:

@@ -14,7 +14,8 @@ from .source import SourceDataset
 
 MASKS_FOLDER = "ground_truth"
 _MAX_NAMED = 4
-_MASK_FOLDERS = frozenset({"mask", "masks", "gt", "groundtruth", MASKS_FOLDER})
+_MASK_FOLDERS = frozenset({"annotations", "gt", "groundtruth", "mask", "masks", "segmentation", MASKS_FOLDER})
+_MASK_ENDINGS = ("_gt", "_mask", "_masks")
 
 
 def read_image_folder(root: Path) -> SourceDataset:
@@ -24,9 +25,9 @@ def read_image_folder(root: Path) -> SourceDataset:
     The names of splits are recognised in any case. Where there is a validation folder and no test folder, the
     validation images are the test split.
 
-    A folder `ground_truth` in `root` (MVTec's layout) holds masks, `CLASS/NAME.png` or `CLASS/NAME_mask.png` for
-    `CLASS/NAME.*`. Where `test/` has classes that `train/` lacks and there are masks, as in MVTec's one-class data,
-    both are pooled and split anew.
+    A folder `ground_truth` in `root` (MVTec's layout; in any case) holds masks, `CLASS/NAME.png` or
+    `CLASS/NAME_mask.png` for `CLASS/NAME.*`. Where `test/` has classes that `train/` lacks and there are masks, as in
+    MVTec's one-class data, both are pooled and split anew.
 
     Raises:
         InputError: no images, classes that differ between splits, or masks that fit no image or two.
@@ -35,10 +36,11 @@ def read_image_folder(root: Path) -> SourceDataset:
     train = folders["train"][0]
     classes = {split: _class_folders(of_split[0]) for split, of_split in folders.items()}
     names = classes["train"]
-    notes += _unread_images(root, folders)
+    unread = _unread_images(root, folders)
     unseen = sorted(set(classes.get("test", ())) - set(names))
-    if unseen and (root / MASKS_FOLDER).is_dir():
-        notes.append(f"{root}: train/ lacks classes of test/ (MVTec's one-class data), so both are pooled.")
+    if unseen and _masks_folder(root).is_dir():
+        test = folders["test"][0].name
+        notes = [f"{root}: {train.name}/ lacks classes of {test}/ (MVTec's one-class data), so both are pooled."]
         names = sorted([*names, *unseen])
         pooled = {"train": [*folders["train"], *folders["test"]]}
         folders = pooled | {split: of_split for split, of_split in folders.items() if split == "validation"}
@@ -55,7 +57,7 @@ def read_image_folder(root: Path) -> SourceDataset:
     }
     for split, of_split in files.items():
         _check_classes_have_images(folders[split][0], split, names, of_split)
-    notes += _doubtful_classes(train, names, files["train"])
+    notes += [*unread, *_doubtful_classes(train, names, files["train"])]
     masks = _find_masks(root, [file for of_split in files.values() for file in of_split])
     splits = {
         split: defect_dataset(
@@ -108,7 +110,17 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return [path.name for path in _visible_folders(folder) if path.name != MASKS_FOLDER]
+    return [path.name for path in _visible_folders(folder) if path.name.casefold() != MASKS_FOLDER]
+
+
+def _masks_folder(root: Path) -> Path:
+    """Return the folder of masks, its name in any case; it need not exist."""
+    named = (folder for folder in _visible_folders(root) if folder.name.casefold() == MASKS_FOLDER)
+    return next(named, root / MASKS_FOLDER)
+
+
+def _is_named_as_masks(name: str) -> bool:
+    return name.casefold() in _MASK_FOLDERS or name.casefold().endswith(_MASK_ENDINGS)
 
 
 def _unread_images(root: Path, folders: dict[str, list[Path]]) -> list[str]:
@@ -116,7 +128,7 @@ def _unread_images(root: Path, folders: dict[str, list[Path]]) -> list[str]:
     notes = []
     tops = [folder for of_split in folders.values() for folder in of_split]
     if root not in tops:
-        read = {*tops, root / MASKS_FOLDER}
+        read = {*tops, _masks_folder(root)}
         beside = [folder for folder in _visible_folders(root) if folder not in read]
         for folder, count in ((folder, len(find_images(folder))) for folder in beside):
             if count:
@@ -135,19 +147,22 @@ def _unread_images(root: Path, folders: dict[str, list[Path]]) -> list[str]:
 def _doubtful_classes(folder: Path, names: list[str], files: list[tuple[Path, str]]) -> list[str]:
     """Return sentences about folders that are read as classes, or as images of a class, and may be something else."""
     advice = f"masks belong in {MASKS_FOLDER}/CLASS/NAME.png, or in the mask column of a table"
-    notes = [f"{folder}: {name}/ is read as a class; {advice}." for name in names if name.casefold() in _MASK_FOLDERS]
+    notes = [f"{folder}: {name}/ is read as a class; {advice}." for name in names if _is_named_as_masks(name)]
     inner: dict[str, set[tuple[str, ...]]] = {name: set() for name in names}
     for path, name in files:
         if path.is_relative_to(folder / name):  # the pooled images of test/ are not
             inner[name].add(path.relative_to(folder / name).parts[:-1])
     for name, of_class in inner.items():
-        masks = sorted({part for parts in of_class for part in parts if part.casefold() in _MASK_FOLDERS})
+        masks = sorted({part for parts in of_class for part in parts if _is_named_as_masks(part)})
         notes += [f"{folder}: the files in {part}/ of {name}/ are read as images of it; {advice}." for part in masks]
     first = [{parts[0] if parts else "" for parts in of_class} for of_class in inner.values()]
-    if first[0] and "" not in first[0] and all(of_class == first[0] for of_class in first):
-        shown = " and ".join(f"{name}/" for name in sorted(first[0])[:_MAX_NAMED])
+    every = set().union(*first)
+    alike = all(of_class == first[0] for of_class in first)
+    if every and "" not in every and (alike or any(len(of_class) > 1 for of_class in first)):
+        shown = " and ".join(f"{name}/" for name in sorted(every)[:_MAX_NAMED])
+        owner = "every class" if alike else "each class is a folder of folders: a class"
         notes.append(
-            f"{folder}: every class ({', '.join(names[:_MAX_NAMED])}) has {shown}; if these are the classes, sort the "
+            f"{folder}: {owner} ({', '.join(names[:_MAX_NAMED])}) has {shown}; if these are the classes, sort the "
             "images by them, or list the images in a table."
         )
     return notes
@@ -169,8 +184,9 @@ def _check_classes_have_images(folder: Path, split: str, names: list[str], files
 def _find_masks(root: Path, files: list[tuple[Path, str]]) -> dict[tuple[str, str], str]:
     """Return the mask files in `root/ground_truth` by `(class, stem of the image)`."""
     masks: dict[tuple[str, str], str] = {}
-    for path in find_images(root / MASKS_FOLDER):
-        label, stem = path.relative_to(root / MASKS_FOLDER).parts[0], path.stem.removesuffix("_mask")
+    folder = _masks_folder(root)
+    for path in find_images(folder):
+        label, stem = path.relative_to(folder).parts[0], path.stem.removesuffix("_mask")
         if masks.setdefault((label, stem), str(path)) != str(path):
             raise InputError(f"--data_dir {root}: {masks[label, stem]} and {path} are masks of the same image.")
     counts = Counter((name, path.stem) for path, name in files)

@@ -18,7 +18,11 @@ def read_kolektorsdd2(root: Path) -> SourceDataset:
     """
     splits = {}
     for split in ("train", "test"):
-        images = [path for path in sorted((root / split).glob("*.png")) if not path.stem.endswith("_GT")]
+        images = [
+            path
+            for path in sorted(root.glob(f"[{split[0].upper()}{split[0]}]{split[1:]}/*.png"))
+            if not path.stem.endswith("_GT")
+        ]
         if not images:
             raise InputError(f"--data_dir {root}: it has no {split}/N.png, so it is not KolektorSDD2.")
         masks = require_files([path.with_name(f"{path.stem}_GT.png") for path in images])

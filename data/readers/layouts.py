@@ -25,7 +25,7 @@ class Layout:
 
 LAYOUTS = {
     "kolektorsdd": Layout(("kos*/Part*_label.bmp",), "good", 60),
-    "kolektorsdd2": Layout(("train/*_GT.png",), "good"),
+    "kolektorsdd2": Layout(("[Tt]rain/*_GT.png",), "good"),
     "dagm": Layout(("Class*/Train/Label/*_label.*", "Train/Label/*_label.*"), "good"),
     "magnetic_tile": Layout(("MT_*/Imgs/exp*_num_*.jpg",), "Free", 60),
     "neu_det": Layout(("IMAGES/rolled-in_scale_*.jpg", "IMAGES/pitted_surface_*.jpg"), None, 60),

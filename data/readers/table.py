@@ -12,7 +12,7 @@ from datasets import Dataset, Image
 
 from ...errors import InputError
 from ..schema import defect_dataset
-from .columns import VALIDATION_NAMES, Columns, read_groups, read_labels
+from .columns import SPLIT_NAMES, VALIDATION_NAMES, Columns, read_groups, read_labels, validation_serves_as_test
 from .source import SourceDataset
 from .table_files import read_table_file
 
@@ -54,7 +54,10 @@ def read_table(path: Path, root: Path, columns: Columns) -> SourceDataset:
         groups=read_groups(table, columns, file_names),
         file_names=file_names,
     )
-    splits = {"train": rows} if columns.split is None else _split_rows(rows, table[columns.split], source)
+    splits = {"train": rows}
+    if columns.split is not None:
+        splits, of_splits = _split_rows(rows, table[columns.split], source)
+        notes = [*notes, *of_splits]
     return SourceDataset(splits, source, tuple(notes))
 
 
@@ -79,23 +82,26 @@ def _file_name(root: Path, image: str | dict[str, Any], row: int) -> str:
     return f"{row}-{Path(image['path']).name}" if image["path"] else str(row)
 
 
-def _split_rows(rows: Dataset, split_values: Sequence[Any], source: str) -> dict[str, Dataset]:
+def _split_rows(rows: Dataset, split_values: Sequence[Any], source: str) -> tuple[dict[str, Dataset], list[str]]:
     split_values = [str(value).strip().casefold() for value in split_values]
-    found = sorted(set(split_values))
+    found, notes = sorted(set(split_values)), []
+    train = [name for name in found if name in SPLIT_NAMES["train"]]
     validation = [name for name in found if name in VALIDATION_NAMES]
-    test = [name for name in found if name not in ("train", *validation)]
-    if not test and validation:  # the only split held out is the test split
+    test = [name for name in found if name not in (*train, *validation)]
+    if not test and len(validation) == 1:
         test, validation = validation, []
-    if "train" not in found or len(test) != 1 or len(validation) > 1:
+        notes = [f"{source}: {validation_serves_as_test(test[0])}"]
+    if len(train) != 1 or len(test) != 1 or len(validation) > 1:
         raise InputError(
             f"{source}: the split column must hold train, test and optionally validation; it holds {', '.join(found)}."
         )
-    value_of = {"train": ["train"], "validation": validation, "test": test}
-    return {
+    value_of = {"train": train, "validation": validation, "test": test}
+    splits = {
         split: rows.select([row for row, value in enumerate(split_values) if value == values[0]])
         for split, values in value_of.items()
         if values
     }
+    return splits, notes
 
 
 def _resolve_inside(root: Path, value: Any, place: str) -> Path:

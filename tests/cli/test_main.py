@@ -78,3 +78,9 @@ def test_check_arguments_reads_no_files():
     assert (settings.data.data_dir, settings.training.seed) == ("no/such/folder", 1)
     with pytest.raises(InputError, match=r"unknown setting --sed 1; did you mean --seed\?"):
         check_arguments(["train", "no/such/folder", "--sed", "1"])
+
+
+def test_reader_that_ends_early_gets_no_traceback(image_folder):
+    command = f"{sys.executable} -m kgl.cli.main data {image_folder} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from kgl.data.masks import count_masks, drop_masks, mask_to_array, mask_to_grid
 from kgl.data.schema import defect_dataset
@@ -68,6 +68,37 @@ def test_dim_and_soft_masks(value):
     soft = Image.fromarray(np.round((1 - np.maximum(ramp[:, None], ramp)) * value).astype(np.uint8))
     shown = mask_to_array(soft, (24, 24)).mean()
     assert 0.15 < shown < 0.35 and mask_to_array(soft, (24, 24))[12, 12]
+
+
+@pytest.mark.parametrize("colour", [(126, 126, 126), (127, 127, 127), (128, 0, 0), (0, 128, 0), (30, 30, 30)])
+def test_compressed_masks_of_any_brightness(colour):
+    """The noise of compression lifts the largest value, and must not move what counts as marked."""
+    rows, columns = np.mgrid[:96, :96]
+    truth = ((rows - 48) / 30) ** 2 + ((columns - 44) / 20) ** 2 < 1
+    for quality in (75, 90, 95):
+        content = io.BytesIO()
+        drawn = (truth[..., None] * np.array(colour)).astype(np.uint8)
+        Image.fromarray(drawn).save(content, "jpeg", quality=quality)
+        found = mask_to_array(Image.open(content), (96, 96))
+        assert (found & truth).sum() > 0.98 * (found | truth).sum()
+
+
+@pytest.mark.parametrize("levels", [range(40, 241, 40), range(20, 121, 20), (255, 60)])
+@pytest.mark.parametrize("change", ["none", "blurred", "compressed"])
+def test_weak_parts_beside_strong_ones(levels, change):
+    """Each part counts from half of its own peak on."""
+    mask, truth = np.zeros((120, 120), dtype=np.uint8), np.zeros((120, 120), dtype=bool)
+    for number, level in enumerate(levels):
+        top, left = 10 + 60 * (number // 3), 8 + 38 * (number % 3)
+        mask[top : top + 30, left : left + 24], truth[top : top + 30, left : left + 24] = level, True
+    image, content = Image.fromarray(mask), io.BytesIO()
+    if change == "blurred":
+        image = image.filter(ImageFilter.GaussianBlur(1))
+    if change == "compressed":
+        image.save(content, "jpeg", quality=90)
+        image = Image.open(content)
+    found = mask_to_array(image, (120, 120))
+    assert (found & truth).sum() > 0.95 * (found | truth).sum()
 
 
 def test_several_classes_in_one_mask():

@@ -89,8 +89,9 @@ def test_default_target_is_the_predicted_class(method):
         TARGETS.double(),
         TARGETS.int(),
         np.eye(3)[:, 1:] @ [1, 2],
+        np.array([0, 1, 2], dtype=np.uint16),
     ],
-    ids=["list", "tuple", "numpy", "column", "float", "int32", "float_numpy"],
+    ids=["list", "tuple", "numpy", "column", "float", "int32", "float_numpy", "uint16"],
 )
 def test_forms_of_targets(method, targets):
     model = sharp_model()
@@ -172,6 +173,8 @@ def test_spatial_layers():
         ({"targets": np.zeros((1, 3))}, r"targets of shape \(1, 3\) for 3 images"),
         ({"targets": torch.tensor([0.0, 1.5, 2.0])}, r"whole numbers, got \[0\.0, 1\.5, 2\.0\]"),
         ({"targets": 3}, r"0\.\.2, got 3"),
+        ({"targets": "scratch"}, r"whole numbers, got 'scratch'"),
+        ({"targets": [None, 0, 1]}, r"whole numbers, got \[None, 0, 1\]"),
         ({"layers": ["resnet.top"]}, r"no layer resnet\.top; .*spatial maps: .*resnet\.encoder\.stages\.1"),
         ({"layers": ["resnet.pooler"]}, "'resnet.pooler' returns shape .* not a spatial map"),
     ],

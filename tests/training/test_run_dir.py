@@ -1,6 +1,7 @@
 """The run folder: claimed by settings, locked by a process, and the state of its steps."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,12 @@ def test_folder_is_claimed_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be used as a folder"):
         claim(tmp_path / "file" / "below", {})
+
+
+def test_folder_that_datasets_cannot_read_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"--output a::b: .* with :: in its path; rename it"):
+        claim(Path("a::b"), {}, flag="--output")
+    assert not Path("a::b").exists()
 
 
 def test_settings_are_compared_as_json(tmp_path):

@@ -154,3 +154,19 @@ def test_splits_in_the_readme_are_kept_and_not_cached(images_named_like_splits, 
     shutil.copytree(images_named_like_splits, tmp_path / "other" / "images")
     (tmp_path / "other" / "images" / "good" / "9.png").unlink()
     assert read_folder(tmp_path / "other" / "images")[0] == {"train": {"good": 5, "scratch": 2}}
+
+
+@pytest.mark.parametrize("place", ["train", "train/good"])
+def test_folders_of_file_servers_are_left_out(image_folder, tmp_path, place):
+    for split in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "hub" / split)
+    shutil.copytree(image_folder / "good", tmp_path / "hub" / place / "@eaDir")
+    loaded = read_defect_dataset(DataArguments(hub_dataset=str(tmp_path / "hub"), validation_share=0))
+    assert loaded.class_names == ["good", "scratch"]
+    assert {split: len(images) for split, images in loaded.splits.items()} == {"train": 18, "test": 18}
+
+
+def test_validation_that_serves_as_test_is_noted(hub_folder):
+    args = DataArguments(hub_dataset=str(hub_folder), image_column="img", label_column="fault", validation_share=0)
+    note = f"--hub_dataset {hub_folder}: as there is no test split, validation serves as test split."
+    assert note in read_images(args).notes

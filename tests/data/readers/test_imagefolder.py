@@ -1,5 +1,6 @@
 """Reader of image folders."""
 
+import os
 import shutil
 
 import numpy as np
@@ -119,6 +120,43 @@ def test_folders_that_may_be_no_classes_are_noted(image_folder, tmp_path):
     assert "test/ is read as a class, as there is no train/" in test
     assert "mask/ is read as a class; masks belong in ground_truth/CLASS/NAME.png" in mask
     assert "the files in Masks/ of good/ are read as images of it" in inner
+
+
+def test_products_with_different_classes_and_other_folders_of_masks_are_noted(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "products" / "product0")
+    shutil.copytree(image_folder / "good", tmp_path / "products" / "product1" / "good")
+    (note,) = read_image_folder(tmp_path / "products").notes
+    assert "each class is a folder of folders: a class (product0, product1) has good/ and scratch/" in note
+    for name in ("Segmentation", "crack_mask"):
+        shutil.copytree(image_folder / "scratch", image_folder / name)
+    notes = read_image_folder(image_folder).notes
+    assert [note.partition(": ")[2].partition("/")[0] for note in notes] == ["Segmentation", "crack_mask"]
+
+
+@pytest.mark.parametrize("held_out", ["Test", "val"])
+def test_mvtec_folders_in_any_case_and_for_validation(mvtec, held_out):
+    """Where the held-out images are pooled, no note says that they serve as test split."""
+    for old, new in (("train", "Train"), ("test", held_out), ("ground_truth", "Ground_Truth")):
+        (mvtec / old).rename(mvtec / new)
+    source = read_image_folder(mvtec)
+    assert source.class_names == ["crack", "good", "hole"] and len(source.splits["train"]) == 24
+    note = f"{mvtec}: Train/ lacks classes of {held_out}/ (MVTec's one-class data), so both are pooled."
+    assert source.notes == (note,)
+    assert sum(mask is not None for mask in source.splits["train"]["mask"]) == 12
+
+
+def test_unreadable_folder_is_named(image_folder, monkeypatch):
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    shutil.copytree(image_folder / "good", image_folder / "good" / "inner")
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(InputError, match=r"good/inner: this folder cannot be read \(Permission denied\)"):
+        read_image_folder(image_folder)
 
 
 def test_hidden_folders_are_no_classes(image_folder):

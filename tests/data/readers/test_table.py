@@ -9,7 +9,7 @@ import pytest
 from tiny import count_labels
 
 from kgl.data.arguments import DataArguments
-from kgl.data.loading import load_defect_dataset, read_defect_dataset
+from kgl.data.loading import load_defect_dataset, read_defect_dataset, read_images
 from kgl.errors import InputError
 
 
@@ -159,3 +159,16 @@ def test_files_that_are_no_table_are_refused(tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"no table")
     with pytest.raises(InputError, match=r"b\.parquet: it cannot be read"):
         load(tmp_path / "b.parquet")
+
+
+def test_words_for_splits_are_those_of_folders(image_folder):
+    rows = [(f"{label}/{index}.png", label, "Training" if index % 2 else "testing") for label, index in ROWS]
+    splits = load(write_csv(image_folder / "t.csv", ("image", "label", "use"), rows), split_column="use")
+    assert {split: len(images) for split, images in splits.items()} == {"train": 9, "test": 9}
+
+
+def test_validation_that_serves_as_test_is_noted(image_folder):
+    rows = [(f"{label}/{index}.png", label, "train" if index % 2 else "val") for label, index in ROWS]
+    table = write_csv(image_folder / "t.csv", ("image", "label", "use"), rows)
+    args = DataArguments(data_file=str(table), split_column="use", validation_share=0)
+    assert f"--data_file {table}: as there is no test split, val serves as test split." in read_images(args).notes
