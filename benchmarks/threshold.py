@@ -72,8 +72,8 @@ def measure(run: Path, seed: int) -> dict[str, Any]:
 
     Returns:
         Numbers of `validation` and `test` images; by wanted recall the rates on both (`recalls`); by miss cost the
-        costs of the new, the stored and the best threshold (`costs`); `bands`; and recall on the test images by
-        number of validation defects and wanted recall (`fewer`).
+        costs of the new, the stored and the best threshold (`costs`); `bands`; recall on the test images by number of
+        validation defects and wanted recall (`fewer`); and how often the heat map's threshold marks an image (`heat`).
     """
     points = {recall: choose_operating_points(run, OperatingArguments(recall)) for recall in RECALLS}
     predictions, good = points[RECALLS[0]].predictions, points[RECALLS[0]].configs["final"].defect_free_label
@@ -89,6 +89,7 @@ def measure(run: Path, seed: int) -> dict[str, Any]:
         "costs": {f"{cost:g}": _costs(run, cost, scores, defective) for cost in MISS_COSTS},
         "bands": {f"{recall:g} {wide:g}": _band(run, recall, wide) for recall, wide in BANDS},
         "fewer": _fewer(validation["final_defect_score"].to_numpy(), known, scores, defective, seed),
+        "heat": _heat(stored, points[RECALLS[0]].configs["final"].saliency_threshold),
     }
 
 
@@ -104,6 +105,15 @@ def _rates(points: Any) -> dict[str, float]:
         "recall": result["recall_at_operating_point"],
         "false_alarm_rate": result["false_alarm_rate_at_operating_point"],
     }
+
+
+def _heat(stored: dict[str, Any], threshold: dict[str, Any]) -> dict[str, float]:
+    """Return the shares of good images with a marked cell, and of defective ones whose defect is marked."""
+    found = {"found": stored["saliency_found_rate"]} if "saliency_found_rate" in stored else {}
+    return {
+        "validation": threshold["false_alarm_rate"], "good_images": threshold["good_images"],
+        "test": stored["saliency_false_alarm_rate"],
+    } | found  # fmt: skip
 
 
 def _costs(run: Path, miss_cost: float, scores: np.ndarray, defective: np.ndarray) -> dict[str, float]:
@@ -182,6 +192,20 @@ def recall_table(lines: list[dict[str, Any]]) -> str:
                 "false alarms, validation": f"{found['validation_false_alarm_rate'].mean():.3f}",
                 "false alarms, test": format_mean(found["false_alarm_rate"]),
             })  # fmt: skip
+    return markdown_table(rows)
+
+
+def heat_table(lines: list[dict[str, Any]]) -> str:
+    """Return a table of how often the heat map's threshold of 5 % marks images, a row per data set."""
+    rows = []
+    for name, group in _grouped(lines):
+        heat = pd.DataFrame([line["heat"] for line in group])
+        rows.append({
+            "dataset": DATA[name], "splits": str(len(heat)),
+            "good validation images": _range(list(heat["good_images"])),
+            "of them marked": f"{heat['validation'].mean():.3f}", "good test images marked": format_mean(heat["test"]),
+            "defects marked": format_mean(heat["found"]) if "found" in heat else "",
+        })  # fmt: skip
     return markdown_table(rows)
 
 
@@ -292,6 +316,7 @@ def main() -> None:
             ("threshold recalls", recall_table(lines)),
             ("threshold costs", cost_table(lines)),
             ("look again", band_table(lines)),
+            ("heat threshold", heat_table(lines)),
         ):
             text = replace_block(text, block, table)
         options.into.write_text(text, encoding="utf-8")

@@ -50,6 +50,8 @@ def test_measures_of_a_finished_run(tmp_path):
     assert sum(found["test"].values()) == stored["images"]["test"]
     recalls = [found["recalls"][f"{recall:g}"]["validation_recall"] for recall in RECALLS]
     assert all(one >= wanted for one, wanted in zip(recalls, RECALLS, strict=True))
+    final = stored["results"]["final"]
+    assert found["heat"]["test"] == final["saliency_false_alarm_rate"] and 0 <= found["heat"]["validation"] <= 0.05
     for costs in found["costs"].values():
         assert costs["best"] <= min(costs["chosen"], costs["stored"])
     assert all(path.read_bytes() == content for path, content in files.items())
