@@ -69,7 +69,7 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def _raise_unreadable(error: OSError) -> None:
-    if isinstance(error, FileNotFoundError):  # a folder that is not there holds no files
+    if not isinstance(error, PermissionError):  # a folder that is gone, or whose share is away, holds no files
         return
     raise InputError(f"{error.filename}: this folder cannot be read ({error.strerror}); change its permissions.")
 

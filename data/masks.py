@@ -15,7 +15,8 @@ from .storage import no_library_progress_bars
 
 _MAX_NUMBERED = 15  # a mask without larger differences holds class numbers
 _MAX_VALUES = 5  # so does one with this many values: compressed and smoothed edges have more
-_LEAST_PEAK = 1 / 8  # of the largest difference, for a part of other masks; compression leaves lower ones
+_LEAST_PEAK = 1 / 8  # of the largest difference, for a part of other masks
+_LEAST_AREA = 64  # pixels of a part below half of it, a block of JPEG: around sharp edges, compression leaves less
 _BACKGROUND_SHARE = 2 / 3  # of the border, for a background that is not black
 _DARK_MODES = ("1", "L", "P", "I", "F")
 
@@ -40,8 +41,8 @@ def mask_to_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndar
     two thirds of it unless it is black. Colours differ as much as their channel that differs most, and alpha is a
     channel as well. In masks with a palette, with at most 5 values or with small differences only (0 and 1, or a class
     number per pixel) any difference counts. Elsewhere edges may be soft or compressed: each connected part counts as
-    far as half of its own peak, if that is an eighth of the largest at least. A mask of a single value is defect
-    unless that is black.
+    far as half of its own peak, if that is an eighth of the largest at least, and half of it for parts of less than
+    64 pixels. A mask of a single value is defect unless that is black.
     """
     if mask is None:
         return None
@@ -54,6 +55,7 @@ def mask_to_array(mask: PILImage.Image | None, size: tuple[int, int]) -> np.ndar
     else:
         parts, count = ndimage.label(difference >= _LEAST_PEAK * largest)
         peaks = np.concatenate([[np.inf], ndimage.maximum(difference, parts, np.arange(1, count + 1))])
+        peaks[(peaks < largest / 2) & (np.bincount(parts.ravel(), minlength=count + 1) < _LEAST_AREA)] = np.inf
         defect = difference >= peaks[parts] / 2
     marked = PILImage.fromarray(defect.astype(np.uint8) * 255)
     return np.asarray(marked.resize((width, height), PILImage.Resampling.BOX)) > 127
