@@ -26,7 +26,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
 from kgl.benchmarks.evidence.plan import SHARED
-from kgl.benchmarks.evidence.records import read_lines
+from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.measure import RESULTS
 from kgl.data.synthetic import CLASSES
 from kgl.training.arguments import KGL_TINY
@@ -135,15 +135,14 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--into", type=Path, help="Markdown file with the markers `demo` and `demo classes`.")
     options = parser.parse_args()
-    lines = read_lines(OUTPUT) if OUTPUT.exists() else []
+    lines = stored_lines(OUTPUT)
     done = {(line["arm"], line["seed"]) for line in lines}
     for seed in range(options.seeds):
         for arm in options.arms:
             if (arm, seed) not in done:
                 lines.append(run(arm, seed))
                 print(lines[-1], flush=True)
-                with OUTPUT.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
+                append_lines(OUTPUT, lines[-1])
     if options.into is not None:
         text = options.into.read_text(encoding="utf-8")
         text = replace_block(text, "demo", table(lines))

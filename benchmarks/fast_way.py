@@ -26,7 +26,7 @@ from datasets import Dataset
 
 from kgl.benchmarks.evidence.formatting import format_difference, markdown_table, replace_block
 from kgl.benchmarks.evidence.plan import SHARED, TASKS
-from kgl.benchmarks.evidence.records import read_lines
+from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.evidence.task_data import defect_free_class, load_images
 from kgl.benchmarks.measure import RESULTS, hardware
 from kgl.data.splits import select_few_labels
@@ -98,14 +98,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--into", type=Path, help="a page with the marker `fast way`")
     options = parser.parse_args()
-    lines = read_lines(OUTPUT) if OUTPUT.exists() else []
+    lines = stored_lines(OUTPUT)
     done = {(line["arm"], line["choice"]) for line in lines}
     for choice in range(options.choices):
         for arm in [arm for arm in options.arms if (arm, choice) not in done]:
             lines.append(run(arm, choice))
             print(lines[-1], flush=True)
-            with OUTPUT.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
+            append_lines(OUTPUT, lines[-1])
     if options.into is not None:
         text = options.into.read_text(encoding="utf-8")
         options.into.write_text(replace_block(text, "fast way", table(lines)), encoding="utf-8")

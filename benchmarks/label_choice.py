@@ -13,7 +13,6 @@ already holds are skipped; `labelling_tables.py` makes table and figure of them.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +24,7 @@ import torch
 
 from kgl.benchmarks.evidence.frozen import FrozenBench, row_batches
 from kgl.benchmarks.evidence.plan import TASKS
-from kgl.benchmarks.evidence.records import read_lines
+from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.evidence.task_data import defect_free_class, load_images
 from kgl.benchmarks.measure import RESULTS
 from kgl.data.splits import select_few_labels
@@ -148,14 +147,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = read_lines(options.output) if options.output.exists() else []
+    lines = stored_lines(options.output)
     done = {(line["task"], line["repetition"], line["arm"]) for line in lines}
     for repetition in options.repetitions:
         for task in options.tasks:
             missing = [arm for arm in options.arms if (task, repetition, arm) not in done]
             for line in buy(task, missing, repetition, options.cache_dir) if missing else ():
-                with options.output.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_lines(options.output, line)
                 print(task, repetition, line["arm"], [round(one["ap"], 3) for one in line["rounds"]], flush=True)
 
 

@@ -24,7 +24,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from kgl.benchmarks.evidence.plan import SHARED
-from kgl.benchmarks.evidence.records import read_lines
+from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.measure import RESULTS
 from kgl.data.arguments import DataArguments
 from kgl.labelling.audit import (
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = read_lines(options.output) if options.output.exists() else []
+    lines = stored_lines(options.output)
     name = options.data_dir.name
     done = {(line["data"], line["heads"], line["share"], line["seed"]) for line in lines}
     backbone = str(SHARED / "models/resnet-18")
@@ -131,8 +131,7 @@ def main() -> None:
                     line["parts"] = {
                         name: measure(of_part(audited, probabilities, kinds), wrong) for name, kinds in PARTS.items()
                     }
-                with options.output.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_lines(options.output, line)
                 print(json.dumps(line), flush=True)
 
 

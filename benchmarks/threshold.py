@@ -26,7 +26,7 @@ import pandas as pd
 
 from kgl.benchmarks.evidence.formatting import format_mean, markdown_table, replace_block
 from kgl.benchmarks.evidence.plan import SHARED
-from kgl.benchmarks.evidence.records import read_lines
+from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.measure import RESULTS
 from kgl.evaluation.calibration import choose_operating_point
 from kgl.evaluation.operating_points import VALIDATION_FILE, choose_operating_points
@@ -294,7 +294,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="an image file")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
-    lines = read_lines(options.output) if options.output.exists() else []
+    lines = stored_lines(options.output)
     done = {(line["data"], line["seed"]) for line in lines}
     backbone = ["--backbone", str(SHARED / "models/resnet-18")]
     for seed in range(options.splits):
@@ -305,8 +305,7 @@ def main() -> None:
             images = [str(image_folder(data, options.cache_dir)), *SETTINGS.get(data, []), *backbone]
             train(images, seed, run)
             lines.append({"data": data, "seed": seed} | measure(run, seed))
-            with options.output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
+            append_lines(options.output, lines[-1])
             print(json.dumps(lines[-1]), flush=True)
     if options.figure is not None:
         draw_recalls(lines, options.figure)

@@ -13,7 +13,6 @@ again and again. Lines that the results file already holds are not measured agai
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from PIL import Image, ImageFilter
 
 from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
 from kgl.benchmarks.evidence.plan import TASKS
-from kgl.benchmarks.evidence.records import read_lines
+from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.evidence.task_data import image_processor, load_images, new_model
 from kgl.benchmarks.measure import RESULTS
 from kgl.evaluation.training_range import (
@@ -239,12 +238,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = read_lines(options.output) if options.output.exists() else []
+    lines = stored_lines(options.output)
     for name in DATA:
         if name not in {line["data"] for line in lines}:
             new = list(measure_data(name))
-            with options.output.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in new)
+            append_lines(options.output, *new)
             lines += new
             print(held_out_table(new), changes_table(new), sep="\n\n", flush=True)
     if options.figure is not None:

@@ -131,8 +131,7 @@ class Bench:
             args = KGLTrainingArguments(
                 output_dir=folder, max_steps=round(self.task.steps * arm.length), report_to="none", seed=self.seed,
                 per_device_train_batch_size=self.task.batch_size, save_strategy="no", logging_strategy="no",
-                disable_tqdm=True, bf16=self.bf16, use_cpu=not torch.cuda.is_available(), **arm.training,
-                **RECIPE,
+                disable_tqdm=True, bf16=self.bf16, use_cpu=not torch.cuda.is_available(), **RECIPE, **arm.training,
             )  # fmt: skip
             collator = FrozenFeatureCollator(self.features, self.task.size, PairedAugmentation())
             trainer = trainer_class(

@@ -72,6 +72,7 @@ def main() -> None:
 
     from kgl.benchmarks.evidence.bench import Bench
     from kgl.benchmarks.evidence.frozen import patchcore
+    from kgl.benchmarks.evidence.records import append_lines
     from kgl.benchmarks.measure import RESULTS
 
     output = options.output or RESULTS / "patchcore_check.jsonl"
@@ -84,8 +85,7 @@ def main() -> None:
         line |= {"ap": average_precision_score(defective, ours)}
         line |= {"ap_of_anomalib": average_precision_score(defective, theirs)}
         print(json.dumps(line), flush=True)
-        with output.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(output, line)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return runs
 
 
+def stored_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the runs of a `.jsonl` file, none where it does not exist yet."""
+    return read_lines(path) if path.exists() else []
+
+
+def append_lines(path: Path, *lines: dict[str, Any]) -> None:
+    """Append runs to a `.jsonl` file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
 def read_runs(path: Path) -> pd.DataFrame:
     """Return one row per run: `dataset`, `budget`, `arm`, `seed`, and a column per metric, NaN where not measured."""
     rows = [

@@ -17,7 +17,6 @@ trains or tests on. The test fold is evaluated once per run, at its end.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from kgl.benchmarks.evidence.bench import Bench
 from kgl.benchmarks.evidence.identity import finished_runs, run_identity
 from kgl.benchmarks.evidence.plan import ARMS, TASKS, TEST_ARMS
 from kgl.benchmarks.evidence.priors import CannotShuffleError
+from kgl.benchmarks.evidence.records import append_lines
 from kgl.benchmarks.measure import RESULTS, hardware
 
 
@@ -83,8 +83,7 @@ def run_arms(
             "train_images": len(bench.train_images), "test_images": len(bench.test_images), "hardware": hardware(),
             "threads": options.threads, "torch": torch.__version__, "metrics": metrics,
         }  # fmt: skip
-        with options.output.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        append_lines(options.output, line)
         printed = [f"{name} {metrics[name]:.3f}" for name in _PRINTED if name in metrics]
         print(task, budget, seed, arm, *printed, sep="  ", flush=True)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from torch.nn import functional as F
 
 from kgl.benchmarks.evidence.frozen import FrozenBench
 from kgl.benchmarks.evidence.plan import TASKS
-from kgl.benchmarks.evidence.records import read_lines
+from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.evidence.rivals import PatchCore, noise_head
 from kgl.benchmarks.evidence.task_data import defect_free_class, load_images
 from kgl.benchmarks.measure import RESULTS
@@ -161,15 +160,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "head_search.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    kept = read_lines(options.output) if options.output.exists() else []
+    kept = stored_lines(options.output)
     for pair in itertools.combinations(range(TASKS[TASK].folds), 2):
         done = {line["candidate"] for line in kept if line["pair"] == list(pair)}
         wanted = [name for name in CANDIDATES if name not in done]
         if not wanted:
             continue
         lines = run_pair(pair, options.cache_dir, wanted)
-        with options.output.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        append_lines(options.output, *lines)
         print(pair, "done", flush=True)
 
 

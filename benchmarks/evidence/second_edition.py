@@ -12,6 +12,7 @@ the summary the places of a fold are averaged before.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,6 +30,8 @@ FOLDS = 4
 BUDGET_SHOWN = 8  # in the figure
 DEFAULT = "default"
 GOAL = [(dataset, budget) for dataset in ("tiles", "tiles_defect", "boards") for budget in (8, 16)]
+# On frozen features and labels.
+FROZEN = ("another image's map", "frozen regression", "regression, chosen", "own saliency", "default, true masks")
 # Methods that only tell good from defective are compared by the AP of defects.
 GOOD_PARTS_ONLY = ("nearest neighbours", "mahalanobis", "noise head alone", "patchcore")
 HEADLINE = (
@@ -62,10 +65,9 @@ def differences(of_place: pd.DataFrame, arm: str) -> pd.Series:
     return (values[DEFAULT] - values[arm]).dropna() if arm in values else pd.Series(dtype=float)
 
 
-def rivals_of(runs: pd.DataFrame, kind: tuple[str, ...] = ()) -> list[str]:
-    """Return the arms of one kind, in the order of the runs; by default on frozen features and labels."""
-    others = (DEFAULT, *GOOD_PARTS_ONLY, *FINE_TUNED)
-    return [arm for arm in runs["arm"].unique() if (arm in kind if kind else arm not in others)]
+def rivals_of(runs: pd.DataFrame, kind: tuple[str, ...]) -> list[str]:
+    """Return the arms of one kind, in the order of the runs."""
+    return [arm for arm in runs["arm"].unique() if arm in kind]
 
 
 def differences_table(runs: pd.DataFrame, arms: list[str]) -> str:
@@ -85,11 +87,11 @@ def differences_table(runs: pd.DataFrame, arms: list[str]) -> str:
     return markdown_table(rows, text_columns=2)
 
 
-def summary_table(runs: pd.DataFrame, arms: tuple[str, ...] = ()) -> str:
-    """Return a table of the default minus arms, all if none: means over two groups of places, and counts of places."""
+def summary_table(runs: pd.DataFrame, arms: Collection[str] | None = None) -> str:
+    """Return a table of the default minus arms, by default all: means over two groups of places, counts of places."""
     rows, of_places = [], dict(places(runs))
-    every = [*rivals_of(runs), *rivals_of(runs, GOOD_PARTS_ONLY), *rivals_of(runs, FINE_TUNED)]
-    for arm in [one for one in every if not arms or one in arms]:
+    rivals = [arm for kind in (FROZEN, GOOD_PARTS_ONLY, FINE_TUNED) for arm in rivals_of(runs, kind)]
+    for arm in rivals if arms is None else [one for one in rivals if one in arms]:
         pairs = {place: differences(of_place, arm) for place, of_place in of_places.items()}
         folds = {place: by_fold(one) for place, one in pairs.items() if len(one)}
         row = {"the default minus": arm}
@@ -199,7 +201,7 @@ def main() -> None:
     blocks = {
         "second summary": summary_table(runs),
         "second headline": summary_table(runs, HEADLINE),
-        "second differences": differences_table(runs, rivals_of(runs)),
+        "second differences": differences_table(runs, rivals_of(runs, FROZEN)),
         "second good parts": differences_table(runs, rivals_of(runs, GOOD_PARTS_ONLY)),
         "second fine-tuned": differences_table(runs, rivals_of(runs, FINE_TUNED)),
         "second seconds": seconds_table(runs),
