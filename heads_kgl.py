@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
 class KGLStageFusion(nn.Module):
@@ -99,6 +101,23 @@ class KGLTunedStage(nn.Module):
         self.stage = stage
         self.saliency_head = nn.Conv2d(channels, 1, kernel_size=1)
         self.classifier = nn.Linear(2 * channels + 2, num_labels)
+
+    @classmethod
+    def of(cls, backbone: PreTrainedModel, num_labels: int) -> KGLTunedStage:
+        """
+        Return a copy of the stage behind the backbone's first output, with a new classifier.
+
+        Raises:
+            ValueError: the backbone is no ResNet, or that stage is no output.
+        """
+        kind, outputs = backbone.config.model_type, backbone.out_features
+        stages = [backbone.stage_names.index(name) for name in outputs]
+        if kind != "resnet" or len(stages) < 2 or stages[0] < 1 or stages[1] != stages[0] + 1:
+            raise ValueError(
+                f"tuned_stage=True needs a ResNet whose first two outputs follow each other, not a {kind} with "
+                f"out_features={outputs}."
+            )
+        return cls(copy.deepcopy(backbone.encoder.stages[stages[0]]), backbone.channels[1], num_labels)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K)` of maps `(B, C_0, h_0, w_0)`."""

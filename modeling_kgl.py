@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from dataclasses import dataclass
@@ -124,7 +123,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
             self.saliency_head = nn.Conv2d(num_features, 1, kernel_size=1)
             pooled_features = 2 * num_features + 2
         self.classifier = nn.Linear(pooled_features, config.num_labels)
-        self.tuned = _tuned_stage(self.backbone, config) if config.tuned_stage else None
+        self.tuned = KGLTunedStage.of(self.backbone, config.num_labels) if config.tuned_stage else None
         # Of the training images' average features: mean and spread.
         self.register_buffer("feature_center", torch.zeros(num_features))
         self.register_buffer("feature_scale", torch.ones(num_features))
@@ -301,19 +300,6 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """
     eps = torch.finfo(torch.double).eps
     return logits.double().softmax(dim=1).clamp(eps, 1 - eps)
-
-
-def _tuned_stage(backbone: PreTrainedModel, config: KGLConfig) -> KGLTunedStage:
-    """Return a copy of the stage behind the backbone's first output, which needs to be an output too."""
-    kind, outputs = config.backbone_config.model_type, backbone.out_features
-    stages = [backbone.stage_names.index(name) for name in outputs]
-    if kind != "resnet" or len(stages) < 2 or stages[0] < 1 or stages[1] != stages[0] + 1:
-        raise ValueError(
-            f"tuned_stage=True needs a ResNet whose first two outputs follow each other, not a {kind} with "
-            f"out_features={outputs}."
-        )
-    stage = copy.deepcopy(backbone.encoder.stages[stages[0]])
-    return KGLTunedStage(stage, backbone.channels[1], config.num_labels)
 
 
 def _select_stages(config: PreTrainedConfig, out_features: list[str] | None) -> PreTrainedConfig:

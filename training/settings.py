@@ -6,8 +6,10 @@ import copy
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,7 +50,7 @@ _OF_STEPS = (
     "logging_strategy", "save_steps", "save_strategy", "save_total_limit",
 )  # fmt: skip
 _OF_TRAINED_STAGES = ("augment", "freeze_stages", "frozen_views", "fusion_size")
-_OF_GUIDED_STEPS = ("kg_lambda", "kg_form", "kg_positive_weight", "fusion_size")  # not of a stage tuned by labels
+_OF_GUIDANCE = ("kg_lambda", "kg_form", "kg_positive_weight")
 
 _LEAST = {
     "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 0,
@@ -134,24 +136,26 @@ def _check_frozen(settings: Settings) -> None:
     filled = {"gradient_checkpointing": False, "max_steps": DEFAULT_STEPS, "num_train_epochs": 1.0}
     if training.max_steps == -1:  # --num_train_epochs was given
         filled |= {"max_steps": -1, "num_train_epochs": None}
-    for arguments, names in ((training, _OF_STEPS), (settings.model, _OF_TRAINED_STAGES)):
-        defaults = {one.name: _default_of(one) for one in fields(arguments)} | filled
-        for name in names:
-            if vars(arguments)[name] != defaults[name]:
-                raise InputError(
-                    f"--{name} goes with --fine_tune true: by default the heads are fitted to frozen features, "
-                    "without steps."
-                )
+    reason = "goes with --fine_tune true: by default the heads are fitted to frozen features, without steps."
+    _refuse_changed(training, _OF_STEPS, reason, filled)
+    _refuse_changed(settings.model, _OF_TRAINED_STAGES, reason)
 
 
 def _check_tuned(settings: Settings) -> None:
     """Refuse settings without an effect on a stage that is fine-tuned on image labels."""
-    for arguments in (settings.training, settings.model):
-        for one in fields(arguments):
-            if one.name in _OF_GUIDED_STEPS and vars(arguments)[one.name] != _default_of(one):
-                raise InputError(
-                    f"--{one.name} goes with --head avg_max: with --head stages, image labels alone tune a stage."
-                )
+    reason = "goes with --head avg_max: with --head stages, image labels alone tune a stage."
+    _refuse_changed(settings.training, _OF_GUIDANCE, reason)
+    _refuse_changed(settings.model, ("fusion_size",), reason)
+
+
+def _refuse_changed(
+    arguments: Any, names: Sequence[str], reason: str, filled: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Refuse settings that have another value than their default, or than the one filled in where none is given."""
+    defaults = {one.name: _default_of(one) for one in fields(arguments)} | filled
+    for name in names:
+        if vars(arguments)[name] != defaults[name]:
+            raise InputError(f"--{name} {reason}")
 
 
 def _check_numbers(training_args: KGLTrainingArguments) -> None:

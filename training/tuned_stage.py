@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from ..configuration_kgl import KGLConfig
 from ..errors import InputError
+from ..heads_kgl import KGLTunedStage
 from ..modeling_kgl import KGLForImageClassification
 from .arguments import ModelArguments
 from .run_dir import RunState
@@ -30,7 +30,7 @@ def check_tunable(model: KGLForImageClassification) -> None:
         InputError: the backbone is no ResNet, or its outputs leave a stage out.
     """
     try:
-        KGLForImageClassification(_joined_config(model))
+        KGLTunedStage.of(model.backbone, model.config.num_labels)
     except ValueError as error:
         raise InputError(f"--fine_tune true: {error} Give --head avg_max, which trains all upper stages.") from error
 
@@ -72,7 +72,9 @@ def join_tuned_stage(model: KGLForImageClassification, tuned: KGLForImageClassif
         model: with fitted heads; its temperature goes into their weights.
         tuned: as [`tune_stage`] trained it.
     """
-    joined = KGLForImageClassification(_joined_config(model)).to(model.device).eval()
+    config = copy.deepcopy(model.config)
+    config.tuned_stage, config.temperature = True, 1.0
+    joined = KGLForImageClassification(config).to(model.device).eval()
     weights = model.state_dict()
     for name in ("classifier.weight", "classifier.bias"):
         weights[name] = weights[name] / model.config.temperature
@@ -82,12 +84,6 @@ def join_tuned_stage(model: KGLForImageClassification, tuned: KGLForImageClassif
         weights |= {f"tuned.{part}.{name}": value for name, value in module.state_dict().items()}
     joined.load_state_dict(weights)
     return joined
-
-
-def _joined_config(model: KGLForImageClassification) -> KGLConfig:
-    config = copy.deepcopy(model.config)
-    config.tuned_stage, config.temperature = True, 1.0
-    return config
 
 
 __all__ = ["check_tunable", "join_tuned_stage", "tune_stage", "tuned_model_args"]
