@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Input of the user that cannot be used; the message names it and how to correct it."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
+
+
 def check_choices(settings: object, allowed: dict[str, Sequence[str]]) -> None:
     """
     Check that settings have one of their allowed values.
@@ -41,4 +45,4 @@ def expand_home(settings: object, *names: str) -> None:
             setattr(settings, name, [os.path.expanduser(path) for path in value])
 
 
-__all__ = ["InputError", "check_choices", "expand_home", "format_count"]
+__all__ = ["InputError", "Terminated", "check_choices", "expand_home", "format_count"]

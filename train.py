@@ -34,7 +34,7 @@ from kgl.hub.push import check_login, push
 from kgl.knowledge.prior_columns import with_priors
 from kgl.knowledge.priors import resolve_source
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.training.callbacks import delete_checkpoints
+from kgl.training.checkpoints import delete_checkpoints
 from kgl.training.frozen_features import CELLS_FILE, fit_cells
 from kgl.training.frozen_phases import FrozenInputs, cache_features, fit_phase
 from kgl.training.model_init import (

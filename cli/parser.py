@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import InputError
+from ..errors import InputError, Terminated
 
 
 _BOOLEANS = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
@@ -324,10 +324,6 @@ def images_to_flags(arguments: list[str]) -> list[str]:
     return ["--data_file" if table else "--data_dir", arguments[0]]
 
 
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM."""
-
-
 def run_command(command: str, job: Callable[[], object]) -> None:
     """
     Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2.
@@ -349,13 +345,13 @@ def run_command(command: str, job: Callable[[], object]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt as stopped:
         print(f"\n{command}: stopped. Run the same command again to resume.", file=sys.stderr)
-        raise SystemExit(143 if isinstance(stopped, _Terminated) else 130) from None
+        raise SystemExit(143 if isinstance(stopped, Terminated) else 130) from None
 
 
 @contextmanager
 def _terminated_by_sigterm() -> Iterator[None]:
     """
-    Raise [`_Terminated`] in this process on SIGTERM within.
+    Raise [`Terminated`] in this process on SIGTERM within.
 
     Not in one of several processes, which a launcher ends: waiting for another one, it would not get to it.
     """
@@ -367,7 +363,7 @@ def _terminated_by_sigterm() -> Iterator[None]:
     def terminate(number: int, frame: object) -> None:
         if os.getpid() != process:  # a worker forked from it
             os._exit(128 + number)
-        raise _Terminated
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:

@@ -16,6 +16,7 @@ from ..configuration_kgl import KGLConfig
 from ..data.images import to_pixel_values
 from ..data.progress import progress_bar
 from ..data.storage import write_text
+from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification, class_probabilities
 from ..saliency.activations import eval_mode
 from ..saliency.cam import layer_cam
@@ -54,12 +55,21 @@ def predict(
 
 @torch.no_grad()
 def predict_batches(model: KGLForImageClassification, batches: Iterable[torch.Tensor]) -> Predictions:
-    """Predict batches of `pixel_values (B, 3, H, W)`; the model keeps its training or evaluation mode."""
+    """
+    Predict batches of `pixel_values (B, 3, H, W)`; the model keeps its training or evaluation mode.
+
+    Raises:
+        InputError: outputs that are not finite, of a classifier whose training diverged.
+    """
     parts: dict[str, list[torch.Tensor]] = {"probabilities": [], "class_map": [], "saliency": []}
     with eval_mode(model):
         for pixel_values in batches:
             output = model(pixel_values.to(model.device))
             logits = output.logits.float()
+            if not logits.isfinite().all():
+                raise InputError(
+                    "The classifier's outputs are not finite: train it anew with a lower --learning_rate."
+                )
             targets = most_probable_defects(logits, model.config.defect_free_id)
             maps = layer_cam(model, output.feature_maps, output.saliency, targets)
             parts["probabilities"].append(class_probabilities(logits).cpu())

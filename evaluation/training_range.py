@@ -17,6 +17,7 @@ from transformers.image_utils import load_image
 
 from ..data.images import to_pixel_values
 from ..data.progress import progress_bar
+from ..errors import InputError
 from ..heads_kgl import average_features
 from ..modeling_kgl import KGLForImageClassification
 from ..pipeline_kgl import PROPERTIES, image_properties
@@ -88,7 +89,8 @@ def set_training_range(
     """
     Measure training images, and set the model's `feature_center`, `feature_scale` and `config.training_range`.
 
-    Returns the values that chose the range, as [`find_range`] takes them; None where it stays unknown.
+    Returns the values that chose the range, as [`find_range`] takes them; None where it stays unknown. A classifier
+    whose training diverged, so that features are not finite, is an [`InputError`].
 
     Args:
         model: trained.
@@ -99,6 +101,8 @@ def set_training_range(
     if len(train) < 2:
         return None
     measures, groups = measure_sample(model, train, image_processor, batch_size)
+    if not np.isfinite(measures.features).all():
+        raise InputError("The classifier's features are not finite: train it anew with a lower --learning_rate.")
     center, scale = center_and_scale(measures.features)
     model.feature_center.copy_(torch.from_numpy(center))
     model.feature_scale.copy_(torch.from_numpy(scale))

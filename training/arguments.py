@@ -236,7 +236,9 @@ class RecipeArguments:
         default=0.05, metadata={"help": "Log the loss terms every this many steps; below 1, a share of all steps."}
     )
     save_steps: float = field(default=100, metadata={"help": "Write a checkpoint every this many steps."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept while a phase is trained."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints kept while a phase is trained; of two, one may be damaged."}
+    )
     keep_checkpoints: bool = field(
         default=False, metadata={"help": "Keep the last checkpoints of a finished run; they are deleted by default."}
     )

@@ -1,56 +1,72 @@
-"""Trainer callbacks: complete checkpoints, one progress bar, sampler epochs."""
+"""Trainer callbacks: termination after a step, one progress bar, sampler epochs."""
 
 from __future__ import annotations
 
-import shutil
-import time
-from pathlib import Path
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.progress import progress_bar
-from .run_dir import RunState
+from .collator import DefectCollator
+from .feature_cache import FrozenFeatureCollator
 from .sampler import BalancedSampler
 
 
-class CompleteCheckpointCallback(TrainerCallback):
+class TerminationCallback(TrainerCallback):
     """
-    List every checkpoint in the run's state once all of it is written, and delete old ones afterwards.
+    Save a checkpoint and stop after the step in which any process gets SIGTERM, as when a node is preempted.
 
-    The Trainer would delete before the new checkpoint is known to be complete: a kill in between would leave none.
-
-    Args:
-        state: of the run.
-        phase: the phase that is trained.
-        keep: how many checkpoints to keep, None for all.
-        seconds_before: training time before the checkpoint that this process resumed from.
+    Within [`TerminationCallback.watching`] the first signal waits for the end of the step; a second one ends the
+    process as without the callback.
     """
 
-    def __init__(self, state: RunState, phase: str, keep: int | None, seconds_before: float) -> None:
-        self._state, self._phase, self._keep = state, phase, keep
-        self._started = time.perf_counter() - seconds_before
+    def __init__(self) -> None:
+        self.stopped = False
+        self._asked = False
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """List the checkpoint that the Trainer has written."""
-        if not state.is_world_process_zero:
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take SIGTERM for the callback; only the main thread of a process can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
             return
-        folder = Path(args.output_dir)
-        checkpoint = {"step": state.global_step, "seconds": time.perf_counter() - self._started}
-        earlier = [one for one in self._state.checkpoints(self._phase) if one["step"] < state.global_step]
-        listed = [*earlier, checkpoint]
-        kept = listed if self._keep is None else listed[-max(self._keep, 1) :]
-        self._state.set_checkpoints(self._phase, kept)
-        if self._keep is not None:
-            delete_checkpoints(folder, keep=[one["step"] for one in kept])
+        before, process = signal.getsignal(signal.SIGTERM), os.getpid()
+
+        def ask(number: int, frame: object) -> None:
+            if os.getpid() != process:  # a worker forked from it
+                os._exit(128 + number)
+            self._asked = True
+            signal.signal(signal.SIGTERM, before)
+
+        signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop where any process was asked to."""
+        if any_process(self._asked):
+            control.should_save = control.should_training_stop = self.stopped = True
 
 
-def delete_checkpoints(folder: Path, keep: list[int]) -> None:
-    """Delete the checkpoints of a phase's folder but the steps in `keep`."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        if int(checkpoint.name.rpartition("-")[2]) not in keep:
-            shutil.rmtree(checkpoint)
+def any_process(value: bool) -> bool:
+    """Return whether the value is true in any process; all must call it."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return value
+    return bool(reduce(torch.tensor(float(value), device=state.device)).item() > 0)
 
 
 class ProgressBarCallback(TrainerCallback):
@@ -115,4 +131,23 @@ class SamplerEpochCallback(TrainerCallback):
         self._sampler.set_epoch(int(state.epoch))
 
 
-__all__ = ["CompleteCheckpointCallback", "ProgressBarCallback", "SamplerEpochCallback", "delete_checkpoints"]
+class CollatorEpochCallback(TrainerCallback):
+    """Callback that sets the epoch which a collator draws its augmentation by."""
+
+    def __init__(self, collator: DefectCollator | FrozenFeatureCollator) -> None:
+        self._collator = collator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch; for a resumed run, the one it was stopped in."""
+        self._collator.epoch.fill_(int(state.epoch))
+
+
+__all__ = [
+    "CollatorEpochCallback",
+    "ProgressBarCallback",
+    "SamplerEpochCallback",
+    "TerminationCallback",
+    "any_process",
+]

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..modeling_kgl import KGLForImageClassification
 from ..saliency.activations import eval_mode
 from .augmentation import PairedAugmentation
-from .collator import prior_mask
+from .collator import prior_mask, repeatable_draws, seeded_draws, shared_zero
 
 
 # The module before the first stage, by model type.
@@ -123,8 +123,7 @@ def make_views(
     """
     copies = image.expand(views, *image.shape)
     map_copies = None if maps is None else maps.expand(views, *maps.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(digest[:8], 16))  # torch.manual_seed would reseed GPUs too
+    with seeded_draws(digest):
         augmented, augmented_maps = augmentation(copies, map_copies)
     augmented = torch.cat([image[None], augmented[1:]])
     return augmented, None if maps is None else torch.cat([maps[None], augmented_maps[1:]])
@@ -196,22 +195,28 @@ class FrozenFeatureCollator:
         features: `(N, views, C, h, w)`.
         size: `(H, W)` of the images, in whose pixels the augmentation works.
         augmentation: the one that made the views, or None for unaugmented images.
+        seed: of the choice of views, as [`DefectCollator`]'s of augmentation.
     """
 
     features: np.ndarray
     size: tuple[int, int]
     augmentation: PairedAugmentation | None = None
+    seed: int | None = None
+    epoch: torch.Tensor = field(default_factory=shared_zero, init=False, repr=False)
     _masks: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         views = [0] * len(rows)
         if self.augmentation is not None:
-            views = torch.randint(self.features.shape[1], (len(rows),)).tolist()
+            with repeatable_draws(self.seed, self.epoch, rows):
+                views = torch.randint(self.features.shape[1], (len(rows),)).tolist()
         indices = [row["index"] for row in rows]
         batch = {
             "labels": torch.tensor([row["label"] for row in rows]),
             "pixel_values": torch.from_numpy(np.stack([self.features[at] for at in zip(indices, views, strict=True)])),
         }
+        if self.seed is not None:
+            batch["index"] = torch.tensor(indices)
         if "saliency_prior" not in rows[0]:
             return batch
         masks = torch.stack([self._masks_of_views(row)[view] for row, view in zip(rows, views, strict=True)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import DatasetDict
+from torch.utils.data import BatchSampler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.arguments import DataArguments, folder_name
@@ -28,7 +31,7 @@ from .training_args import KGLTrainingArguments, Settings
 
 # Settings of TrainingArguments that change what a run computes. All of ours do, but for the ones about its folder.
 _DECIDING = (
-    "accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size", "bf16", "data_seed",
+    "accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "data_seed",
     "dataloader_drop_last", "dataloader_num_workers", "deepspeed", "fp16", "full_determinism",
     "gradient_accumulation_steps", "gradient_checkpointing", "ignore_data_skip", "label_smoothing_factor",
     "learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type", "max_grad_norm", "max_steps", "num_train_epochs",
@@ -37,10 +40,11 @@ _DECIDING = (
     "weight_decay", *(one.name for one in fields(GuidanceArguments)),
 )  # fmt: skip
 
-# Settings of a run's record that may differ when it is resumed: the images themselves are compared by content.
+# Settings of a run's record that may differ when it is resumed: the images themselves are compared by content. Records
+# of earlier versions hold the last one.
 UNDECIDING = (
     "data_dir", "data_file", "hub_dataset", "hub_config", "image_column", "label_column", "mask_column",
-    "group_column", "split_column", "decode_once", "on_bad_image", "max_image_megapixels",
+    "group_column", "split_column", "decode_once", "on_bad_image", "max_image_megapixels", "auto_find_batch_size",
 )  # fmt: skip
 
 # Settings that the fit of heads to frozen features reads; all others of training go with --fine_tune true.
@@ -111,7 +115,7 @@ def check_settings(settings: Settings) -> None:
     _check_numbers(training_args)
     check_sharding(training_args)
     if training_args.fp16 and training_args.device.type == "cpu":
-        raise InputError("--fp16 true: it needs a GPU; use --bf16 true on a CPU.")
+        raise InputError("--fp16 true: it needs a GPU; on a CPU use --bf16 true --use_cpu true.")
     if training_args.save_strategy == "best":
         raise InputError("--save_strategy best: the last weights are taken, none are selected.")
     if training_args.push_to_hub:
@@ -163,6 +167,9 @@ def _check_numbers(training_args: KGLTrainingArguments) -> None:
         seed = vars(training_args)[name]
         if seed is not None and not 0 <= seed < 2**32:
             raise InputError(f"--{name} {seed}: it must lie in 0..2**32 - 1.")
+    for name, value in vars(training_args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name} {value}: give a finite number.")
     for name, least in _LEAST.items():
         value = vars(training_args)[name]
         if value is not None and value < least:
@@ -204,17 +211,14 @@ def _check_batches(
     training_args: KGLTrainingArguments, model: KGLForImageClassification, size: tuple[int, int], count: int
 ) -> None:
     batch_size = training_args.per_device_train_batch_size
-    together = batch_size * training_args.world_size
-    if training_args.dataloader_drop_last:
-        if count < together:
-            raise InputError(
-                f"--dataloader_drop_last true: {count} training images are less than one batch of {together}; "
-                "lower --per_device_train_batch_size or leave it out."
-            )
-        single = batch_size == 1
-    else:  # several processes fill their last batches
-        single = batch_size == 1 or (training_args.world_size == 1 and count % batch_size == 1)
-    if single:
+    sizes = _batch_sizes(training_args, count)
+    if not sizes:
+        together = batch_size * (1 if training_args.accelerator_config.split_batches else training_args.world_size)
+        raise InputError(
+            f"--dataloader_drop_last true: {count} training images are less than one batch of {together}; "
+            "lower --per_device_train_batch_size or leave it out."
+        )
+    if 1 in sizes:
         try:
             with torch.no_grad():
                 copy.deepcopy(model).train()(torch.zeros(1, 3, *size))
@@ -223,6 +227,21 @@ def _check_batches(
                 f"--per_device_train_batch_size {batch_size}: a batch holds a single image, which batch normalisation "
                 f"cannot take on features of 1 x 1 cells; choose another batch size or larger images. ({error})"
             ) from error
+
+
+def _batch_sizes(training_args: KGLTrainingArguments, count: int) -> set[int]:
+    """Return the sizes of the batches that processes train on, as accelerate shares so many images among them."""
+    batch_size, processes = training_args.per_device_train_batch_size, training_args.world_size
+    config, together = training_args.accelerator_config, batch_size * processes
+    few = min(count, 2 * together + count % together)  # whole rounds are alike
+    batches = BatchSampler(range(few), batch_size, training_args.dataloader_drop_last)
+    if processes == 1:
+        return {len(batch) for batch in batches}
+    shares = (
+        BatchSamplerShard(batches, processes, index, config.split_batches, config.even_batches)
+        for index in range(processes)
+    )
+    return {len(batch) for share in shares for batch in share}
 
 
 def _default_of(one: Field) -> Any:

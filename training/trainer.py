@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import Trainer
 from ..errors import InputError
 from ..knowledge.prior_columns import PRIOR_COLUMNS
 from ..modeling_kgl import KGLForImageClassification
-from .callbacks import SamplerEpochCallback
+from .callbacks import SamplerEpochCallback, any_process
 from .losses import (
     CellBalance,
     balanced_class_weight,
@@ -28,15 +28,24 @@ from .sampler import BalancedSampler
 from .sharding import gather_model
 
 
+class DivergedError(InputError):
+    """The loss or the weights are no longer finite."""
+
+
 class ClassificationTrainer(Trainer):
     """
     Trainer of defect classifiers without guidance: classification loss, sampling, and unaugmented evaluation.
 
-    `data_collator` is a [`DefectCollator`] or a [`FrozenFeatureCollator`].
+    `data_collator` is a [`DefectCollator`] or a [`FrozenFeatureCollator`]. `train` ends with a [`DivergedError`] at
+    the first loss that is not finite, and saves no checkpoint whose weights are not.
+
+    Args:
+        file_names: of the images by the `index` of collators, for messages.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, file_names: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._file_names = file_names
         if self.train_dataset is None:
             raise InputError(f"{type(self).__name__} needs a train_dataset.")
         self.args.check_devices()
@@ -44,6 +53,29 @@ class ClassificationTrainer(Trainer):
         if self.args.class_weights == "balanced":
             labels = self.train_dataset["label"]
             self._class_weight = balanced_class_weight(labels, self.model.config.num_labels).to(self.args.device)
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """
+        Compute a batch's gradients, and return its loss.
+
+        Raises:
+            DivergedError: the loss is not finite, in this process or in another one.
+        """
+        rows = inputs.pop("index", None)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        diverged = not bool(loss.isfinite().all())
+        if any_process(diverged):
+            images = ""
+            if diverged and rows is not None and self._file_names:
+                images = f" of the batch {', '.join(self._file_names[row] for row in rows.tolist())}"
+            where = "the loss" if diverged else "the loss of another process"
+            raise DivergedError(f"in step {self.state.global_step + 1} {where}{images} is not finite.")
+        return loss
 
     def compute_loss(
         self,
@@ -87,9 +119,19 @@ class ClassificationTrainer(Trainer):
         finally:
             self.data_collator = collator
 
-    def has_finite_weights(self) -> bool:
-        """Return whether all weights are finite, in all processes the same."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+    def check_weights(self) -> None:
+        """
+        Check that all weights are finite, those that other processes hold too.
+
+        Raises:
+            DivergedError: they are not.
+        """
+        if any_process(not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())):
+            raise DivergedError(f"after step {self.state.global_step} weights are not finite.")
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check_weights()
+        super()._save_checkpoint(*args, **kwargs)
 
     def full_model(self) -> KGLForImageClassification | None:
         """Return the trained model with all its weights; where FSDP shards it, None but in the main process."""
@@ -189,4 +231,4 @@ def _cell_balance(dataset: Dataset, positive_weight: float | None) -> CellBalanc
     return CellBalance.of(masks, rows["prior_weight"], positive_weight)
 
 
-__all__ = ["ClassificationTrainer", "KnowledgeGuidedTrainer"]
+__all__ = ["ClassificationTrainer", "DivergedError", "KnowledgeGuidedTrainer"]

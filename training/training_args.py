@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_available
 
 from ..data.arguments import DataArguments
 from ..errors import InputError
@@ -33,6 +35,10 @@ class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments
 
     # The collator reads columns that the model's forward does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator needs them."})
+    auto_find_batch_size: bool = field(
+        default=True,
+        metadata={"help": "Where memory runs out, train on with smaller batches and as many images a step."},
+    )
 
     def __post_init__(self) -> None:
         if self.max_steps != -1 and self.max_steps < 1:
@@ -48,6 +54,10 @@ class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments
             )
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             self.fsdp = True if self.fsdp.lower() == "true" else None
+        if self.deepspeed is not None and not is_deepspeed_available():
+            raise InputError("--deepspeed: the package deepspeed is not installed; pip install deepspeed.")
+        if self.ddp_backend is not None and "RANK" not in os.environ:
+            raise InputError(f"--ddp_backend {self.ddp_backend}: it goes with accelerate launch or torchrun.")
         super().__post_init__()
         reentrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         if self.gradient_checkpointing and self.ddp_find_unused_parameters is None and not reentrant:

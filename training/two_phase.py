@@ -8,19 +8,21 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset, concatenate_datasets
 from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, set_seed
 
 from ..data.image_cache import cache_resized_images
-from ..errors import InputError
+from ..errors import InputError, Terminated, format_count
 from ..knowledge.arguments import TrainPriorArguments
 from ..knowledge.prior_columns import with_priors
 from ..knowledge.priors import write_priors
 from ..modeling_kgl import KGLForImageClassification
 from .augmentation import PairedAugmentation
-from .callbacks import CompleteCheckpointCallback, ProgressBarCallback
+from .callbacks import CollatorEpochCallback, ProgressBarCallback, TerminationCallback
+from .checkpoints import CompleteCheckpointCallback, last_good_checkpoint
 from .collator import DefectCollator
 from .feature_cache import (
     FrozenFeatureCollator,
@@ -29,8 +31,11 @@ from .feature_cache import (
 )
 from .run_dir import CACHE_FOLDER, RunState
 from .sharding import freeze_unused, uses_fsdp
-from .trainer import ClassificationTrainer, KnowledgeGuidedTrainer
+from .trainer import ClassificationTrainer, DivergedError, KnowledgeGuidedTrainer
 from .training_args import KGLTrainingArguments
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -154,14 +159,16 @@ def cache_inputs(
                 folder / "frozen_features.npy", rows, model, recipe.image_processor, freeze_stages,
                 views if augment else 1, augmentation,
             )  # fmt: skip
-        inputs = Inputs(rows, FrozenFeatureCollator(features, size, augmentation), freeze_stages=freeze_stages)
+        inputs = Inputs(
+            rows, FrozenFeatureCollator(features, size, augmentation, args.seed), freeze_stages=freeze_stages
+        )
     else:
         pixels = None
         if resize_once:
             with args.main_process_first(desc="resizing images"):
                 folder.mkdir(exist_ok=True)
                 pixels = cache_resized_images(rows, recipe.image_processor, folder)
-        inputs = Inputs(rows, DefectCollator(recipe.image_processor, augmentation), pixels)
+        inputs = Inputs(rows, DefectCollator(recipe.image_processor, augmentation, args.seed), pixels)
     record = state.record("cache") or state.finish("cache", seconds=time.perf_counter() - started)
     return replace(inputs, seconds=record["seconds"])
 
@@ -194,22 +201,9 @@ def train_phase(
         if say:
             print(f"{title}: finished before.")
         return TrainedPhase(folder, **record)
-    model = recipe.initial_model()
-    if uses_fsdp(recipe.args):
-        freeze_unused(model, (recipe.image_processor.size["height"], recipe.image_processor.size["width"]))
-    trainer = _trainer(phase, title, model, inputs.select_columns(rows), inputs, recipe)
-    complete = state.checkpoints(phase)
-    checkpoint = folder / f"checkpoint-{complete[-1]['step']}" if complete else None
-    before = complete[-1]["seconds"] if complete else 0.0
-    if say and checkpoint is not None:
-        print(f"{title}: resumed from {checkpoint}.")
-    trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before))
-    started = time.perf_counter()
-    with bypass_frozen_stages(model, inputs.freeze_stages) if inputs.freeze_stages > 0 else nullcontext():
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = before + time.perf_counter() - started
-    if not trainer.has_finite_weights():
-        raise InputError(f"Training diverged in the {phase} phase: weights are not finite. Lower --learning_rate.")
+    trainer, seconds, loss = halve_batches(
+        lambda args: _train(phase, title, rows, inputs, replace(recipe, args=args), state), recipe.args, title
+    )
     model, validation = trainer.full_model(), None
     if trainer.is_world_process_zero():
         model.config.has_heat_map = phase == "final"
@@ -220,8 +214,82 @@ def train_phase(
     trainer.accelerator.wait_for_everyone()
     record = state.finish(phase, seconds=seconds, steps=trainer.state.global_step, validation=validation)
     if say:
-        print(f"{title}: {record['steps']} steps in {seconds:.0f} s, mean loss {result.training_loss:.3f}.")
+        print(f"{title}: {record['steps']} steps in {seconds:.0f} s, mean loss {loss:.3f}.")
     return TrainedPhase(folder, **record)
+
+
+def _train(
+    phase: str, title: str, rows: Dataset, inputs: Inputs, recipe: Recipe, state: RunState
+) -> tuple[ClassificationTrainer, float, float]:
+    """Return the trained Trainer, the seconds of all attempts, and the mean loss."""
+    folder, say = recipe.output_dir / phase, recipe.args.process_index == 0
+    model = recipe.initial_model()
+    if uses_fsdp(recipe.args):
+        freeze_unused(model, (recipe.image_processor.size["height"], recipe.image_processor.size["width"]))
+    trainer = _trainer(phase, title, model, inputs.select_columns(rows), inputs, recipe)
+    last = last_good_checkpoint(state, phase, folder)
+    checkpoint = None if last is None else folder / f"checkpoint-{last['step']}"
+    before = 0.0 if last is None else last["seconds"]
+    if say and checkpoint is not None:
+        print(f"{title}: resumed from {checkpoint}.")
+    termination = TerminationCallback()
+    trainer.add_callback(termination)
+    trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before))
+    started = time.perf_counter()
+    try:
+        bypass = bypass_frozen_stages(model, inputs.freeze_stages) if inputs.freeze_stages > 0 else nullcontext()
+        with termination.watching(), bypass:
+            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.check_weights()
+    except DivergedError as error:
+        complete = state.checkpoints(phase)
+        kept = f" The last good checkpoint is {folder / 'checkpoint-'}{complete[-1]['step']}." if complete else ""
+        raise InputError(
+            f"Training of the {phase} classifier diverged: {error}{kept} Look at the images, or train with a lower "
+            "--learning_rate into another --output_dir."
+        ) from error
+    if termination.stopped:
+        if say:
+            print(f"{title}: stopped by SIGTERM after step {trainer.state.global_step}, which is saved.")
+        raise Terminated
+    return trainer, before + time.perf_counter() - started, result.training_loss
+
+
+def halve_batches(train: Callable[[KGLTrainingArguments], Result], args: KGLTrainingArguments, title: str) -> Result:
+    """
+    Train, and where memory runs out again with smaller batches, over which gradients are accumulated.
+
+    A step sees as many images as before: the smaller batch is at most half the size, and divides it.
+
+    Args:
+        train: trains with the arguments that it is given, from the last checkpoint where there is one.
+        args: to begin with; without `auto_find_batch_size` nothing is tried again.
+        title: what the terminal calls the phase.
+
+    Raises:
+        InputError: memory runs out with one image a batch, or in one of several processes, which would no longer
+            train the same batch.
+    """
+    size = args.per_device_train_batch_size
+    try:
+        return train(args)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        if not args.auto_find_batch_size or args.world_size > 1 or size == 1:
+            advice = "smaller images" if size == 1 else "a smaller one with more --gradient_accumulation_steps"
+            raise InputError(
+                f"--per_device_train_batch_size {size}: memory ran out; give {advice}. Saved steps are kept."
+            ) from error
+    clear_device_cache(garbage_collection=True)
+    halved = copy.copy(args)
+    halved.per_device_train_batch_size = max(part for part in range(1, size) if size % part == 0)
+    halved.gradient_accumulation_steps *= size // halved.per_device_train_batch_size
+    print(
+        f"{title}: memory ran out with {size} images a batch. A step now accumulates the gradients of "
+        f"{halved.gradient_accumulation_steps} batches of {format_count(halved.per_device_train_batch_size, 'image')}."
+    )
+    return halve_batches(train, halved, title)
 
 
 def _trainer(
@@ -230,6 +298,7 @@ def _trainer(
     args = copy.copy(recipe.args)
     args.output_dir = str(recipe.output_dir / phase)
     args.save_total_limit = None  # CompleteCheckpointCallback deletes the old ones
+    args.auto_find_batch_size = False  # the Trainer's would change how many images a step sees
     args.push_to_hub = False  # the finished run is pushed, not what the Trainer would push
     args.run_name = f"{recipe.args.run_name or recipe.output_dir.name}-{phase}"
     trainer_class = KnowledgeGuidedTrainer if phase == "final" else ClassificationTrainer
@@ -239,7 +308,8 @@ def _trainer(
         train_dataset=rows,
         data_collator=inputs.collator,
         processing_class=recipe.image_processor,
-        callbacks=[ProgressBarCallback(title)],
+        callbacks=[ProgressBarCallback(title), CollatorEpochCallback(inputs.collator)],
+        file_names=inputs.rows["file_name"][:],
     )
     for printing in (PrinterCallback, ProgressCallback):  # they print every logged value
         trainer.remove_callback(printing)

@@ -1,6 +1,7 @@
 """Trainer settings that cannot work are refused before the folder is claimed; those that can, train."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from jobs import write_recipe
@@ -11,7 +12,7 @@ from transformers import SchedulerType, get_scheduler
 from kgl.cli.train import parse
 from kgl.errors import InputError
 from kgl.train import run
-from kgl.training.settings import check_settings
+from kgl.training.settings import _batch_sizes, check_settings
 from kgl.training.trainer_checks import check_trainer
 
 
@@ -28,7 +29,7 @@ from kgl.training.trainer_checks import check_trainer
         (["--remove_unused_columns", "true"], "--remove_unused_columns"),
         (["--neftune_noise_alpha", "5"], "--neftune_noise_alpha: it has no effect"),
         (["--use_liger_kernel", "true"], "--use_liger_kernel: it has no effect"),
-        (["--fp16", "true"], "--fp16 true: it needs a GPU"),
+        (["--fp16", "true"], "it needs a GPU; on a CPU use --bf16 true --use_cpu true"),
         (["--dataloader_drop_last", "true", "--per_device_train_batch_size", "64"], "less than one batch of 64"),
         (["--lr_scheduler_type", "polynomial", "--max_steps", "1"], "warm-up takes all of its 1 step; lower --warmup"),
         (
@@ -48,6 +49,11 @@ from kgl.training.trainer_checks import check_trainer
         (["--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "0"], "_prefetch_factor 0: it must be at"),
         (["--train_sampling_strategy", "group_by_length"], "have no length to group by; choose random or sequential"),
         (["--accelerator_config", '{"gradient_accumulation_kwargs": {"num_steps": 3}}'], "by --gradient_accumulation"),
+        (["--weight_decay", "nan"], r"--weight_decay nan: give a finite number"),
+        (["--max_grad_norm", "nan"], r"--max_grad_norm nan: give a finite number"),
+        (["--learning_rate", "inf"], r"--learning_rate inf: give a finite number"),
+        (["--ddp_backend", "gloo"], "--ddp_backend gloo: it goes with accelerate launch or torchrun"),
+        (["--deepspeed", "ds.json"], "--deepspeed: the package deepspeed is not installed"),
         (["--optim_args", "a"], "--optim_args a: give pairs such as"),
         (["--optim_args", "a=1"], "--optim_args a=1: --optim adamw_torch_fused takes none of them"),
     ],
@@ -136,3 +142,25 @@ def test_batch_of_one_image_on_features_of_one_cell(batch_size, tmp_path):
     with pytest.raises(InputError, match=r"a batch holds a single image, .* choose another batch size"):
         run(parse([recipe, "--per_device_train_batch_size", str(batch_size)]))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "config", "drop_last", "sizes"),
+    [
+        (22, 7, {}, False, {7}),  # processes fill their last batches
+        (22, 7, {"even_batches": False}, False, {7, 1}),
+        (22, 2, {"split_batches": True}, False, {1}),
+        (22, 8, {"split_batches": True, "even_batches": False}, False, {4, 2}),
+        (1_000_000, 7, {"even_batches": False}, False, {7, 1}),
+        (22, 7, {"even_batches": False}, True, {7}),
+        (13, 7, {}, True, set()),
+    ],
+)
+def test_sizes_of_batches_in_two_processes(count, batch_size, config, drop_last, sizes):
+    settings = SimpleNamespace(split_batches=False, even_batches=True)
+    vars(settings).update(config)
+    args = SimpleNamespace(
+        per_device_train_batch_size=batch_size, world_size=2, accelerator_config=settings,
+        dataloader_drop_last=drop_last,
+    )  # fmt: skip
+    assert _batch_sizes(args, count) == sizes
