@@ -160,7 +160,9 @@ class DataArguments:
             value = vars(self)[name]
             if value != defaults[name] and dataset not in read_by:
                 shown = " ".join(map(str, value)) if isinstance(value, list) else value
-                raise InputError(f"--{name} {shown} has no effect beside {chosen_by}; leave one of them out.")
+                misplaced = dataset == "hub" and self.hub_dataset is None and name in ("data_dir", "data_file")
+                advice = f"give it as --hub_dataset {shown}" if misplaced else "leave one of them out"
+                raise InputError(f"--{name} {shown} has no effect beside {chosen_by}; {advice}.")
 
     def _check_ranges(self) -> None:
         minima = {
