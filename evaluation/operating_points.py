@@ -84,8 +84,8 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
         raise InputError(f"{run}: none of its classes is free of defects, so there is no threshold to choose.")
     if before["validation"]["final"] is None:
         raise InputError(
-            f"{run}: it has no validation images, which choose the threshold; train again with --validation_share above 0 "
-            "and two independent images of each class, of different groups."
+            f"{run}: it has no validation images, which choose the threshold; train again with --validation_share "
+            "above 0 and two independent images of each class, of different groups."
         )
     scores = [f"{model}_defect_score" for model in MODELS]
     validation = _read_table(run, VALIDATION_FILE, ["label", *scores])
