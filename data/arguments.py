@@ -59,7 +59,9 @@ class DataArguments:
             "help": "table: a .csv, .jsonl, .parquet or .xlsx file; paths relative to --data_dir or its folder."
         },
     )
-    hub_dataset: str | None = field(default=None, metadata={"help": "hub: the id of the dataset, OWNER/NAME."})
+    hub_dataset: str | None = field(
+        default=None, metadata={"help": "hub: the id of the dataset, OWNER/NAME, or a folder like one."}
+    )
     hub_config: str | None = field(default=None, metadata={"help": "hub: the configuration, where it has several."})
     image_column: str = field(default="image", metadata={"help": "table, hub: the column of images."})
     label_column: str = field(

@@ -32,7 +32,7 @@ def group_folds(images: Dataset, folds: int, seed: int, option: str) -> list[tup
     if scarce:
         most = min(counts.values())
         if most < 2:
-            advice = "Add images: two of each class are needed, of different groups."
+            advice = "Add images: two independent ones of each class are needed."
         elif find_complete_fold(images, most, seed) is None:
             advice = "Add images of other groups."
         else:

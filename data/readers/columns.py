@@ -136,7 +136,7 @@ def _grades_to_classes(values: Sequence[Any], columns: Columns, source: str) -> 
     grades = _to_numbers(values)
     if None in grades:
         word = values[grades.index(None)]
-        advice = "write all of them as 0.7 or as 0,7" if "," in str(word) else "leave it out"
+        advice = "write numbers as 0.7 or 1000" if "," in str(word) else "leave it out"
         raise InputError(
             f"{source}: --grade_thresholds needs numbers, and {columns.label!r} holds {word!r}; {advice}."
         )

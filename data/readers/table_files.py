@@ -78,7 +78,7 @@ def read_table_file(path: Path, columns: Columns, source: str) -> TableFile:
                 )
     except InputError:
         raise
-    except (pa.ArrowException, csv.Error, ValueError, OSError) as error:
+    except (pa.ArrowException, csv.Error, ImportError, ValueError, OSError) as error:
         raise InputError(f"{source}: it cannot be read. {root_cause(error)}") from error
     if not len(frame.columns):
         raise InputError(f"{source}: it has no rows.")

@@ -46,7 +46,7 @@ def test_a_single_group_stays_whole():
     ("groups", "advice"),
     [
         (["a", "a", "b", "b"], r"of bad \(2\); .* Add images, or give --num_folds 2\."),
-        (["a", "a", "a", "a"], r"of bad \(1\); .* Add images: two of each class are needed, of different groups\."),
+        (["a", "a", "a", "a"], r"of bad \(1\); .* Add images: two independent ones of each class are needed\."),
     ],
 )
 def test_advice_about_too_few_images_can_be_followed(groups, advice):

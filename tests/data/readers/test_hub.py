@@ -168,7 +168,11 @@ def test_folders_of_file_servers_are_left_out(image_folder, tmp_path, place):
 
 
 def test_tables_in_folders_of_file_servers_are_left_out(hub_folder):
-    shutil.copytree(hub_folder / "data", hub_folder / "data" / "@eaDir")
+    for split in ("train", "validation"):
+        for folder in (split, f"{split}/@eaDir"):
+            (hub_folder / folder).mkdir()
+            shutil.copy(hub_folder / "data" / f"{split}-00000-of-00001.parquet", hub_folder / folder / "0.parquet")
+    shutil.rmtree(hub_folder / "data")
     splits, _ = read_folder(hub_folder, image_column="img", label_column="fault")
     assert splits == {"train": {"good": 6, "scratch": 3}, "test": {"good": 6, "scratch": 3}}
 

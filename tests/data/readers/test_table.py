@@ -75,9 +75,7 @@ def test_decimal_commas_are_read_like_points(image_folder, separator):
     with pytest.raises(InputError, match="holds grades such as 0,000; give --grade_thresholds"):
         load(table)
     for ambiguous in (lambda index: f"{index + 1},000", lambda index: ("0,5", "1.5")[index % 2]):
-        with pytest.raises(
-            InputError, match=r"needs numbers, and .* holds '.*,.*'; write all of them as 0\.7 or as 0,7"
-        ):
+        with pytest.raises(InputError, match=r"needs numbers, and .* holds '.*,.*'; write numbers as 0\.7 or 1000\."):
             load(write(ambiguous), grade_thresholds=[1.0])
     assert len(load(write(lambda index: f"{index % 2 + 1},000"))["train"].features["label"].names) == 2
 

@@ -193,7 +193,7 @@ def test_line_ends_of_every_system(image_folder, line_end, kind):
     assert len(read(table).class_names) == 2 and len(read(table).splits["train"]) == 18
 
 
-@pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
+@pytest.mark.parametrize("separator", ["|", "\t"])
 def test_separator_in_the_first_line(image_folder, separator):
     """As Excel writes it."""
     lines = [line.replace(",", separator) for line in LINES]
