@@ -59,7 +59,9 @@ class DataArguments:
             "help": "table: a .csv, .jsonl, .parquet or .xlsx file; paths relative to --data_dir or its folder."
         },
     )
-    hub_dataset: str | None = field(default=None, metadata={"help": "hub: the id of the dataset, OWNER/NAME."})
+    hub_dataset: str | None = field(
+        default=None, metadata={"help": "hub: the id of the dataset, OWNER/NAME, or a folder like one."}
+    )
     hub_config: str | None = field(default=None, metadata={"help": "hub: the configuration, where it has several."})
     image_column: str = field(default="image", metadata={"help": "table, hub: the column of images."})
     label_column: str = field(
@@ -160,7 +162,9 @@ class DataArguments:
             value = vars(self)[name]
             if value != defaults[name] and dataset not in read_by:
                 shown = " ".join(map(str, value)) if isinstance(value, list) else value
-                raise InputError(f"--{name} {shown} has no effect beside {chosen_by}; leave one of them out.")
+                misplaced = dataset == "hub" and self.hub_dataset is None and name in ("data_dir", "data_file")
+                advice = f"give it as --hub_dataset {shown}" if misplaced else "leave one of them out"
+                raise InputError(f"--{name} {shown} has no effect beside {chosen_by}; {advice}.")
 
     def _check_ranges(self) -> None:
         minima = {

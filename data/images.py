@@ -21,6 +21,7 @@ from ..errors import InputError
 
 MIN_SIDE = 8  # pixels
 _EXIF_ORIENTATION = 0x0112
+_TOO_DEEP = "more than 8 bits per channel; convert it to 8"
 # Of Synology's and QNAP's file servers, of archives made by macOS, and of drives.
 _SYSTEM_FOLDERS = frozenset({
     "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information",
@@ -103,7 +104,7 @@ def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
         The image, and whether it was rotated or mirrored.
 
     Raises:
-        ValueError: no bytes, 16 bits per channel, or more pixels than Pillow's limit.
+        ValueError: no bytes, colours of 16 bits per channel, or more pixels than Pillow's limit.
         OSError, SyntaxError and others: Pillow cannot decode it.
     """
     if not raw:
@@ -116,8 +117,9 @@ def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
                 f"{pixels / 1e6:.1f} megapixels, more than the limit of {limit / 1e6:.1f}; if you trust the file, "
                 f"give --max_image_megapixels {math.ceil(pixels / 1e6)}"
             )
-        if any(";16" in str(tile) for tile in image.tile):  # of such colours Pillow drops the lower bytes
-            raise ValueError("16 bits per channel; convert it to 8")
+        # Of colours of 16 bits Pillow drops the lower bytes; grey ones are refused as images, not as masks.
+        if not image.mode.startswith("I") and any(";16" in str(tile) for tile in image.tile):
+            raise ValueError(_TOO_DEEP)
         image.load()
         if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
             return ImageOps.exif_transpose(image), True
@@ -142,7 +144,7 @@ def check_usable(image: PILImage.Image) -> None:
         ValueError: more than 8 bits per channel, or smaller than [`MIN_SIDE`].
     """
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {image.mode}; convert it to 8 bits per channel")
+        raise ValueError(_TOO_DEEP)
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"{image.width} x {image.height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed")
 

@@ -26,7 +26,7 @@ from .readers.magnetic_tile import read_magnetic_tile
 from .readers.neu_det import read_neu_det
 from .readers.source import SourceDataset
 from .readers.table import read_table
-from .splits import group_folds, hold_out_validation, select_few_labels
+from .splits import find_complete_fold, group_folds, hold_out_validation, select_few_labels
 from .storage import no_library_progress_bars
 from .synthetic import generate_surfaces
 from .validation import (
@@ -319,9 +319,13 @@ def _check_classes_of_splits(splits: dict[str, Dataset], loaded: LoadedDataset, 
             raise InputError(
                 f"{message}; add images of it to the {split} split, or leave the class out of all splits."
             )
+        complete = find_complete_fold(loaded.splits["train"], args.num_folds, args.split_seed)
+        if complete is None:
+            advice = f"no fold of the other seeds tried has every class: add images of {names} from other groups"
+        else:
+            advice = "give --split_seed {} --fold {}, or add images".format(*complete)
         raise InputError(
-            f"{message}: images of one group and near-duplicates stay together (`kgl data` lists them); try another "
-            "--split_seed or --fold, or add images."
+            f"{message}: images of one group and near-duplicates stay together (`kgl data` lists them); {advice}."
         )
 
 

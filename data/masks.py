@@ -18,7 +18,7 @@ _MAX_VALUES = 5  # so does one with this many values: compressed and smoothed ed
 _LEAST_PEAK = 1 / 8  # of the largest difference, for a part of other masks
 _LEAST_AREA = 64  # pixels of a part below half of it, a block of JPEG: around sharp edges, compression leaves less
 _BACKGROUND_SHARE = 2 / 3  # of the border, for a background that is not black
-_DARK_MODES = ("1", "L", "P", "I", "F")
+_SINGLE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 
 def drop_masks(images: Dataset) -> Dataset:
@@ -69,7 +69,7 @@ def _mask_channels(mask: PILImage.Image) -> tuple[np.ndarray, bool]:
         if alpha.size and alpha.min() < alpha.max():
             return np.concatenate([channels[..., :3] * alpha / 255, alpha], axis=-1), False
         mask = mask if mask.mode == "P" else mask.convert("RGB")
-    values = np.asarray(mask if mask.mode in _DARK_MODES else mask.convert("RGB"), dtype=np.float32)
+    values = np.asarray(mask if mask.mode in _SINGLE_CHANNEL else mask.convert("RGB"), dtype=np.float32)
     return values.reshape(mask.height, mask.width, -1), mask.mode in ("1", "P")
 
 

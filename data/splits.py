@@ -11,6 +11,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from ..errors import InputError
 
 
+_MAX_SEEDS = 10
+
+
 def group_folds(images: Dataset, folds: int, seed: int, option: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """
     Return the indices `(rest, held out)` of each fold, stratified by class, groups kept whole.
@@ -28,12 +31,35 @@ def group_folds(images: Dataset, folds: int, seed: int, option: str) -> list[tup
     scarce = [f"{name} ({count})" for name, count in counts.items() if count < folds]
     if scarce:
         most = min(counts.values())
-        advice = f"Add images, or give {option} {most}." if most >= 2 else "Add images: two of each class are needed."
+        if most < 2:
+            advice = "Add images: two independent ones of each class are needed."
+        elif find_complete_fold(images, most, seed) is None:
+            advice = "Add images of other groups."
+        else:
+            advice = f"Add images, or give {option} {most}."
         raise InputError(
             f"{option} {folds}: too few independent images of {', '.join(scarce)}; images of one group and near-"
             f"duplicates count once (`kgl data` lists them). {advice}"
         )
     return _folds(images, folds, seed)
+
+
+def find_complete_fold(images: Dataset, folds: int, seed: int) -> tuple[int, int] | None:
+    """
+    Return a seed and a fold that leave images of every class on both sides, None where no seed tried has one.
+
+    Args:
+        images: columns `label` and `group`.
+        folds: number of folds.
+        seed: the first of those that are tried.
+    """
+    labels = np.asarray(images["label"][:])
+    classes = len(images.features["label"].names)
+    for tried in range(seed, seed + _MAX_SEEDS):
+        for fold, sides in enumerate(_folds(images, folds, tried)):
+            if all(len(np.unique(labels[side])) == classes for side in sides):
+                return tried, fold
+    return None
 
 
 def count_groups_per_class(images: Dataset) -> dict[str, int]:
@@ -103,4 +129,4 @@ def _folds(images: Dataset, folds: int, seed: int) -> list[tuple[np.ndarray, np.
     return list(splitter.split(labels, labels, images["group"][:]))
 
 
-__all__ = ["count_groups_per_class", "group_folds", "hold_out_validation", "select_few_labels"]
+__all__ = ["count_groups_per_class", "find_complete_fold", "group_folds", "hold_out_validation", "select_few_labels"]

@@ -84,7 +84,8 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
         raise InputError(f"{run}: none of its classes is free of defects, so there is no threshold to choose.")
     if before["validation"]["final"] is None:
         raise InputError(
-            f"{run}: it has no validation images, which choose the threshold; train again with --validation_share."
+            f"{run}: it has no validation images, which choose the threshold; train again with --validation_share "
+            "above 0 and two independent images of each class, of different groups."
         )
     scores = [f"{model}_defect_score" for model in MODELS]
     validation = _read_table(run, VALIDATION_FILE, ["label", *scores])
@@ -97,8 +98,8 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
     if defective.all() or not defective.any():
         kind = "defective" if defective.all() else "good"
         raise InputError(
-            f"{run}: all its validation images are {kind}, and a threshold needs both kinds; train again with a "
-            "larger --validation_share."
+            f"{run}: all its validation images are {kind}, and a threshold needs both kinds; train again with more "
+            "images of the other kind, of different groups, or with a larger --validation_share."
         )
     after = copy.deepcopy(before)
     after["settings"]["operating"] |= {

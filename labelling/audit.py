@@ -198,8 +198,8 @@ def held_out_probabilities(
     folds = cross_fitting_folds(labels, groups, seed)
     if not folds:
         raise InputError(
-            "No image can be held out: all images of each class are near-duplicates or of one group. Add images, or "
-            "give a smaller --duplicate_distance."
+            "No image can be held out: all images of each class are near-duplicates or of one group. Add images "
+            "of other groups, or, if they are near-duplicates, give a smaller --duplicate_distance."
         )
     probabilities = np.full((len(labels), len(model.config.id2label)), np.nan)
     for held_out in progress_bar(folds, "Folds"):

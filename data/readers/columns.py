@@ -19,6 +19,8 @@ VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "validation": VALIDATION_NAMES}
 _MAX_ROWS_NAMED = 20
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+")
+_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -64,15 +66,21 @@ def require_columns(found: Sequence[str], columns: Columns, source: str) -> list
     }
     for option, name in options.items():
         if name is not None and name not in found:
-            raise InputError(f"{source}: there is no column {name!r} ({option}); it has {', '.join(found)}.")
+            named = ", ".join(one for one in found if one)
+            raise InputError(f"{source}: there is no column {name!r} ({option}); it has {named}.")
     return list(dict.fromkeys(name for name in options.values() if name is not None))
 
 
-def read_labels(table: Dataset, columns: Columns, source: str) -> tuple[list[str], list[str]]:
+def read_labels(
+    table: Dataset, columns: Columns, source: str, row_numbers: Sequence[int] | None = None
+) -> tuple[list[str], list[str]]:
     """
     Return the class of every row, and all classes: numbers in ascending, words in alphabetic order.
 
     Text stays as it is: `00`, `1E3` and `true` are classes.
+
+    Args:
+        row_numbers: of the rows, for messages; from 1 where left out.
 
     Raises:
         InputError: a label is missing, or is neither a word nor a whole number.
@@ -80,13 +88,14 @@ def read_labels(table: Dataset, columns: Columns, source: str) -> tuple[list[str
     feature, values = table.features[columns.label], table[columns.label][:]
     # A line break in a cell would be one in every table and message.
     values = [" ".join(value.strip().splitlines()) if isinstance(value, str) else value for value in values]
-    _require_labels([value in (None, "") or value != value for value in values], columns, source)
+    rows = range(1, len(values) + 1) if row_numbers is None else row_numbers
+    _require_labels([value in (None, "") or value != value for value in values], columns, source, rows)
     if columns.grade_thresholds:
         return _grades_to_classes(values, columns, source)
     if isinstance(feature, ClassLabel):
-        _require_labels([not 0 <= value < len(feature.names) for value in values], columns, source)
+        _require_labels([not 0 <= value < len(feature.names) for value in values], columns, source, rows)
         return [feature.names[value] for value in values], list(feature.names)
-    grades = [_to_number(value) for value in values]
+    grades = _to_numbers(values)
     if None not in grades and not all(grade.is_integer() for grade in grades):
         raise InputError(
             f"{source}: {columns.label!r} holds grades such as {values[0]}; give --grade_thresholds to turn them "
@@ -115,8 +124,8 @@ def root_cause(error: BaseException) -> str:
     return " ".join(str(error).split())[:500]
 
 
-def _require_labels(missing: list[bool], columns: Columns, source: str) -> None:
-    rows = [str(row + 1) for row, is_missing in enumerate(missing) if is_missing]
+def _require_labels(missing: list[bool], columns: Columns, source: str, row_numbers: Sequence[int]) -> None:
+    rows = [str(row) for row, is_missing in zip(row_numbers, missing, strict=True) if is_missing]
     if rows:
         shown = ", ".join(rows[:_MAX_ROWS_NAMED]) + " ..." * (len(rows) > _MAX_ROWS_NAMED)
         raise InputError(f"{source}: no {columns.label!r} in row {shown}; every row needs a label.")
@@ -124,11 +133,12 @@ def _require_labels(missing: list[bool], columns: Columns, source: str) -> None:
 
 def _grades_to_classes(values: Sequence[Any], columns: Columns, source: str) -> tuple[list[str], list[str]]:
     """Cut grades into classes: below the first threshold, from it to below the next, and so on."""
-    grades = [_to_number(value) for value in values]
+    grades = _to_numbers(values)
     if None in grades:
         word = values[grades.index(None)]
+        advice = "write numbers as 0.7 or 1000" if "," in str(word) else "leave it out"
         raise InputError(
-            f"{source}: --grade_thresholds needs numbers, and {columns.label!r} holds {word!r}; leave it out."
+            f"{source}: --grade_thresholds needs numbers, and {columns.label!r} holds {word!r}; {advice}."
         )
     limits = list(columns.grade_thresholds)
     names = list(columns.grade_names) or [
@@ -139,8 +149,21 @@ def _grades_to_classes(values: Sequence[Any], columns: Columns, source: str) -> 
     return [names[sum(grade >= limit for limit in limits)] for grade in grades], names
 
 
+def _to_numbers(values: Sequence[Any]) -> list[float | None]:
+    """
+    Return numbers, also those that are written as text; None for anything else.
+
+    Commas are decimal where no value has a point, and where one of them at least cannot stand for thousands.
+    """
+    texts = [value for value in values if isinstance(value, str)]
+    with_comma = [text for text in texts if _DECIMAL_COMMA.fullmatch(text)]
+    if any("." in text for text in texts) or all(map(_THOUSANDS.fullmatch, with_comma)):
+        with_comma = []
+    replaced = {text: text.replace(",", ".") for text in with_comma}
+    return [_to_number(replaced.get(value, value) if isinstance(value, str) else value) for value in values]
+
+
 def _to_number(value: Any) -> float | None:
-    """Return a number, also one that is written as text; None for anything else."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None

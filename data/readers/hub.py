@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 from datasets import config as datasets_config
 from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -23,6 +24,15 @@ from .columns import (
 )
 from .hub_folder import load_hub_folder
 from .source import SourceDataset
+
+
+_ENCODED = ("binary", "large_binary")
+_LINK = (
+    "lies outside of the folder, where a link leads; copy it into the folder, or, where each class has a folder, give "
+    "the folder as --data_dir, which follows links"
+)
+_NOT_OWN = "is no file of this dataset; read your own table of files with --data_file"
+_NAMED = ("string", "large_string", "null")  # paths, which are checked below, and columns without any mask
 
 
 def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceDataset:
@@ -47,9 +57,7 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
     tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     for split, table in tables.items():
         require_columns(table.column_names, columns, f"{source}, split {split}")
-        feature = table.features[columns.image]
-        if not isinstance(feature, Image):
-            raise InputError(f"{source}: column {columns.image!r} holds {feature}, not images; see --image_column.")
+        tables[split] = _cast_images(table, columns, source)
     split_names = _assign_splits(list(tables))
     if split_names.get("test") in VALIDATION_NAMES:
         notes.append(f"{source}: {validation_serves_as_test(split_names['test'])}")
@@ -59,6 +67,25 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
         for split, of_source in split_names.items()
     }
     return SourceDataset(splits, source, tuple(notes))
+
+
+def _cast_images(table: Dataset, columns: Columns, source: str) -> Dataset:
+    """
+    Return a table whose images and masks are of type `Image`: where `datasets` did not write them, they are bytes.
+
+    Raises:
+        InputError: a column holds something else.
+    """
+    types = {"--image_column": (columns.image, _ENCODED), "--mask_column": (columns.mask, (*_ENCODED, *_NAMED))}
+    for option, (name, castable) in types.items():
+        feature = None if name is None else table.features[name]
+        if feature is None or isinstance(feature, Image):
+            continue
+        content = feature.get("bytes") if isinstance(feature, dict) else feature
+        if not (isinstance(content, Value) and content.dtype in castable):
+            raise InputError(f"{source}: column {name!r} holds {feature}, not images; see {option}.")
+        table = table.cast_column(name, Image())
+    return table
 
 
 def _assign_splits(found: list[str]) -> dict[str, str]:
@@ -119,10 +146,9 @@ def _check_own_files(dataset: Dataset, hub_dataset: str, source: str) -> None:
             # A relative path depends on the working directory, and an address leads anywhere.
             target = _resolve_or_none(file) if file.is_absolute() else None
             if target is None or not any(target.is_relative_to(root) for root in roots):
-                raise InputError(
-                    f"{source}, row {row + 1}: {column} {path} is no file of this dataset; read your own table of "
-                    "files with --data_file."
-                )
+                by_link = Path(os.path.normpath(file)).is_relative_to(os.path.abspath(hub_dataset))
+                reason = _LINK if by_link else _NOT_OWN
+                raise InputError(f"{source}, row {row + 1}: {column} {path} {reason}.")
 
 
 def _resolve_or_none(file: Path) -> Path | None:

@@ -39,6 +39,8 @@ _SHARD = re.compile(r"[-_. ]?[0-9].*")  # of a table in several files
 _PATTERN = re.compile(r"[*?\[\]{}]|::")  # what datasets reads as a pattern or as a chain of addresses
 _TABLES = (".parquet", ".arrow", ".zip", ".tar")
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_SPLIT_WORDS = frozenset(word for words in SPLIT_NAMES.values() for word in words)
+_MAX_NAMED = 4
 _NAMES_NOTE = "folders and tables are splits by their whole names; words in file names say nothing."
 
 
@@ -63,6 +65,7 @@ def load_hub_folder(folder: Path, config: str | None, columns: Columns) -> tuple
     elif configured:
         raise InputError(f"{source}: with such a name, the files that its README lists cannot be found; rename it.")
     visible = {split: [file for file in files if not _in_hidden_folder(root, file)] for split, files in found.items()}
+    has_hidden = visible != found
     found = {split: files for split, files in visible.items() if files}
     splits, in_doubt = (found, False) if configured else _splits_by_name(root, found)
     notes = [f"{source}: {_NAMES_NOTE}"] if in_doubt else []
@@ -76,8 +79,8 @@ def load_hub_folder(folder: Path, config: str | None, columns: Columns) -> tuple
         split: [glob.escape(str(readable / file.relative_to(root))) for file in files]
         for split, files in splits.items()
     }
-    loaded = load_dataset(str(readable), config, data_files=patterns if configured or in_doubt else None)
-    return loaded, notes
+    listed = configured or in_doubt or has_hidden
+    return load_dataset(str(readable), config, data_files=patterns if listed else None), notes
 
 
 def _guess(root: Path, config: str | None) -> tuple[BuilderConfig | None, Splits]:
@@ -170,18 +173,51 @@ def _read_image_files(root: Path, splits: Splits, columns: Columns, source: str)
         if not tables:
             raise InputError(f"{source}: its metadata files have no rows.")
         return tables, notes
-    every = [file for files in images.values() for file in files]
-    names = sorted({file.parent.name for file in every})
-    labelled = len(names) > 1 and len({len(file.parts) for file in every}) == 1
-    features = {"image": Image()} | ({"label": ClassLabel(names=names)} if labelled else {})
+    names, notes = _classes_of_folders(root, images, source)
+    features = Features(image=Image(), label=ClassLabel(names=names))
     tables = {
         split: Dataset.from_dict(
-            {"image": list(map(str, files))} | ({"label": [file.parent.name for file in files]} if labelled else {}),
-            features=Features(features),
+            {"image": list(map(str, files)), "label": [file.parent.name for file in files]}, features=features
         )
         for split, files in images.items()
     }
-    return DatasetDict(tables), []
+    return DatasetDict(tables), notes
+
+
+def _classes_of_folders(root: Path, images: Splits, source: str) -> tuple[list[str], list[str]]:
+    """
+    Return the names of the folders that hold the images, and a note where several folders have one name.
+
+    Raises:
+        InputError: no folder of images is named after a class, or folders of several depths hold images.
+    """
+    folders = sorted({file.parent for files in images.values() for file in files})
+    names = sorted({folder.name for folder in folders})
+    first_of_depth = {len(folder.parts): folder for folder in reversed(folders)}
+    if len(first_of_depth) > 1:
+        shallow, *_, deep = (first_of_depth[depth] for depth in sorted(first_of_depth))
+        raise InputError(
+            f"{source}: images lie in folders of different depths, such as {shallow} and {deep}, so that these are no "
+            f"classes; give --data_dir {root}, which reads one folder per class with all folders below it."
+        )
+    if len(names) < 2 or {name.casefold() for name in names} <= _SPLIT_WORDS:
+        raise InputError(
+            f"{source}: neither folders nor a metadata.csv name the classes of its images, such as those in "
+            f"{folders[0]}; sort them into one folder per class, or list them in a table (--data_file)."
+        )
+    for files in images.values():
+        times = Counter(folder.name for folder in {file.parent for file in files})
+        repeated = [name for name, count in sorted(times.items()) if count > 1]
+        if repeated:
+            return names, [
+                f"{source}: the classes are the folders that hold the images ({_shorten(names)}), and several are "
+                f"called {_shorten(repeated)}; if the folders around them are the classes, give --data_dir {root}."
+            ]
+    return names, []
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:_MAX_NAMED]) + " ..." * (len(names) > _MAX_NAMED)
 
 
 def _read_metadata(
@@ -197,9 +233,9 @@ def _read_metadata(
     rows: dict[str, list[dict[str, str | None]]] = {split: [] for split in images}
     notes, listed = [], set()
     for file in metadata:
-        table, of_file = read_table_file(file, stored, f"{source}, {file.relative_to(root)}")
-        notes += of_file
-        for row in table:
+        read = read_table_file(file, stored, f"{source}, {file.relative_to(root)}")
+        notes += read.notes
+        for row in read.table:
             for name, column in paths.items():
                 row[name] = _join(file.parent, row.pop(column))
             listed.add(Path(row[columns.image] or ""))

@@ -93,7 +93,8 @@ def test_images_may_come_first_or_last(arguments):
 
 
 def test_table_is_known_by_its_ending():
-    assert parse(["labels.CSV"]).data.data_file == "labels.CSV"
+    for table in ("labels.CSV", "labels.xls", "labels.ods"):
+        assert parse([table]).data.data_file == table
     assert parse(["labels"]).data.data_dir == "labels"
 
 

@@ -288,7 +288,9 @@ def test_runs_without_two_kinds_of_validation_images_are_refused(run, capsys):
     assert "all its validation images are defective, and a threshold needs both kinds" in refused(capsys, run)
     metrics["validation"] = {"primary": None, "final": None}
     (run / "metrics.json").write_text(json.dumps(metrics))
-    assert "it has no validation images, which choose the threshold" in refused(capsys, run)
+    assert "train again with --validation_share above 0 and two independent images of each class" in refused(
+        capsys, run
+    )
     for model in ("primary", "final"):
         config = read_json(run / model / "config.json") | {"defect_free_label": None, "operating_point": None}
         (run / model / "config.json").write_text(json.dumps(config))

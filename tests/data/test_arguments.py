@@ -41,6 +41,10 @@ def test_settings_out_of_range_are_refused(setting):
             {"dataset": "hub", "hub_dataset": "me/set", "data_file": "t.csv"},
             "--data_file t.csv has no effect beside --dataset hub",
         ),
+        (
+            {"dataset": "hub", "data_dir": "me/set"},
+            "--data_dir me/set has no effect beside --dataset hub; give it as --hub_dataset me/set.",
+        ),
         ({"dataset": "surfaces", "data_dir": "a"}, "--data_dir a has no effect beside --dataset surfaces"),
         ({"dataset": "magnetic_tile", "data_file": "t.csv"}, "--data_file t.csv has no effect beside"),
         (

@@ -1,5 +1,6 @@
 """Loading a dataset and its splits."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -128,7 +129,7 @@ def test_unusable_images_are_all_named(image_folder):
     args = DataArguments(data_dir=str(image_folder), validation_share=0)
     named = [
         r"7 unusable images: good/3\.png \(not an image\), good/bomb\.png \(200\.0 megapixels",
-        r"scratch/1\.png \(.*truncated.*\), scratch/deep\.png \(16 bits per channel.*\)",
+        r"scratch/1\.png \(.*truncated.*\), scratch/deep\.png \(more than 8 bits per channel.*\)",
         r"scratch/dot\.png \(1 x 1 pixels",
         r"scratch/empty\.png \(empty file\), scratch/gone\.png \(.*No such file",
         "leave them out with --on_bad_image skip",
@@ -190,6 +191,40 @@ def test_a_split_without_a_class_is_refused(image_folder, tmp_path):
     args = DataArguments(data_dir=str(tmp_path / "split"), on_bad_image="skip", validation_share=0)
     with pytest.raises(InputError, match="the test split has no image of scratch; add images of it to the test split"):
         load_defect_dataset(args)
+
+
+def refusals_of_folds(folder, groups):
+    """Return the settings of images of these groups, by class, and what is said of seeds that cannot split them."""
+    rows = [(label, group) for label, of_label in groups.items() for group in of_label]
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    lines = [f"{file},{label},{group}" for file, (label, group) in zip(files, rows, strict=False)]
+    (folder / "t.csv").write_text("\n".join(["image,label,part", *lines]))
+    args = DataArguments(data_file=str(folder / "t.csv"), group_column="part", num_folds=2, validation_share=0)
+    refusals = []
+    for seed in range(5):
+        try:
+            read_defect_dataset(replace(args, split_seed=seed))
+        except InputError as error:
+            refusals.append(str(error))
+    return args, refusals
+
+
+def test_no_seed_is_advised_where_none_helps(image_folder):
+    """Three groups with two classes each: whatever the fold, a class is on one side only."""
+    _, refusals = refusals_of_folds(image_folder, {"good": "aab", "scratch": "bbc", "dent": "ca"})
+    assert len(refusals) == 5
+    for refusal in refusals:
+        assert re.search(
+            r"no fold of the other seeds tried has every class: add images of \w+ from other groups", refusal
+        )
+
+
+def test_seed_that_is_advised_helps(image_folder):
+    args, refusals = refusals_of_folds(image_folder, {"good": "ae", "scratch": "ad", "dent": "cde"})
+    assert 0 < len(refusals) < 5
+    for refusal in set(refusals):
+        seed, fold = re.search(r"give --split_seed (\d+) --fold (\d), or add images", refusal).groups()
+        assert read_defect_dataset(replace(args, split_seed=int(seed), fold=int(fold))).splits["test"]
 
 
 @pytest.mark.parametrize("images", [1, 3])

@@ -10,7 +10,7 @@ from kgl.data.masks import count_masks, drop_masks, mask_to_array, mask_to_grid
 from kgl.data.schema import defect_dataset
 
 
-@pytest.mark.parametrize("kind", ["255", "1", "numbered", "palette", "bits"])
+@pytest.mark.parametrize("kind", ["255", "1", "numbered", "palette", "bits", "65535", "300"])
 def test_masks_of_every_format(kind):
     truth = np.zeros((8, 8), dtype=bool)
     truth[2:4, 3:7] = True
@@ -20,6 +20,8 @@ def test_masks_of_every_format(kind):
         "numbered": Image.fromarray(truth * np.uint8(5)),
         "palette": Image.fromarray(truth * np.uint8(2), mode="P"),
         "bits": Image.fromarray(truth),
+        "65535": Image.fromarray(truth * np.uint16(65535)),
+        "300": Image.fromarray(truth * np.uint16(300)),
     }[kind]
     if kind == "palette":
         mask.putpalette([0, 0, 0, 9, 9, 9, 60, 0, 0])

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from kgl.data.schema import defect_dataset
-from kgl.data.splits import group_folds, hold_out_validation
+from kgl.data.splits import find_complete_fold, group_folds, hold_out_validation
 from kgl.errors import InputError
 
 
@@ -46,10 +46,18 @@ def test_a_single_group_stays_whole():
     ("groups", "advice"),
     [
         (["a", "a", "b", "b"], r"of bad \(2\); .* Add images, or give --num_folds 2\."),
-        (["a", "a", "a", "a"], r"of bad \(1\); .* Add images: two of each class are needed\."),
+        (["a", "a", "a", "a"], r"of bad \(1\); .* Add images: two independent ones of each class are needed\."),
     ],
 )
 def test_advice_about_too_few_images_can_be_followed(groups, advice):
     images = rows(["good"] * 5 + ["bad"] * 4, [*"vwxyz", *groups])
     with pytest.raises(InputError, match=advice):
+        group_folds(images, 3, 0, "--num_folds")
+
+
+def test_fewer_folds_are_advised_where_they_help():
+    """Three groups with two classes each: whatever the folds, a class is on one side only."""
+    images = rows(["a", "a", "b", "b", "c", "c"], [*"xyyzzx"])
+    assert find_complete_fold(images, 2, 0) is None
+    with pytest.raises(InputError, match=r"a \(2\), b \(2\), c \(2\); .* Add images of other groups\.$"):
         group_folds(images, 3, 0, "--num_folds")

@@ -51,6 +51,17 @@ def test_an_unusable_image_is_described(tmp_path):
     assert inspect_one(PIXELS, str(tmp_path / "text.png")).problems == ["its mask: not an image"]
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_masks_of_16_bits_are_usable(tmp_path, ending):
+    mask = np.zeros((24, 20), dtype=np.uint16)
+    for value in (0, 300, 65535):
+        mask[4:8, 5:9] = value
+        Image.fromarray(mask).save(tmp_path / f"mask.{ending}")
+        found = inspect_one(PIXELS, str(tmp_path / f"mask.{ending}"))
+        assert (found.problems, found.mask_shows_defect, found.issues) == ([None], [value > 0], [])
+    assert inspect_one(str(tmp_path / f"mask.{ending}")).problems == ["more than 8 bits per channel; convert it to 8"]
+
+
 def test_images_in_lab_colours_are_usable(tmp_path):
     """Pillow converts LAB to RGB only."""
     profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))

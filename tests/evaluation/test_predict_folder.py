@@ -149,7 +149,7 @@ def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypa
     assert printed.out.startswith("13 images: ") and "6 unusable. Table: " in printed.out
     for name, why in (
         ("good/3.png", ""), ("good/4.png", "not an image"), ("good/5.png", "No such file"),
-        ("good/6.png", "16 bits per channel"), ("good/7.png", "megapixels, more than the limit"),
+        ("good/6.png", "more than 8 bits per channel"), ("good/7.png", "megapixels, more than the limit"),
         ("scratch/notes.txt", "not an image"),
     ):  # fmt: skip
         assert f"{images / name}: " in printed.err and why in printed.err

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from tiny import count_labels
@@ -164,6 +165,68 @@ def test_folders_of_file_servers_are_left_out(image_folder, tmp_path, place):
     loaded = read_defect_dataset(DataArguments(hub_dataset=str(tmp_path / "hub"), validation_share=0))
     assert loaded.class_names == ["good", "scratch"]
     assert {split: len(images) for split, images in loaded.splits.items()} == {"train": 18, "test": 18}
+
+
+def test_tables_in_folders_of_file_servers_are_left_out(hub_folder):
+    for split in ("train", "validation"):
+        for folder in (split, f"{split}/@eaDir"):
+            (hub_folder / folder).mkdir()
+            shutil.copy(hub_folder / "data" / f"{split}-00000-of-00001.parquet", hub_folder / folder / "0.parquet")
+    shutil.rmtree(hub_folder / "data")
+    splits, _ = read_folder(hub_folder, image_column="img", label_column="fault")
+    assert splits == {"train": {"good": 6, "scratch": 3}, "test": {"good": 6, "scratch": 3}}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+def test_parquet_of_pandas_with_images(image_folder, tmp_path, kind):
+    """The type of the column does not say that these are images."""
+    contents = [(image_folder / label / f"{index}.png").read_bytes() for label, index in ROWS]
+    cells = contents if kind == "bytes" else [{"bytes": content, "path": "a.png"} for content in contents]
+    frame = pd.DataFrame({"image": cells, "mask": cells, "label": [label for label, _ in ROWS]})
+    (tmp_path / "hub").mkdir()
+    frame.to_parquet(tmp_path / "hub" / "train.parquet")
+    row = read_images(DataArguments(hub_dataset=str(tmp_path / "hub"), mask_column="mask")).splits["train"][0]
+    assert row["image"].size == row["mask"].size == (48, 40)
+    assert row["file_name"] == ("train/0-a.png" if kind == "struct" else "train/0")
+
+
+def test_masks_that_are_no_images_are_refused(hub_folder):
+    with pytest.raises(InputError, match=r"column 'serial' holds Value\(.*, not images; see --mask_column"):
+        read_folder(hub_folder, image_column="img", label_column="fault", mask_column="serial")
+
+
+def test_folders_that_name_no_class_are_refused(image_folder, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(image_folder / "good", tmp_path / "flat" / split)
+    with pytest.raises(
+        InputError, match=r"neither folders nor a metadata\.csv name the classes .* in .*flat/test; sort"
+    ):
+        read_folder(tmp_path / "flat")
+    shutil.copytree(image_folder / "good", image_folder / "good" / "lot1")
+    advice = rf"as {image_folder}/good and {image_folder}/good/lot1, .*; give --data_dir {image_folder}, which reads"
+    with pytest.raises(InputError, match=advice):
+        read_folder(image_folder)
+
+
+def test_folders_of_one_name_are_noted(image_folder):
+    for label in ("good", "scratch"):
+        for index in (0, 1):
+            (image_folder / label / f"lot{index}").mkdir()
+        for path in sorted((image_folder / label).glob("*.png")):
+            path.rename(path.parent / f"lot{int(path.stem) % 2}" / path.name)
+    splits, notes = read_folder(image_folder)
+    assert splits == {"train": {"lot0": 9, "lot1": 9}}
+    assert "(lot0, lot1), and several are called lot0, lot1; if the folders around them are the classes" in notes[0]
+
+
+def test_links_out_of_the_folder_get_advice(image_folder, tmp_path):
+    (image_folder / "scratch").rename(tmp_path / "store")
+    (image_folder / "scratch").symlink_to(tmp_path / "store")
+    advice = (
+        r"image .*scratch/0\.png lies outside of the folder, where a link leads; .* --data_dir, which follows links"
+    )
+    with pytest.raises(InputError, match=advice):
+        read_folder(image_folder)
 
 
 def test_validation_that_serves_as_test_is_noted(hub_folder):

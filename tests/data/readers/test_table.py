@@ -62,6 +62,31 @@ def test_numbers_and_grades_as_labels(image_folder):
         load(table, label_column="grade")
 
 
+@pytest.mark.parametrize("separator", [";", "  "])
+def test_decimal_commas_are_read_like_points(image_folder, separator):
+    def write(grade):
+        lines = [f"{label}/{index}.png{separator}{grade(index)}" for label, index in ROWS]
+        (image_folder / "t.csv").write_text("\n".join(lines))
+        return image_folder / "t.csv"
+
+    table = write(lambda index: f"{index / 8:.3f}".replace(".", ","))
+    graded = load(table, grade_thresholds=[0.5])
+    assert count_labels(*graded.values()) == {"below 0.5": 8, "from 0.5": 10}
+    with pytest.raises(InputError, match="holds grades such as 0,000; give --grade_thresholds"):
+        load(table)
+    for ambiguous in (lambda index: f"{index + 1},000", lambda index: ("0,5", "1.5")[index % 2]):
+        with pytest.raises(InputError, match=r"needs numbers, and .* holds '.*,.*'; write numbers as 0\.7 or 1000\."):
+            load(write(ambiguous), grade_thresholds=[1.0])
+    assert len(load(write(lambda index: f"{index % 2 + 1},000"))["train"].features["label"].names) == 2
+
+
+def test_decimal_commas_before_a_semicolon(image_folder):
+    lines = [f"{'0,7' if label == 'good' else '1,5'};{label}/{index}.png" for label, index in ROWS]
+    (image_folder / "t.csv").write_text("\n".join(lines))
+    splits = load(image_folder / "t.csv", image_column="2", label_column="1", grade_thresholds=[1.0])
+    assert count_labels(*splits.values()) == {"below 1": 12, "from 1": 6}
+
+
 def test_groups_masks_and_splits_of_a_table(image_folder):
     rows = [
         (f"{label}/{index}.png", label, f"part{index // 2}", f"{label}/0.png" if label != "good" else "", split)
@@ -133,7 +158,7 @@ def test_missing_labels_and_empty_tables_are_refused(image_folder):
         ([("good/0.png", "a"), (f"{'a' * 300}/0.png", "b")], {}, r"row 2: a{80} \.\.\. is not the path of an image"),
         ([("good/0.png", "a"), ("good/0.png", "b")], {}, r"listed more than once: .*good/0\.png"),
         ([("good/0.png", "a"), ("good/1.png", "")], {}, r"no 'label' in row 2; every row needs a label"),
-        ([("good/0.png", "a"), ("", "b")], {}, "row 2: None is not the path"),
+        ([("good/0.png", "a"), ("", "b")], {}, "row 2: column 'image' is empty"),
         ([("good/0.png", "a"), ("good/gone.png", "b")], {}, r"1 unusable image: good/gone\.png \(.*No such"),
         ([("good/0.png", "a")], {"image_column": "file"}, r"no column 'file' \(--image_column\); it has image, label"),
         ([("good/0.png", "a")], {"grade_thresholds": [1.0]}, "needs numbers, and 'label' holds 'a'; leave it out"),
@@ -153,9 +178,14 @@ def test_tables_that_cannot_be_used_are_refused(image_folder, rows, others, mess
 
 
 def test_files_that_are_no_table_are_refused(tmp_path):
-    for name, message in (("t.xls", r"must end in \.csv, \.tsv"), ("t.csv", "there is no such file")):
+    for name, message in (("t.doc", r"must end in \.csv, \.tsv"), ("t.csv", "there is no such file")):
         with pytest.raises(InputError, match=message):
             load(tmp_path / name)
+    for ending in (".xls", ".ODS"):
+        with pytest.raises(
+            InputError, match=rf"spreadsheets ending in {ending.lower()} are not read; save it as \.xlsx"
+        ):
+            load(tmp_path / f"t{ending}")
     (tmp_path / "b.parquet").write_bytes(b"no table")
     with pytest.raises(InputError, match=r"b\.parquet: it cannot be read"):
         load(tmp_path / "b.parquet")

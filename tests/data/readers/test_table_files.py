@@ -115,14 +115,108 @@ def test_spreadsheets_need_openpyxl_or_an_export(tmp_path, monkeypatch):
         read(tmp_path / "t.xlsx")
 
 
-def test_a_spreadsheet_is_read_as_text(image_folder, monkeypatch):
-    frame = pd.DataFrame([line.split(",") for line in LINES[1:]], columns=["image", "label"])
+@pytest.mark.parametrize("with_names", [True, False])
+def test_a_spreadsheet_is_read_as_text(image_folder, monkeypatch, with_names):
+    """Its cells as pandas returns them: empty text, and nan where they hold an error."""
+    rows = [["", ""], *([f" {cell} " for cell in line.split(",")] for line in LINES[1 - with_names :]), ["", " "]]
     (image_folder / "t.xlsx").write_bytes(b"PK")
     given = {}
     monkeypatch.setattr(table_files, "find_spec", lambda name: name)
-    monkeypatch.setattr(pd, "read_excel", lambda path, **options: given.update(options) or frame)
-    assert read(image_folder / "t.xlsx").class_names == ["good", "scratch"]
-    assert given == {"dtype": str, "keep_default_na": False, "engine": "openpyxl"}
+    monkeypatch.setattr(pd, "read_excel", lambda path, **options: given.update(options) or pd.DataFrame(rows))
+    loaded = read(image_folder / "t.xlsx")
+    assert count_labels(loaded.splits["train"]) == {"good": 12, "scratch": 6}
+    assert given == {"header": None, "dtype": str, "keep_default_na": False, "engine": "openpyxl"}
+    assert [note for note in loaded.notes if "no line of column names" in note] == [] if with_names else loaded.notes
+    rows[3][1] = float("nan")
+    with pytest.raises(InputError, match=f"no 'label' in row {2 if with_names else 3}; every row needs a label"):
+        read(image_folder / "t.xlsx")
+
+
+def test_spreadsheets_of_openpyxl(image_folder):
+    openpyxl = pytest.importorskip("openpyxl", reason="needs the extra [test]")
+    book = openpyxl.Workbook()
+    for (label, index), line in zip(ROWS, LINES[1:], strict=True):
+        book.active.append([line.split(",")[0], "01" if label == "good" else "1", index / 8, None])
+    book.active["D25"] = " "  # an edited cell far below
+    book.save(image_folder / "t.xlsx")
+    assert count_labels(read(image_folder / "t.xlsx").splits["train"]) == {"01": 12, "1": 6}
+    book.active.insert_rows(1)
+    for column, name in enumerate(("image", "label", "grade"), 1):
+        book.active.cell(1, column, name)
+    book.save(image_folder / "t.xlsx")
+    loaded = read(image_folder / "t.xlsx", label_column="grade", grade_thresholds=[0.5])
+    assert count_labels(loaded.splits["train"]) == {"below 0.5": 8, "from 0.5": 10}
+    book.active["A21"], book.active["B21"] = None, "good"
+    book.save(image_folder / "t.xlsx")
+    with pytest.raises(InputError, match=r"t\.xlsx, row 20: column 'image' is empty"):
+        read(image_folder / "t.xlsx")
+    (image_folder / "t.xlsx").write_bytes(b"PK")
+    with pytest.raises(
+        InputError, match=r"it is no \.xlsx file, or has a password; save it as \.xlsx without one, or as"
+    ):
+        read(image_folder / "t.xlsx")
+
+
+def test_wholly_empty_rows_are_left_out(image_folder):
+    empty = {"csv": ["", ",,", '" ",'], "jsonl": ["{}", '{"image": null, "label": ""}']}
+    objects = [f'{{"image": "{image}", "label": "{label}"}}' for image, label in (line.split(",") for line in LINES)]
+    for suffix, lines in (("csv", LINES), ("jsonl", objects[1:])):
+        table = write(image_folder / f"t.{suffix}", [*lines[:9], *empty[suffix], *lines[9:], *empty[suffix]])
+        assert len(read(table).splits["train"]) == 18
+    frame = pd.DataFrame([line.split(",") for line in LINES[1:]] + [[None, None]] * 2, columns=["image", "label"])
+    frame.to_parquet(image_folder / "t.parquet")
+    assert len(read(image_folder / "t.parquet").splits["train"]) == 18
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(",good", "row 4: column 'image' is empty; name the image"), ("good/9.png,", "no 'label' in row 4; every row")],
+)
+def test_rows_are_counted_with_the_empty_ones(image_folder, row, message):
+    with pytest.raises(InputError, match=rf"--data_file .*t\.csv.* {message}"):
+        read(write(image_folder / "t.csv", [*LINES[:3], ",", row]))
+
+
+@pytest.mark.parametrize("line_end", ["\r", "\r\n"])
+@pytest.mark.parametrize("kind", ["commas", "spaces", "objects"])
+def test_line_ends_of_every_system(image_folder, line_end, kind):
+    """And characters that end a line nowhere but in Python's `splitlines`."""
+    lines = [line.replace(",scratch", ",sc\x85ratch") for line in LINES]
+    if kind == "spaces":
+        lines = [line.replace(",", "  ").replace("\x85", '"\x85"') for line in lines[1:]]
+    if kind == "objects":
+        lines = [
+            f'{{"image": "{image}", "label": "{label}"}}' for image, label in (one.split(",") for one in lines[1:])
+        ]
+    table = image_folder / ("t.jsonl" if kind == "objects" else "t.csv")
+    table.write_bytes(line_end.join(lines).encode())
+    assert len(read(table).class_names) == 2 and len(read(table).splits["train"]) == 18
+
+
+@pytest.mark.parametrize("separator", ["|", "\t"])
+def test_separator_in_the_first_line(image_folder, separator):
+    """As Excel writes it."""
+    lines = [line.replace(",", separator) for line in LINES]
+    assert read(write(image_folder / "t.csv", [f"sep={separator}", *lines])).class_names == ["good", "scratch"]
+    assert read(write(image_folder / "t.csv", [f"SEP={separator}", *lines[1:]])).class_names == ["good", "scratch"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "C:\\photos\\good\\0.png",
+        "D:/good/0.png",
+        "\\\\line\\share\\good\\0.png",
+        "\\photos\\good\\0.png",
+        "/mnt/z/good/0.png",
+    ],
+)
+def test_absolute_paths_of_other_machines_get_a_hint(image_folder, value):
+    with pytest.raises(InputError) as refused:
+        read(write(image_folder / "t.csv", ["image,label", f"{value},good"]))
+    folder = image_folder.resolve()
+    advice = f"is an absolute path, of another machine or folder; write good/0.png, relative to {folder}."
+    assert str(refused.value).endswith(f"row 1: {value} {advice}")
 
 
 def test_paths_with_backslashes_get_a_hint(image_folder):
