@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from datasets import config as datasets_config
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
@@ -99,6 +102,20 @@ def no_library_progress_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
+@cache
+def datasets_cache() -> str | None:
+    """Return None for the cache of `datasets` itself; where that cannot be written, a folder that ends with the process."""
+    try:
+        folder = Path(datasets_config.HF_DATASETS_CACHE)
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        unfinished = tempfile.TemporaryDirectory(prefix="kgl-datasets-")
+        atexit.register(unfinished.cleanup)
+        return unfinished.name
+    return None
+
+
 def check_disk_space(folder: Path, needed_bytes: int, what: str, advice: str) -> None:
     """
     Check that a file fits before it is written: a memory-mapped file on a full disk kills the process.
@@ -173,6 +190,7 @@ def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
 __all__ = [
     "LOCK_FILE",
     "check_disk_space",
+    "datasets_cache",
     "full_disk_as_input_error",
     "lock",
     "no_library_progress_bars",

@@ -6,6 +6,7 @@ on your machine (`python space/app.py --help`) and, unchanged, as a Space, where
 """
 
 import argparse
+import atexit
 import logging
 import os
 import signal
@@ -113,6 +114,7 @@ def load_pipeline(model: str, trusted: bool) -> Callable[..., dict[str, Any]]:
         )
     if (Path(model) / "final").is_dir():
         raise InputError(f"--model {model}: this is the folder of a run. Use {Path(model) / 'final'}.")
+    _make_cache_writable()
     from transformers import pipeline  # seconds: after the checks above
 
     try:
@@ -124,6 +126,18 @@ def load_pipeline(model: str, trusted: bool) -> Callable[..., dict[str, Any]]:
         if "Traceback" in reason:  # transformers quotes the attempts before the last one
             reason = reason.splitlines()[-1]
         raise InputError(f"--model {model}: not a loadable model of kgl. {' '.join(reason.split())}") from error
+
+
+def _make_cache_writable() -> None:
+    """Keep models' code, which transformers copies, in a temporary folder where the home cannot be written."""
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    try:
+        Path(home).expanduser().mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=Path(home).expanduser()).close()
+    except OSError:
+        cache = tempfile.TemporaryDirectory(prefix="kgl-models-")
+        atexit.register(cache.cleanup)
+        os.environ["HF_HOME"] = cache.name
 
 
 def serve(inputs: Inputs, path: Path) -> None:

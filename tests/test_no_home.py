@@ -17,6 +17,7 @@ from kgl.cli.main import main
 for arguments in (
     ["data", "images"],
     ["data", "labels.csv"],
+    ["data", "--hub_dataset", "hub", "--label_column", "label"],
     ["train", "recipe.yaml", "--output_dir", "run"],
     ["train", "recipe.yaml", "--output_dir", "run"],
     ["predict", "images", "--model", "run/final", "--output", "predicted"],
@@ -37,6 +38,9 @@ def test_no_command_needs_a_home(tmp_path):
     files = sorted(path.relative_to(tmp_path) for path in (tmp_path / "images").rglob("*.png"))
     table = pd.DataFrame({"image": map(str, files), "label": [path.parent.name for path in files]})
     table.to_csv(tmp_path / "labels.csv", index=False)
+    (tmp_path / "hub").mkdir()
+    rows = {"image": [path.read_bytes() for path in map(tmp_path.joinpath, files)], "label": table["label"]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
     write_recipe(tmp_path, data_dir="images")
     extra = "export" if find_spec("onnxruntime") else "none"
     unset = ("HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "HF_DATASETS_CACHE", "HF_MODULES_CACHE",

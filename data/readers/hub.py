@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...errors import InputError
 from ..images import without_decoding
+from ..storage import datasets_cache
 from .columns import (
     VALIDATION_NAMES,
     Columns,
@@ -49,11 +51,13 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
         if Path(name).is_dir():
             loaded, notes = load_hub_folder(Path(name), config, columns)
         else:
-            loaded = load_dataset(name, config)
+            loaded = load_dataset(name, config, cache_dir=datasets_cache())
     except InputError:
         raise
     except Exception as error:  # loading a repository raises whatever its builder raises
-        raise InputError(f"{source}: it cannot be loaded. {root_cause(error)}") from error
+        denied = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOTDIR, errno.EROFS)
+        advice = " Set HF_HOME to a folder that can be written." if denied else ""
+        raise InputError(f"{source}: it cannot be loaded. {root_cause(error)}{advice}") from error
     tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     for split, table in tables.items():
         require_columns(table.column_names, columns, f"{source}, split {split}")

@@ -29,6 +29,7 @@ from huggingface_hub import metadata_load
 
 from ...errors import InputError, format_count
 from ..images import find_files, has_image_suffix, is_hidden
+from ..storage import datasets_cache
 from .columns import SPLIT_NAMES, Columns
 from .table_files import read_table_file
 
@@ -80,13 +81,14 @@ def load_hub_folder(folder: Path, config: str | None, columns: Columns) -> tuple
         for split, files in splits.items()
     }
     listed = configured or in_doubt or has_hidden
-    return load_dataset(str(readable), config, data_files=patterns if listed else None), notes
+    data_files = patterns if listed else None
+    return load_dataset(str(readable), config, data_files=data_files, cache_dir=datasets_cache()), notes
 
 
 def _guess(root: Path, config: str | None) -> tuple[BuilderConfig | None, Splits]:
     """Return how `datasets` would read a folder, and which files as which split."""
     try:
-        guessed = load_dataset_builder(str(root), config).config
+        guessed = load_dataset_builder(str(root), config, cache_dir=datasets_cache()).config
     except FileNotFoundError:  # nothing but files whose names are read as addresses
         return None, {}
     return guessed, {str(split): list(map(Path, files)) for split, files in (guessed.data_files or {}).items()}
@@ -102,7 +104,11 @@ def _link_readable(root: Path) -> Path:
     if "::" not in str(root):
         return root
     # Always the same name, so that the caches of `datasets` hold.
-    link = Path(datasets_config.HF_DATASETS_CACHE) / "kgl_folders" / hashlib.sha1(os.fsencode(root)).hexdigest()
+    link = (
+        Path(datasets_cache() or datasets_config.HF_DATASETS_CACHE)
+        / "kgl_folders"
+        / hashlib.sha1(os.fsencode(root)).hexdigest()
+    )
     link.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):  # of an earlier run or of another process of this one
         link.symlink_to(root, target_is_directory=True)

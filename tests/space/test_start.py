@@ -1,6 +1,7 @@
 """Arguments and variables of the app are checked before it serves anything."""
 
 import argparse
+import os
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -117,6 +118,13 @@ def test_space_settings_fit_the_folder():
     lines = (ROOT / "space" / "requirements.txt").read_text().splitlines()
     gradio = next(one for one in map(Requirement, lines) if one.name == "gradio")
     assert gradio.specifier.contains(settings["sdk_version"])
+
+
+def test_home_that_cannot_be_written(monkeypatch):
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    monkeypatch.delenv("HF_HOME", raising=False)
+    app._make_cache_writable()
+    assert Path(os.environ["HF_HOME"]).is_dir() and not os.environ["HF_HOME"].startswith("/dev/null")
 
 
 def test_home_is_expanded_in_paths(tmp_path, monkeypatch):
