@@ -111,12 +111,20 @@ def test_files_of_the_same_name_have_separate_overlays(tmp_path, saved, images):
 
 def test_file_names_need_not_be_utf8(tmp_path, saved):
     (tmp_path / "line").mkdir()
-    for name in ("a, b.png", os.fsdecode(b"\xff.png")):
+    for name in ("a, b.png", os.fsdecode(b"\xff\\.png"), "\u00e9.png", r"\xff\.png"):
         Image.new("L", (48, 40), 90).save(tmp_path / "line" / name)
+    tables = []
     for _ in range(2):
-        assert predict_folder([tmp_path / "line"], saved, tmp_path / "out").images == 2
-    table = (tmp_path / "out" / "predictions.csv").read_bytes()
-    assert table.count(b"\n") == 3 and b'"a, b.png"' in table and b"\n\xff.png," in table
+        assert predict_folder([tmp_path / "line"], saved, tmp_path / "out").images == 4
+        tables.append((tmp_path / "out" / "predictions.csv").read_bytes())
+    assert tables[0] == tables[1]
+    names = ["a, b.png", "\u00e9.png", r"\xff\\.png", r"\\xff\\.png"]
+    assert sorted(row["file_name"] for row in rows_of(tmp_path / "out")) == sorted(names)
+    overlays = {path.name for path in (tmp_path / "out" / "overlays").iterdir()}
+    assert overlays == {f"{name}.jpg" for name in names}
+    Image.new("L", (48, 40), 250).save(tmp_path / "line" / os.fsdecode(b"\xff\\.png"))
+    assert predict_folder([tmp_path / "line"], saved, tmp_path / "out").changed == [r"\xff\\.png"]
+    assert len(rows_of(tmp_path / "out")) == 4
 
 
 def command(*arguments: object) -> None:
