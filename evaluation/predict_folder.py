@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -328,7 +329,7 @@ def _draw_overlay(
     pen = ImageDraw.Draw(overlay)
     for box in prediction["boxes"] if suspect else []:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)
-        pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + max(overlay.size) // 500)
+        pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + math.isqrt(overlay.width * overlay.height) // 500)
     overlay.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
     path.parent.mkdir(parents=True, exist_ok=True)
     overlay.save(path, format="JPEG", quality=90)

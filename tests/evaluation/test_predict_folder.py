@@ -83,6 +83,17 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
         assert ((again[:, :, 1] - again[:, :, 0])[10, 25:45].min() > 60) == boxed
 
 
+def test_frame_of_a_box_leaves_room_in_a_strip(tmp_path):
+    prediction = {
+        "heat_map": Image.new("L", (4000, 40)), "decision": "defective",
+        "boxes": [{"xmin": 100, "ymin": 10, "xmax": 140, "ymax": 30, "score": 1.0}],
+    }  # fmt: skip
+    module._draw_overlay(tmp_path / "overlay.jpg", Image.new("RGB", (4000, 40), (99, 99, 99)), prediction, 0.4, 0.05)
+    drawn = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
+    green = drawn[:, :, 1] - drawn[:, :, 0]
+    assert green[10, 120] > 60 and np.abs(green[14:26, 120]).max() < 30
+
+
 def test_threshold_is_the_models_by_default(tmp_path, images):
     for name, config in (
         ("low", {"saliency_threshold": {"threshold": 0.0}}),
