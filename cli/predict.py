@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,6 @@ from .parser import CommandHelp, HelpGroup, parse_settings, run_command
 
 if TYPE_CHECKING:
     from ..evaluation.predict_folder import FolderPredictions
-
-_MAX_NAMED = 10
 
 
 @dataclass
@@ -79,11 +78,11 @@ def run(args: PredictArguments) -> None:
         SystemExit: 1 where images could not be used.
     """
     for path in args.paths:
-        if not Path(path).exists():
+        if not os.path.exists(path):  # Path.exists raises where a folder cannot be entered
             raise InputError(f"{path}: there is no such file or folder.")
     check_path_or_repo("--model", args.model)
     from ..data.images import set_max_megapixels
-    from ..evaluation.predict_folder import predict_folder
+    from ..evaluation.predict_folder import changed_sentence, predict_folder
     from ..evaluation.watch_folders import watch_folders
 
     set_max_megapixels(args.max_image_megapixels)
@@ -93,9 +92,7 @@ def run(args: PredictArguments) -> None:
     else:
         done = watch_folders(paths, args.model, output, args.watch, args.batch_size, args.box_threshold)
     if done.changed:
-        more = len(done.changed) - _MAX_NAMED
-        names = ", ".join(done.changed[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-        print(f"Predicted anew, because the file changed since its row was written: {names}")
+        print(changed_sentence(done.changed))
     images = format_count(done.images, "image")
     print(f"{images}: {format_decisions(done)}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
     print_unlike(done, warn=args.watch is None)  # a watch has warned as the images came

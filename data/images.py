@@ -39,25 +39,38 @@ def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PILImage.registered_extensions()
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
     """Return all files of [`find_files`] with the suffix of an image format."""
-    return [path for path in find_files(folder) if has_image_suffix(path.name)]
+    return [path for path in find_files(folder, unreadable) if has_image_suffix(path.name)]
 
 
-def find_files(folder: Path) -> list[Path]:
+def find_files(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
     """
     Return all files at any depth, in order.
 
     Hidden files, and all files in hidden folders, are left out ([`is_hidden`]). Links to folders are followed once,
     unless they lead to `folder` or to a folder around it.
 
+    Args:
+        folder: to search.
+        unreadable: takes a sentence per folder that cannot be read, which is then left out.
+
     Raises:
-        InputError: a folder cannot be read.
+        InputError: a folder cannot be read, and there is no `unreadable`.
     """
+
+    def leave_out(error: OSError) -> None:
+        if not isinstance(error, PermissionError):  # a folder that is gone, or whose share is away, holds no files
+            return
+        sentence = unreadable_folder(error.filename, error)
+        if unreadable is None:
+            raise InputError(sentence)
+        unreadable.append(sentence)
+
     top = Path(os.path.realpath(folder))
     seen, found, todo = {str(parent) for parent in top.parents}, [], [str(folder)]
     for start in todo:  # grows: links come after the folders that they may lead to
-        for parent, folders, files in os.walk(start, onerror=_raise_unreadable):
+        for parent, folders, files in os.walk(start, onerror=leave_out):
             real = os.path.realpath(parent)
             folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
             if real in seen:
@@ -69,10 +82,9 @@ def find_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _raise_unreadable(error: OSError) -> None:
-    if not isinstance(error, PermissionError):  # a folder that is gone, or whose share is away, holds no files
-        return
-    raise InputError(f"{error.filename}: this folder cannot be read ({error.strerror}); change its permissions.")
+def unreadable_folder(folder: Path | str, error: PermissionError) -> str:
+    """Return the sentence on a folder that cannot be read."""
+    return f"{folder}: this folder cannot be read ({error.strerror}); change its permissions."
 
 
 def load_image_file(path: Path) -> PILImage.Image:
@@ -211,5 +223,6 @@ __all__ = [
     "open_upright",
     "set_max_megapixels",
     "to_pixel_values",
+    "unreadable_folder",
     "without_decoding",
 ]

@@ -19,9 +19,17 @@ def font_families(names: Sequence[str]) -> list[str]:
 
 def legible_names(names: Sequence[str]) -> list[str]:
     """Return the names of the classes as figures show them: `class N`, by index, where no font has all letters."""
+    return [
+        name if legible else f"class {index}"
+        for index, (name, legible) in enumerate(zip(names, are_legible(names), strict=True))
+    ]
+
+
+def are_legible(names: Sequence[str]) -> list[bool]:
+    """Return of each name whether fonts have all its letters."""
     missing = _missing_letters(names)
     missing = missing.difference(*(letters for _, letters in _installed_fonts(missing)))
-    return [f"class {index}" if missing & set(map(ord, name)) else name for index, name in enumerate(names)]
+    return [not missing & set(map(ord, name)) for name in names]
 
 
 def _missing_letters(names: Sequence[str]) -> frozenset[int]:
@@ -51,4 +59,4 @@ def _installed_fonts(letters: frozenset[int]) -> tuple[tuple[str, frozenset[int]
     return tuple(fonts)
 
 
-__all__ = ["font_families", "legible_names"]
+__all__ = ["are_legible", "font_families", "legible_names"]

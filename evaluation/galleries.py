@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image as PILImage
 
 from ..configuration_kgl import KGLConfig
 from ..data.masks import mask_to_array
@@ -20,13 +19,11 @@ from .metrics import defect_scores
 from .overlay import overlay_heat_map, shown_from
 from .page import jpeg_uri
 from .predictions import Predictions
+from .tiles import strip_shape, tile_size
 
 
 GALLERY_FILE = "gallery.json"  # what the galleries may show at any threshold
 _HEAT_MAP = "final: heat map H"
-_TILE_SIDE = 224  # pixels of the longer side of a gallery image
-_STRIP = 2.5  # ratio of its sides from which on an image is a strip, which gets as many pixels as a square
-_STRIP_SIDES = (24, 900)  # pixels of its shorter side at least, and of its longer side at most
 _THUMBNAIL_SCALE = 0.5  # of a tile
 _GALLERY_SIZE = 8
 _MAX_THUMBNAILS = 200
@@ -209,11 +206,11 @@ def _thumbnails(test: Dataset, rows: np.ndarray, final: Predictions, config: KGL
     images, names = test.select(rows).remove_columns("mask"), test.features["label"].names
     thumbnails = {}
     for row, image in zip(rows.tolist(), images, strict=True):
-        across, down = _tile_size(image["image"])
+        across, down = tile_size(image["image"])
         small = (max(1, round(across * _THUMBNAIL_SCALE)), max(1, round(down * _THUMBNAIL_SCALE)))
         pixels = np.asarray(image["image"].convert("L").resize(small))
         heat = final.saliency[row]
-        facts = {"file": image["file_name"], "label": names[image["label"]], "shape": _shape(image["image"])}
+        facts = {"file": image["file_name"], "label": names[image["label"]], "shape": strip_shape(image["image"])}
         thumbnails[str(row)] = facts | {"heat": float(heat.max())} | _heat_tile(pixels, heat, config)
     return thumbnails
 
@@ -221,7 +218,7 @@ def _thumbnails(test: Dataset, rows: np.ndarray, final: Predictions, config: KGL
 def _gallery_tiles(image: dict[str, Any], maps: dict[str, np.ndarray], config: KGLConfig) -> list[dict[str, str]]:
     """Return `title` and `src` of the image, of each map `(h, w)` over it, and of its mask where it has one."""
     grey = image["image"].convert("L")
-    grey = grey.resize(_tile_size(grey))
+    grey = grey.resize(tile_size(grey))
     size, pixels = (grey.height, grey.width), np.asarray(grey)
     tiles = [{"title": "image", "src": jpeg_uri(pixels)}]
     for title, of_image in maps.items():
@@ -249,23 +246,6 @@ def _heat_tile(pixels: np.ndarray, of_image: np.ndarray, config: KGLConfig) -> d
     if lowest < config.heat_threshold:
         tile["src_if_passed"] = jpeg_uri(overlay_heat_map(pixels, heat, config.heat_threshold))
     return tile
-
-
-def _shape(image: PILImage.Image) -> str:
-    """Return whether an image is a `wide` or a `tall` strip, or neither."""
-    if image.width >= _STRIP * image.height:
-        return "wide"
-    return "tall" if image.height >= _STRIP * image.width else ""
-
-
-def _tile_size(image: PILImage.Image) -> tuple[int, int]:
-    """Return width and height of an image's tiles."""
-    if not _shape(image):
-        scale = _TILE_SIDE / max(image.size)
-        return max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    least, most = _STRIP_SIDES
-    scale = min(_TILE_SIDE / (image.width * image.height) ** 0.5, most / max(image.size))
-    return max(least, round(image.width * scale)), max(least, round(image.height * scale))
 
 
 def _format_prediction(probabilities: np.ndarray, names: list[str], config: KGLConfig) -> str:

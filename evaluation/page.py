@@ -7,13 +7,17 @@ import io
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image as PILImage
 
 
 def render_template(package: str, name: str, /, **values: Any) -> str:
-    """Return a template of a package, such as `kgl.evaluation`, filled in; its text is escaped."""
-    loader = PackageLoader(package, ".")
+    """
+    Return a template of a package, such as `kgl.labelling`, filled in; its text is escaped.
+
+    It may include templates of `kgl.evaluation`.
+    """
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("kgl.evaluation", ".")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template(name).render(**values)
 

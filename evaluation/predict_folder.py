@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ from .unlike_images import UnlikeImages
 
 
 _MAX_JPEG_SIDE = 65_500  # the format's own limit
+_MAX_NAMED = 10
 _BOX_COLOUR = (0, 255, 127)
 
 
@@ -131,20 +133,24 @@ class ImageSources:
         """
         folders = []
         for path in paths:
-            if not path.exists():
+            if not os.path.exists(path):  # Path.exists raises where a folder cannot be entered
                 raise InputError(f"{path}: there is no such file or folder.")
             absolute = Path(os.path.abspath(path))
             folders.append(absolute if absolute.is_dir() else absolute.parent)
         return cls(tuple(paths), Path(os.path.commonpath(folders)), output)
 
-    def find(self, path: Path) -> dict[str, Path]:
-        """Return the images of one of the paths by their unique names; nothing where it is not there."""
+    def find(self, path: Path, unreadable: list[str] | None = None) -> dict[str, Path]:
+        """
+        Return the images of one of the paths by their unique names; nothing where it is not there.
+
+        `unreadable` is that of [`~kgl.data.images.find_files`].
+        """
         absolute, output = Path(os.path.abspath(path)), Path(os.path.abspath(self.output))
         if not os.path.isdir(absolute):  # Path.is_dir raises where a network drive is gone
             images = [absolute] if os.path.exists(absolute) else []
         else:
-            images = [image for image in find_images(absolute) if output not in image.parents]
-        return {image.relative_to(self.common).as_posix(): image for image in images}
+            images = [image for image in find_images(absolute, unreadable) if output not in image.parents]
+        return {utf8_name(image.relative_to(self.common).as_posix()): image for image in images}
 
 
 @dataclass(frozen=True)
@@ -170,19 +176,24 @@ class FolderPredictor:
         self,
         images: Iterator[tuple[str, Stamp, PILImage.Image]],
         decided: Callable[[str], None] | None = None,
-    ) -> None:
+    ) -> list[str]:
         """
         Predict images batch by batch; the row of an earlier file is replaced.
 
         Args:
             images: with name and stamp.
             decided: called with the name of each image once its row is written.
+
+        Returns:
+            The names of the images whose rows were replaced.
         """
+        replaced = []
         top_cells = self.pipeline.model.config.top_cells
         while batch := list(islice(images, self.batch_size)):  # older pipelines would hold a whole stream in memory
             predictions = self.pipeline(
                 [image for *_, image in batch], batch_size=self.batch_size, box_threshold=self.box_threshold
             )
+            replaced += [name for name, *_ in batch if name in self.table.rows]
             self.table.remove([name for name, *_ in batch])
             for (name, stamp, image), prediction in zip(batch, predictions, strict=True):
                 overlay = overlay_path(self.output / "overlays", name)
@@ -190,6 +201,7 @@ class FolderPredictor:
                 self.table.append(name, stamp, prediction)
                 if decided is not None:
                     decided(name)
+        return replaced
 
     def count(self, unusable: list[UnusableImage], changed: list[str]) -> FolderPredictions:
         """Return the counts of the table."""
@@ -270,6 +282,25 @@ def _load_images(
             yield name, stamp, image
 
 
+def utf8_name(name: str) -> str:
+    r"""
+    Return a file name in which bytes that are not UTF-8, as Linux allows, are written `\xff`.
+
+    Backslashes are doubled in names that would have `\x` then, so that no two files share a name.
+    """
+    encoded = os.fsencode(name)
+    if "\\x" not in encoded.decode(errors="backslashreplace"):
+        return name
+    return encoded.replace(b"\\", b"\\\\").decode(errors="backslashreplace")
+
+
+def changed_sentence(names: list[str]) -> str:
+    """Return that images are predicted anew, with the first of their names."""
+    more = len(names) - _MAX_NAMED
+    named = ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"Predicted anew, because the file changed since its row was written: {named}"
+
+
 def overlay_path(folder: Path, name: str) -> Path:
     """
     Return the overlay's path of an image: `a.jpg` of `a.jpg`, and `a.png.jpg` of `a.png`.
@@ -298,7 +329,7 @@ def _draw_overlay(
     pen = ImageDraw.Draw(overlay)
     for box in prediction["boxes"] if suspect else []:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)
-        pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + max(overlay.size) // 500)
+        pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + math.isqrt(overlay.width * overlay.height) // 500)
     overlay.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
     path.parent.mkdir(parents=True, exist_ok=True)
     overlay.save(path, format="JPEG", quality=90)
@@ -309,7 +340,9 @@ __all__ = [
     "FolderPredictor",
     "ImageSources",
     "UnusableImage",
+    "changed_sentence",
     "open_predictor",
     "overlay_path",
     "predict_folder",
+    "utf8_name",
 ]

@@ -109,7 +109,7 @@ class PredictionTable:
         return [
             name
             for name, row in self.rows.items()
-            if name in images and images[name].exists() and row.stamp != file_stamp(images[name])
+            if name in images and os.path.exists(images[name]) and row.stamp != file_stamp(images[name])
         ]
 
     def remove(self, names: Collection[str]) -> None:
@@ -118,9 +118,8 @@ class PredictionTable:
         if not gone:
             return
         unfinished = self._path.with_name(f"{self._path.name}.unfinished")
-        # File names need not be valid UTF-8.
-        text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-        with self._path.open(**text) as rows, unfinished.open("w", **text) as kept:
+        text = {"newline": "", "encoding": "utf-8"}
+        with self._path.open(**text, errors="backslashreplace") as rows, unfinished.open("w", **text) as kept:
             csv.writer(kept, lineterminator="\n").writerows(row for row in csv.reader(rows) if row[0] not in gone)
         self._file.close()
         unfinished.replace(self._path)
@@ -131,7 +130,7 @@ class PredictionTable:
     def _write(self, cells: list[str]) -> None:
         line = io.StringIO(newline="")
         csv.writer(line, lineterminator="\n").writerow(cells)  # csv, not pandas: rows are appended one by one
-        row = line.getvalue().encode("utf-8", errors="surrogateescape")
+        row = line.getvalue().encode()
         before = os.fstat(self._file.fileno()).st_size
         if self._file.write(row) < len(row):  # the disk is full
             self._file.truncate(before)
@@ -139,7 +138,7 @@ class PredictionTable:
 
 
 def _text(content: bytes) -> io.StringIO:
-    return io.StringIO(content.decode("utf-8", errors="surrogateescape"), newline="")
+    return io.StringIO(content.decode(errors="backslashreplace"), newline="")
 
 
 __all__ = ["PredictionTable", "Row", "Stamp", "file_stamp"]

@@ -11,9 +11,16 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
-from ..data.images import load_image_file
+from ..data.images import load_image_file, unreadable_folder
 from ..errors import InputError
-from .predict_folder import FolderPredictions, FolderPredictor, ImageSources, UnusableImage, open_predictor
+from .predict_folder import (
+    FolderPredictions,
+    FolderPredictor,
+    ImageSources,
+    UnusableImage,
+    changed_sentence,
+    open_predictor,
+)
 from .prediction_table import PredictionTable, Stamp, file_stamp
 from .unlike_images import RecentImages
 
@@ -35,7 +42,8 @@ def watch_folders(
 
     A file counts as complete when its size and time are the same at two looks and it can be decoded. One that cannot
     is named on standard error, as unusable, at the sixth look that finds it unchanged. The row of a file that changed
-    is replaced by a new one at the end of the table. The first time that more of the latest images look unlike the
+    is replaced by a new one at the end of the table, and a line names it. A folder that cannot be read is named on
+    standard error once, and the others are watched. The first time that more of the latest images look unlike the
     training ones than chance explains, standard error has a warning. SIGINT or SIGTERM ends it after the batch in
     progress, a second one at once.
 
@@ -57,7 +65,9 @@ def watch_folders(
         print(f"Watching {' '.join(map(str, paths))} every {seconds:g} s until Ctrl-C or SIGTERM.", flush=True)
         watcher, warn = FolderWatcher(sources, predictor.table), unlike_warner(predictor)
         while not stop.requested:
-            predictor.predict(watcher.complete_images(stop), warn)
+            replaced = predictor.predict(watcher.complete_images(stop), warn)
+            if replaced:
+                print(changed_sentence(replaced), flush=True)
             stop.wait(seconds)
         return predictor.count([one for _, one in watcher.unusable.values()], [])
 
@@ -130,6 +140,7 @@ class FolderWatcher:
         self._sources, self._table = sources, table
         self._pending: dict[str, tuple[Stamp, int]] = {}  # stamp, and how many earlier looks found the same
         self._empty: set[Path] = set()
+        self._unreadable: set[str] = set()  # sentences on folders that could not be read at the last look
         self.unusable: dict[str, tuple[Stamp, UnusableImage]] = {}
 
     def complete_images(self, stop: StopSignal) -> Iterator[tuple[str, Stamp, PILImage.Image]]:
@@ -152,10 +163,13 @@ class FolderWatcher:
     def _find_unchanged(self) -> list[tuple[str, Path]]:
         """Return the undecided files that are as they were at the last look."""
         before, self._pending = self._pending, {}
-        unchanged = []
-        for name, path in sorted(self._find().items()):
+        unchanged, unreadable = [], []
+        for name, path in sorted(self._find(unreadable).items()):
             try:
                 stamp = file_stamp(path)
+            except PermissionError as error:
+                unreadable.append(unreadable_folder(path.parent, error))
+                continue
             except OSError:  # gone since, or a link to nothing
                 continue
             decided = self._table.rows.get(name)
@@ -165,15 +179,20 @@ class FolderWatcher:
             self._pending[name] = (stamp, looks + 1 if stamp == stamp_before else 0)
             if stamp == stamp_before:
                 unchanged.append((name, path))
+        for sentence in sorted(set(unreadable) - self._unreadable):
+            print(f"Warning: {sentence} Until then the images in it are left out.", file=sys.stderr, flush=True)
+        self._unreadable = set(unreadable)
         return unchanged
 
-    def _find(self) -> dict[str, Path]:
-        """Return all images by name; say once of a path that there is none."""
+    def _find(self, unreadable: list[str]) -> dict[str, Path]:
+        """Return all images by name; print once of a path that there is none. `unreadable` is that of `find`."""
         images: dict[str, Path] = {}
         for path in self._sources.paths:
-            found = self._sources.find(path)
+            sentences: list[str] = []
+            found = self._sources.find(path, sentences)
             images |= found
-            if found:
+            unreadable += sentences
+            if found or sentences:
                 self._empty.discard(path)
             elif path not in self._empty:
                 self._empty.add(path)

@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 
 from ..data.storage import write_text
 from ..evaluation.page import jpeg_uri, render_template
+from ..evaluation.tiles import strip_shape, tile_size
 from .strategies import standardize
 
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .audit import Suspect
 
 _NEAREST = 2  # of each class
-_SIDE = 224  # pixels of the longer side
 
 
 def write_page(
@@ -44,7 +44,7 @@ def write_page(
         for label, title in ((labels[one.row], row["label"]), (one.suggested, row["suggested_label"])):
             nearest = nearest_of_class(features, labels, one.row, label)
             tiles += [_tile(images, int(other), f"{title}: {images[int(other)]['file_name']}") for other in nearest]
-        cases.append({"row": row, "tiles": tiles})
+        cases.append({"row": row, "tiles": tiles, "shape": strip_shape(images[one.row]["image"])})
     values = {"cases": cases, "total": len(table), "images": len(images), "name": name}
     write_text(path, render_template("kgl.labelling", "audit.html.jinja", **values))
 
@@ -58,8 +58,7 @@ def nearest_of_class(features: np.ndarray, labels: np.ndarray, row: int, label: 
 
 def _tile(images: Dataset, row: int, title: str) -> dict[str, Any]:
     image: PILImage.Image = images[row]["image"].convert("RGB")
-    image.thumbnail((_SIDE, _SIDE))
-    return {"title": title, "src": jpeg_uri(np.asarray(image))}
+    return {"title": title, "src": jpeg_uri(np.asarray(image.resize(tile_size(image))))}
 
 
 __all__ = ["nearest_of_class", "write_page"]

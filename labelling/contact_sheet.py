@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from matplotlib import rc_context
-from matplotlib.figure import Figure
-from PIL import Image as PILImage
 
 from ..configuration_kgl import KGLConfig
-from ..evaluation.fonts import font_families
+from ..evaluation.fonts import are_legible, font_families, legible_names
 from ..evaluation.maps import upsample_maps
 from ..evaluation.overlay import overlay_heat_map, shown_from
+from ..evaluation.tiles import POINTS, Layout, add_titles, new_figure, tile_size, wrap
 
 
-_IMAGES = 3  # per row
-_WIDTH = 1.7  # of a tile in inches
-_SIDE = 240  # pixels of the longer side of a tile
+_MAX_IMAGES = 200
 _MAX_NAME = 34  # letters
 
 
@@ -31,40 +28,61 @@ def draw_contact_sheet(
     config: KGLConfig,
 ) -> None:
     """
-    Write a PNG with each image beside its heat map, and rank, name and score below.
+    Write a PNG with the first images, each beside its heat map, or above it where images are wide strips.
+
+    Rank, name and score stand above them. Names whose letters no installed font has are left out.
 
     Args:
         path: the PNG to write.
         images: column `image`, in the order of their ranks.
         heat_maps: of them, each `(h, w)` in 0..1.
-        columns: `rank`, `file` and, where a class is defect-free, `defect_score`.
+        columns: `rank`, `file` and `predicted_label` and, where a class is defect-free, `defect_score`.
         config: of the classifier.
     """
-    rows, shown = -(-len(images) // _IMAGES), [_resize(image) for image in images["image"]]
-    tile = min(_WIDTH * max(one.shape[0] / one.shape[1] for one in shown), 4 * _WIDTH)
-    names = [*map(str, columns["file"]), *config.label2id]
-    with rc_context({"font.family": font_families(names), "text.parse_math": False}):
-        figure = Figure(figsize=(2 * _IMAGES * _WIDTH + 0.3, rows * (tile + 0.45)), dpi=110, layout="constrained")
-        axes = figure.subplots(rows, 2 * _IMAGES, squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for index, (grey, heat) in enumerate(zip(shown, heat_maps, strict=True)):
+    count = min(len(images), _MAX_IMAGES)
+    shown = [image.convert("L").resize(tile_size(image)) for image in images.select(range(count))["image"]]
+    layout = Layout.of(2, float(np.median([image.width / image.height for image in shown])))
+    names, files = list(config.label2id), columns["file"][:count]
+    with rc_context({"font.family": font_families([*files, *names]), "text.parse_math": False}):
+        figure, axes, bar = new_figure(layout, count)
+        place = "left" if layout.rows > 1 else "center"
+        titles = zip(_image_titles(columns, count), _heat_titles(columns, names, count), strict=True)
+        for index, (image, heat, texts) in enumerate(zip(shown, heat_maps[:count], titles, strict=True)):
+            grey = np.asarray(image)
             lowest = shown_from(heat, config.heat_threshold, None, config.top_cells)
             overlay = overlay_heat_map(grey, upsample_maps(heat[None], grey.shape)[0], lowest)
-            left, right = axes.reshape(-1, 2)[index]
-            left.imshow(grey, cmap="gray", vmin=0, vmax=255)
-            right.imshow(overlay)
-            left.set_title(f"{columns['rank'][index]}  {_shorten(columns['file'][index])}", fontsize=7, loc="left")
-            score = f"P(defect) {columns['defect_score'][index]:.2f}" if "defect_score" in columns else ""
-            right.set_title(score or columns["predicted_label"][index], fontsize=7, loc="right")
+            tiles = zip(layout.axes_of(axes, index), (grey, overlay), texts, ("bold", "normal"), strict=True)
+            for axis, pixels, text, weight in tiles:
+                axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect=layout.stretch)
+                axis.set_title(wrap(text, layout.width), loc=place, fontsize=POINTS, pad=2, fontweight=weight)
+        scale = f"heat map: 0.5 at its threshold {config.heat_threshold:.3g}"
+        add_titles(figure, bar, _title(columns, names, count), scale)
         figure.savefig(path)
 
 
-def _resize(image: PILImage.Image) -> np.ndarray:
-    """Return an image in grey with its own aspect ratio, `_SIDE` pixels long."""
-    grey = image.convert("L")
-    scale = _SIDE / max(grey.size)
-    return np.asarray(grey.resize((max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))))
+def _image_titles(columns: dict[str, list[Any]], count: int) -> list[str]:
+    """Return rank and name of each image, the rank alone where fonts lack letters of the name."""
+    ranks, files = columns["rank"][:count], columns["file"][:count]
+    rows = zip(ranks, files, are_legible(files), strict=True)
+    return [f"{rank}  {_shorten(name)}" if legible else str(rank) for rank, name, legible in rows]
+
+
+def _heat_titles(columns: dict[str, list[Any]], names: list[str], count: int) -> list[str]:
+    """Return the score of each image, or the predicted class where no class is defect-free."""
+    if "defect_score" in columns:
+        return [f"P(defect) {score:.2f}" for score in columns["defect_score"][:count]]
+    legible = dict(zip(names, legible_names(names), strict=True))
+    return [legible[label] for label in columns["predicted_label"][:count]]
+
+
+def _title(columns: dict[str, list[Any]], names: list[str], count: int) -> str:
+    """Return the title, with what stands in place of names whose letters no font has."""
+    total, files = len(columns["file"]), columns["file"][:count]
+    title = f"The first {count} of {total} images to label" if count < total else "Images to label next"
+    notes = [] if all(are_legible(files)) else ["files by their rank in next.csv"]
+    if "defect_score" not in columns and legible_names(names) != names:
+        notes.append("classes by their number in config.json")
+    return f"{title} ({', '.join(notes)}: no installed font has the letters of all names)" if notes else title
 
 
 def _shorten(name: str) -> str:

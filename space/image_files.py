@@ -13,7 +13,7 @@ from input_error import InputError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-THUMBNAIL_SIDE = 96  # pixels
+THUMBNAIL_SIDES = (96, 288)  # pixels of the shorter side, and of the longer side at most
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
     return image.resize([max(1, round(scale * length)) for length in image.size])
 
 
+def _thumbnail(image: Image.Image) -> Image.Image:
+    shorter, longer = THUMBNAIL_SIDES
+    return shrink(image, min(round(shorter * max(image.size) / min(image.size)), longer))
+
+
 def read_examples(folder: Path) -> list[Example]:
     """
     Read the first images of a folder, by name.
@@ -81,7 +86,7 @@ def read_examples(folder: Path) -> list[Example]:
     examples = []
     for path in paths[: quotas.MAX_EXAMPLES]:
         try:
-            examples.append(Example(path, shrink(read_image(path.read_bytes()), THUMBNAIL_SIDE)))
+            examples.append(Example(path, _thumbnail(read_image(path.read_bytes()))))
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
     return examples

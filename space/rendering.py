@@ -15,7 +15,7 @@ from labelled_set import LabelledSet, count_decisions
 IMAGE_SIDE = 800  # pixels of an image on the page
 SHOWN_SHARE = 0.05  # of the heat map, shown at least where an image is not called good
 HEAT_MAP_SIDE = 256  # pixels of a heat map on the page; it has far fewer cells
-WIDE = 2.5  # width / height from which on an image gets the whole width of the page
+WIDE = 2.5  # ratio of its sides from which on an image is a strip; a wide one gets the whole width of its column
 MAX_RATIO = 10  # of its sides as shown: longer strips are stretched, they would be lines
 HEAT_COLOURS = np.array([(255, 225, 90), (255, 125, 0), (190, 0, 30)], dtype=float)  # from the threshold to 1
 
@@ -78,13 +78,20 @@ def card_html(
         f'<td><span class="bar" style="width:{100 * value:.1f}%"></span></td></tr>'
         for label, value in prediction["scores"].items()
     )
-    shape = " wide" if image.width >= WIDE * image.height else ""
-    return f"""<article class="card{shape}"{data}>
+    classes = f"card {strip_shape(image)}".rstrip()
+    return f"""<article class="{classes}"{data}>
 <h3>{html.escape(name)}</h3>
 {_overlay_html(name, image, prediction, heat_threshold, score is not None and score < good_below)}{decision}
 <p class="line">Most probable class: <b>{html.escape(prediction["label"])}</b> {prediction["score"]:.3f}</p>{hint}
 <details><summary>All class probabilities</summary><table class="classes">{rows}</table></details>
 </article>"""
+
+
+def strip_shape(image: Image.Image) -> str:
+    """Return whether an image is a `wide` or a `tall` strip, or neither, which is the empty string."""
+    if image.width >= WIDE * image.height:
+        return "wide"
+    return "tall" if image.height >= WIDE * image.width else ""
 
 
 def _overlay_html(name: str, image: Image.Image, prediction: dict[str, Any], heat_threshold: float, good: bool) -> str:
@@ -157,7 +164,8 @@ def heat_map_hint(config: Any) -> str:
 def examples_html(examples: list[Example]) -> str:
     """Render a button per example; `data-index` is its place in the list."""
     buttons = "".join(
-        f'<button type="button" data-index="{index}"><img alt="" src="{data_url(one.thumbnail, "JPEG", quality=85)}">'
+        f'<button type="button" class="{strip_shape(one.thumbnail)}" data-index="{index}">'
+        f'<img alt="" src="{data_url(one.thumbnail, "JPEG", quality=85)}">'
         f"<span>{html.escape(one.path.stem)}</span></button>"
         for index, one in enumerate(examples)
     )

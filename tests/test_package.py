@@ -100,7 +100,8 @@ def _source_copy(folder: Path) -> Path:
 
 SOURCES = (
     "pyproject.toml", "README.md", "LICENSE", "hub_card.md", "evaluation/report.html.jinja",
-    "evaluation/curve.html.jinja", "evaluation/galleries.html.jinja", "labelling/audit.html.jinja",
+    "evaluation/curve.html.jinja", "evaluation/galleries.html.jinja", "evaluation/strips.html.jinja",
+    "labelling/audit.html.jinja",
     *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "backbones/kgl-tiny").iterdir())),
 )  # fmt: skip
 

@@ -55,7 +55,9 @@ def texts(figure):
     return [(text.get_text(), text.get_window_extent(renderer)) for text in found]
 
 
-@pytest.mark.parametrize("size", [(160, 160), (256, 1600), (64, 400), (64, 4000), (400, 64), (640, 256), (40, 48)])
+@pytest.mark.parametrize(
+    "size", [(160, 160), (256, 1600), (64, 400), (64, 4000), (400, 64), (4000, 64), (640, 256), (40, 48)]
+)
 @pytest.mark.parametrize("count", [1, 6])
 def test_tiles_are_large_enough_and_no_texts_overlap(size, count, tmp_path, figures):
     draw(tmp_path / "grid.png", size, LONG, count)

@@ -83,6 +83,17 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
         assert ((again[:, :, 1] - again[:, :, 0])[10, 25:45].min() > 60) == boxed
 
 
+def test_frame_of_a_box_leaves_room_in_a_strip(tmp_path):
+    prediction = {
+        "heat_map": Image.new("L", (4000, 40)), "decision": "defective",
+        "boxes": [{"xmin": 100, "ymin": 10, "xmax": 140, "ymax": 30, "score": 1.0}],
+    }  # fmt: skip
+    module._draw_overlay(tmp_path / "overlay.jpg", Image.new("RGB", (4000, 40), (99, 99, 99)), prediction, 0.4, 0.05)
+    drawn = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
+    green = drawn[:, :, 1] - drawn[:, :, 0]
+    assert green[10, 120] > 60 and np.abs(green[14:26, 120]).max() < 30
+
+
 def test_threshold_is_the_models_by_default(tmp_path, images):
     for name, config in (
         ("low", {"saliency_threshold": {"threshold": 0.0}}),
@@ -111,12 +122,20 @@ def test_files_of_the_same_name_have_separate_overlays(tmp_path, saved, images):
 
 def test_file_names_need_not_be_utf8(tmp_path, saved):
     (tmp_path / "line").mkdir()
-    for name in ("a, b.png", os.fsdecode(b"\xff.png")):
+    for name in ("a, b.png", os.fsdecode(b"\xff\\.png"), "\u00e9.png", r"\xff\.png"):
         Image.new("L", (48, 40), 90).save(tmp_path / "line" / name)
+    tables = []
     for _ in range(2):
-        assert predict_folder([tmp_path / "line"], saved, tmp_path / "out").images == 2
-    table = (tmp_path / "out" / "predictions.csv").read_bytes()
-    assert table.count(b"\n") == 3 and b'"a, b.png"' in table and b"\n\xff.png," in table
+        assert predict_folder([tmp_path / "line"], saved, tmp_path / "out").images == 4
+        tables.append((tmp_path / "out" / "predictions.csv").read_bytes())
+    assert tables[0] == tables[1]
+    names = ["a, b.png", "\u00e9.png", r"\xff\\.png", r"\\xff\\.png"]
+    assert sorted(row["file_name"] for row in rows_of(tmp_path / "out")) == sorted(names)
+    overlays = {path.name for path in (tmp_path / "out" / "overlays").iterdir()}
+    assert overlays == {f"{name}.jpg" for name in names}
+    Image.new("L", (48, 40), 250).save(tmp_path / "line" / os.fsdecode(b"\xff\\.png"))
+    assert predict_folder([tmp_path / "line"], saved, tmp_path / "out").changed == [r"\xff\\.png"]
+    assert len(rows_of(tmp_path / "out")) == 4
 
 
 def command(*arguments: object) -> None:

@@ -222,11 +222,12 @@ def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
         count, shown = loaded_images(driver)
         assert count == shown == 1 + 6 * 5 + 6
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-        tiles = "return [...document.querySelectorAll('.tiles img')].map(i => [i.alt, i.naturalWidth, i.clientHeight])"
-        for alt, across, down in driver.execute_script(tiles):
-            least = 12 if "4000 x" in alt else 45
-            assert across >= 64 or "x 1600" in alt or "64 x" in alt
-            assert down >= (least if width > 1000 else least / 2), alt
+        images = (
+            "return [...document.querySelectorAll('.gallery img')].map(i => [i.alt, i.clientWidth, i.clientHeight])"
+        )
+        for alt, across, down in driver.execute_script(images):
+            assert min(across, down) >= (30 if "4000 x" in alt else 42), alt
+            assert max(across, down) >= (250 if "300 x 300" not in alt else 75), alt
         driver.set_window_size(width, 3000)
         driver.save_screenshot(str(tmp_path / "page.png"))
 

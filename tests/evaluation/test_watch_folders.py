@@ -143,6 +143,49 @@ def test_empty_and_vanished_folders_are_said_once(watched, capsys):
     assert capsys.readouterr().out == ""
 
 
+def refuse_permission(monkeypatch, function, *names):
+    """Let an `os` function fail for these last parts of a path; return the names, which may change."""
+    refused, kept = set(names), getattr(os, function)
+
+    def call(path, *args, **options):
+        if os.path.basename(path) in refused:
+            raise PermissionError(13, "Permission denied", str(path))
+        return kept(path, *args, **options)
+
+    monkeypatch.setattr(os, function, call)
+    return refused
+
+
+def test_unreadable_subfolder_is_named_once_and_the_rest_is_watched(watched, capsys, monkeypatch):
+    save_noise(watched.line / "sub" / "a.png")
+    save_noise(watched.line / "b.png")
+    refused = refuse_permission(monkeypatch, "scandir", "sub")
+    assert [watched.look() for _ in range(4)] == [[], ["b.png"], [], []]
+    warning = (
+        f"Warning: {watched.line / 'sub'}: this folder cannot be read (Permission denied); change its permissions. "
+        "Until then the images in it are left out.\n"
+    )
+    assert capsys.readouterr() == ("", warning)
+    refused.clear()
+    assert [watched.look() for _ in range(2)] == [[], ["sub/a.png"]]
+    refused.add("sub")
+    assert [watched.look() for _ in range(2)] == [[], []] and capsys.readouterr() == ("", warning)
+    assert set(watched.table.rows) == {"b.png", "sub/a.png"}
+    refused.add("line")
+    assert [watched.look() for _ in range(2)] == [[], []]
+    assert capsys.readouterr() == ("", warning.replace(str(watched.line / "sub"), str(watched.line)))
+
+
+def test_folder_that_cannot_be_entered_is_named_once(watched, capsys, monkeypatch):
+    for name in ("sub/a.png", "sub/b.png", "c.png"):
+        save_noise(watched.line / name)
+    refuse_permission(monkeypatch, "stat", "a.png", "b.png")
+    assert [watched.look() for _ in range(3)] == [[], ["c.png"], []]
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(f"Warning: {watched.line / 'sub'}: this folder cannot be read")
+    assert printed.err.count("\n") == 1
+
+
 def test_files_that_are_gone_are_forgotten(watched):
     for index in range(5):
         (watched.line / f"{index}.png").write_text("no image")
@@ -256,8 +299,11 @@ def test_killed_watches_decide_every_image_once(tmp_path):
     assert len(names) == len(set(names)) == 18
     counts = [sum(row["decision"] == one for row in rows) for one in ("defective", "look again", "good")]
     line = "18 images: {} defective, {} look again, {} good, 0 unusable. Table: out/predictions.csv".format(*counts)
-    assert printed.splitlines() == ["Watching line every 0.2 s until Ctrl-C or SIGTERM.", "line: it is gone; waiting.",
-                                    line]  # fmt: skip
+    assert printed.splitlines() == [
+        "Watching line every 0.2 s until Ctrl-C or SIGTERM.",
+        "Predicted anew, because the file changed since its row was written: good_3.png",
+        "line: it is gone; waiting.", line,
+    ]  # fmt: skip
     assert all(counts) and not (tmp_path / "out" / "predictions.csv.unfinished").exists()
 
     for path in paths:  # the same decisions as without watching

@@ -1,11 +1,12 @@
 """Images are decoded within limits, and examples are read."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 from space_server import ROOT, encode, make_png, noise, write
 
-import image_files
 import quotas
 from image_files import read_examples, read_image
 from input_error import InputError
@@ -61,8 +62,16 @@ def test_examples_are_image_files(tmp_path):
     write(tmp_path, "notes.txt", b"")
     (tmp_path / "folder.png").mkdir()
     (example,) = read_examples(tmp_path)
-    assert example.path == image and example.thumbnail.size == (image_files.THUMBNAIL_SIDE, 48)
+    assert example.path == image and example.thumbnail.size == (192, 96)
     assert "<b>" not in examples_html([example])
+
+
+def test_examples_that_are_strips_have_a_larger_thumbnail(tmp_path):
+    for name, size in (("square", (400, 400)), ("tall", (64, 400)), ("wide", (1600, 256))):
+        write(tmp_path, f"{name}.png", encode(noise(*size)))
+    examples = read_examples(tmp_path)
+    assert [example.thumbnail.size for example in examples] == [(96, 96), (46, 288), (288, 46)]
+    assert re.findall(r'<button type="button" class="(\w*)"', examples_html(examples)) == ["", "tall", "wide"]
 
 
 def test_unusable_examples_are_named(tmp_path):
