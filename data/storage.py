@@ -104,7 +104,7 @@ def no_library_progress_bars() -> Iterator[None]:
 
 @cache
 def datasets_cache() -> str | None:
-    """Return None for the cache of `datasets` itself; where that cannot be written, a folder that ends with the process."""
+    """Return None for the cache of `datasets`, or where it cannot be written a folder that ends with the process."""
     try:
         folder = Path(datasets_config.HF_DATASETS_CACHE)
         folder.mkdir(parents=True, exist_ok=True)
