@@ -185,6 +185,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
             backbone_config.pop(name, None)
         model = cls(KGLConfig(backbone_config=backbone_config, **config_kwargs))
         model.backbone.load_state_dict(backbone.state_dict())
+        if model.tuned is not None:
+            model.tuned.stage.load_state_dict(KGLTunedStage.original(model.backbone).state_dict())
         return model
 
     @can_return_tuple
@@ -283,8 +285,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the model, its code, its pipelines and its handler for Inference Endpoints."""
-        # transformers copies the files of relative imports, also of those inside a function.
-        from .handler import EndpointHandler  # noqa: F401
+        # transformers copies the files of relative imports, also of those inside a function, and what they import.
         from .pipeline_kgl import custom_pipelines
 
         # Pipeline.save_pretrained writes this entry; here, checkpoints and Trainer.save_model get it too.
