@@ -145,7 +145,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
             out_features: the stages to use, finest first (`["stage2", "stage3"]`); the last stage by default. For timm
                 models, their feature indices as strings (`["2", "3"]`). ResNet and ConvNeXt are built without the
                 stages behind the last one used.
-            config_kwargs: arguments of [`KGLConfig`], such as `id2label`, `label2id` or `defect_free_label`.
+            config_kwargs: arguments of [`KGLConfig`], such as `id2label`, `label2id` or `defect_free_label`. With
+                `tuned_stage=True` the copy of the stage has its pretrained weights.
 
         Raises:
             ValueError: the model is not a backbone, lacks a stage, or the checkpoint lacks weights.
