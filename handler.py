@@ -130,9 +130,14 @@ def _check_image(name: str, image: Image.Image) -> None:
     """Refuse what the pipeline refuses too, but by name, and images too large for a request."""
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise ValueError(_too_many_pixels(name))
-    tiles = getattr(image, "tile", [])  # of a file's 16-bit colours Pillow drops the lower bytes
-    if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in tiles):
+    if is_deeper_than_8_bits(image):
         raise ValueError(f"{name}: the image has more than 8 bits per channel; convert it to 8.")
+
+
+def is_deeper_than_8_bits(image: Image.Image) -> bool:
+    """Return whether an image has more than 8 bits per channel, which a conversion to RGB would clip to white."""
+    tiles = getattr(image, "tile", [])  # of a file's 16-bit colours Pillow drops the lower bytes
+    return image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in tiles)
 
 
 def _too_many_pixels(name: str) -> str:
@@ -157,4 +162,4 @@ def _to_json(output: dict[str, Any]) -> dict[str, Any]:
     return output | {"heat_map": base64.b64encode(png.getvalue()).decode()}
 
 
-__all__ = ["EndpointHandler"]
+__all__ = ["EndpointHandler", "is_deeper_than_8_bits"]

@@ -105,7 +105,17 @@ class KGLTunedStage(nn.Module):
     @classmethod
     def of(cls, backbone: PreTrainedModel, num_labels: int) -> KGLTunedStage:
         """
-        Return a copy of the stage behind the backbone's first output, with a new classifier.
+        Return a copy of the stage that [`original`] returns, with a new classifier.
+
+        Raises:
+            ValueError: as [`original`].
+        """
+        return cls(copy.deepcopy(cls.original(backbone)), backbone.channels[1], num_labels)
+
+    @staticmethod
+    def original(backbone: PreTrainedModel) -> nn.Module:
+        """
+        Return the stage behind the backbone's first output.
 
         Raises:
             ValueError: the backbone is no ResNet, or that stage is no output.
@@ -117,12 +127,16 @@ class KGLTunedStage(nn.Module):
                 f"tuned_stage=True needs a ResNet whose first two outputs follow each other, not a {kind} with "
                 f"out_features={outputs}."
             )
-        return cls(copy.deepcopy(backbone.encoder.stages[stages[0]]), backbone.channels[1], num_labels)
+        return backbone.encoder.stages[stages[0]]
+
+    def features(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features `(B, C, h, w)` and saliency logits `(B, 1, h, w)` of maps `(B, C_0, h_0, w_0)`."""
+        features = self.stage(feature_map)
+        return features, self.saliency_head(features)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K)` of maps `(B, C_0, h_0, w_0)`."""
-        features = self.stage(feature_map)
-        return self.classifier(pool_with_saliency(features, self.saliency_head(features)))
+        return self.classifier(pool_with_saliency(*self.features(feature_map)))
 
 
 def average_neighbours(feature_map: torch.Tensor) -> torch.Tensor:

@@ -145,7 +145,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
             out_features: the stages to use, finest first (`["stage2", "stage3"]`); the last stage by default. For timm
                 models, their feature indices as strings (`["2", "3"]`). ResNet and ConvNeXt are built without the
                 stages behind the last one used.
-            config_kwargs: arguments of [`KGLConfig`], such as `id2label`, `label2id` or `defect_free_label`.
+            config_kwargs: arguments of [`KGLConfig`], such as `id2label`, `label2id` or `defect_free_label`. With
+                `tuned_stage=True` the copy of the stage has its pretrained weights.
 
         Raises:
             ValueError: the model is not a backbone, lacks a stage, or the checkpoint lacks weights.
@@ -185,6 +186,8 @@ class KGLForImageClassification(KGLPreTrainedModel):
             backbone_config.pop(name, None)
         model = cls(KGLConfig(backbone_config=backbone_config, **config_kwargs))
         model.backbone.load_state_dict(backbone.state_dict())
+        if model.tuned is not None:
+            model.tuned.stage.load_state_dict(KGLTunedStage.original(model.backbone).state_dict())
         return model
 
     @can_return_tuple
@@ -283,8 +286,7 @@ class KGLForImageClassification(KGLPreTrainedModel):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the model, its code, its pipelines and its handler for Inference Endpoints."""
-        # transformers copies the files of relative imports, also of those inside a function.
-        from .handler import EndpointHandler  # noqa: F401
+        # transformers copies the files of relative imports, also of those inside a function, and what they import.
         from .pipeline_kgl import custom_pipelines
 
         # Pipeline.save_pretrained writes this entry; here, checkpoints and Trainer.save_model get it too.

@@ -18,6 +18,8 @@ from transformers import AutoModelForImageClassification, BaseImageProcessor, Im
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .handler import is_deeper_than_8_bits  # the server loads handler.py alone: it can import nothing from here
+
 
 TASK = "defect-detection"
 # Of an image as the model sees it, with the words for values below and above the training images'.
@@ -166,8 +168,7 @@ def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.
     Return an upright RGB image of a path, URL, base64 text or PIL image.
 
     Raises:
-        ValueError: more than 8 bits per channel, which a conversion to RGB would clip to white, or more pixels than
-            Pillow allows.
+        ValueError: more than 8 bits per channel, or more pixels than Pillow allows.
     """
     name = "An"
     try:
@@ -182,10 +183,8 @@ def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.
                 image = Image.open(BytesIO(b64decode(image.split(",")[-1])))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{error} If you trust the file, set PIL.Image.MAX_IMAGE_PIXELS higher.") from error
-    if isinstance(image, Image.Image):
-        tiles = getattr(image, "tile", [])  # of a file's 16-bit colours Pillow drops the lower bytes
-        if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in tiles):
-            raise ValueError(f"{name} image of mode {image.mode} has more than 8 bits per channel; convert it to 8.")
+    if isinstance(image, Image.Image) and is_deeper_than_8_bits(image):
+        raise ValueError(f"{name} image of mode {image.mode} has more than 8 bits per channel; convert it to 8.")
     return load_image(image, timeout=timeout)
 
 

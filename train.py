@@ -231,7 +231,7 @@ def fit_phases(job: Job, state: RunState) -> Phases:
     train, model_args = job.data.splits["train"], job.settings.model
     inputs = cache_features(train, job.recipe, state)
     primary = fit_phase("primary", "Phase 1, primary classifier", inputs, job.recipe, state)
-    priors = make_priors(inputs.rows, primary, job.recipe, state, job.settings.prior, inputs.model)
+    priors = make_priors(inputs.rows, primary, job.recipe, state, job.settings.prior, lambda: inputs.model)
     if job.is_main_process:
         print_priors(job, priors)
     tuned = None
@@ -246,12 +246,14 @@ def train_phases(job: Job, state: RunState) -> Phases:
     train, settings, recipe = job.data.splits["train"], job.settings, job.recipe
     inputs = cache(job, state)
     primary = run_phase_1(inputs, recipe, state)
-    cell_model = None
-    if settings.prior.prior_source != "saliency":
-        cell_model = job.new_cell_model().to(recipe.args.device)
+
+    def new_cell_model() -> KGLForImageClassification:
+        model = job.new_cell_model().to(recipe.args.device)
         batch_size, file = recipe.args.per_device_eval_batch_size, job.output_dir / CACHE_FOLDER / CELLS_FILE
-        fit_cells(cell_model, train, recipe.image_processor, batch_size, recipe.args.seed, file)
-    priors = make_priors(train, primary, recipe, state, settings.prior, cell_model)
+        fit_cells(model, train, recipe.image_processor, batch_size, recipe.args.seed, file)
+        return model
+
+    priors = make_priors(train, primary, recipe, state, settings.prior, new_cell_model)
     if job.is_main_process:
         print_priors(job, priors)
     return inputs, primary, priors, run_phase_2(inputs, priors, recipe, state)
@@ -264,6 +266,7 @@ def cache(job: Job, state: RunState) -> Inputs:
         job.data.splits["train"],
         job.recipe,
         state,
+        phases=["primary", "final"],
         augment=model_args.augment,
         freeze_stages=model_args.freeze_stages,
         views=model_args.frozen_views,

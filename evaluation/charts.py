@@ -18,8 +18,9 @@ from .page import data_uri
 
 _COLOURS = {"primary": "#7a7a7a", "final": "#c2410c"}
 _GOOD_COLOUR = "#3b82a0"
-_LOSS_LINES = (  # label, model, key of the log, colour and style
+_LOSS_LINES = (  # label, phase, key of the log, colour and style
     ("primary: loss", "primary", "loss", _COLOURS["primary"], "-"),
+    ("fine-tuned stage: loss", "tuned", "loss", _COLOURS["final"], "-"),
     ("final: classification loss", "final", "loss_cls", _COLOURS["final"], "-"),
     ("final: guidance loss", "final", "loss_kg", _COLOURS["final"], ":"),
     ("weight λ of the guidance loss", "final", "kg_lambda", _GOOD_COLOUR, "--"),
@@ -142,15 +143,15 @@ def property_histogram(title: str, training: np.ndarray, test: np.ndarray, limit
 
 
 def loss_chart(logs: dict[str, list[dict[str, float]]]) -> Chart:
-    """Draw the loss terms over the training steps, given the Trainer's log history of `primary` and `final`."""
+    """Draw the loss terms over the training steps, given the Trainer's log history of each phase."""
     figure, axes = _new_figure()
-    for label, model, key, colour, style in _LOSS_LINES:
-        points = [(entry["step"], entry[key]) for entry in logs[model] if key in entry]
+    for label, phase, key, colour, style in _LOSS_LINES:
+        points = [(entry["step"], entry[key]) for entry in logs.get(phase, []) if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label)
     axes.set(xlabel="training step", ylim=(0, None))
     _add_legend(axes, "best")
-    return svg_chart(figure, "Training loss", "Loss terms over the training steps of both classifiers")
+    return svg_chart(figure, "Training loss", "Loss terms over the training steps")
 
 
 def _new_figure() -> tuple[Figure, Axes]:

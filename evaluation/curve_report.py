@@ -28,6 +28,8 @@ def curve_sentences(curve: dict[str, Any]) -> list[str]:
     ap, labels = curve["metrics"]["ap"], curve["per_class"]
     mean, (low, high) = ap["mean"][-1], ap["interval"][-1]
     said = [f"With {_labels(labels[-1], curve)}: AP {mean:.2f} ({low:.2f} .. {high:.2f})."]
+    if curve.get("left_out") is not None:  # curves of earlier versions do not say
+        said.append(f"Measured with heads on frozen features, without the run's {curve['left_out']}.")
     if ap["law"] is None:
         return [*said, "Three budgets of labels are needed for a forecast: add images."]
     forecast = ap["forecast"]

@@ -23,7 +23,7 @@ from .galleries import GALLERY_FILE
 from .predictions import decision_columns
 from .report import render_report
 from .results import operating_rates
-from .run_outputs import logged_values
+from .run_outputs import training_logs
 
 
 VALIDATION_FILE = "validation.csv"
@@ -148,7 +148,7 @@ def write_operating_points(points: OperatingPoints) -> None:
         points.after,
         table["label"].map(config.label2id).to_numpy(),
         {model: _probabilities(table, model, config) for model in MODELS},
-        {model: logged_values(run / model) for model in MODELS},
+        training_logs(run),
         config,
         table["group"].to_list() if "group" in table else [""] * len(table),
     )

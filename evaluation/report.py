@@ -97,7 +97,7 @@ def write_report(
         report: the content of `metrics.json`.
         test: the test images.
         predictions: `primary` and `final` predictions of `test`.
-        logs: `primary` and `final` log history of the Trainer.
+        logs: the Trainer's log history of `primary`, `tuned` and `final`, those that were trained by steps.
         priors_of: returns the priors, `(N, h, w)` in 0..1, that images would have in training; called once with the
             images of the galleries. None where priors are not the primary's maps.
         config: the final classifier's.
@@ -126,7 +126,7 @@ def render_report(
         report: the content of `metrics.json`.
         labels: of the test images, `(N,)`.
         probabilities: of the test images by `primary` and `final`, `(N, K)`.
-        logs: `primary` and `final` log history of the Trainer.
+        logs: the Trainer's log history of `primary`, `tuned` and `final`, those that were trained by steps.
         config: the final classifier's, with the operating point that decides.
         groups: of the test images, such as parts; "" where it is unknown.
     """

@@ -97,7 +97,7 @@ def write_outputs(
         report,
         test,
         predictions,
-        {name: logged_values(folder / name) for name in models},
+        training_logs(folder),
         (lambda images: _prior_maps(images, models["primary"], image_processor, prior_args))
         if prior_args.prior_source == "saliency"
         else None,
@@ -118,11 +118,14 @@ def _prior_maps(
     return np.asarray(priors["saliency_prior"], dtype=np.float32) / 255
 
 
-def logged_values(phase: Path) -> list[dict[str, float]]:
-    """Return what the Trainer logged; nothing of heads that were fitted without it."""
-    if not (phase / "trainer_state.json").exists():
-        return []
-    return json.loads((phase / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+def training_logs(run: Path) -> dict[str, list[dict[str, float]]]:
+    """Return what the Trainer logged in each phase of a run that was trained by steps."""
+    files = {phase: run / phase / "trainer_state.json" for phase in ("primary", "tuned", "final")}
+    return {
+        phase: json.loads(file.read_text(encoding="utf-8"))["log_history"]
+        for phase, file in files.items()
+        if file.exists()
+    }
 
 
 def print_results(report: dict[str, Any], folder: Path) -> None:
@@ -163,4 +166,4 @@ def print_limits(operating_point: dict[str, Any]) -> None:
         )
 
 
-__all__ = ["Evaluation", "evaluate_models", "logged_values", "print_limits", "print_results", "write_outputs"]
+__all__ = ["Evaluation", "evaluate_models", "print_limits", "print_results", "training_logs", "write_outputs"]

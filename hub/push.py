@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_imports
 
 from ..configuration_kgl import KGLConfig
 from ..data.storage import full_disk_as_input_error, write_json, write_text
@@ -34,9 +35,7 @@ _MODEL_FILES = (
     "handler.py",
 )  # fmt: skip
 _RUN_FILES = ("metrics.json", "report.html", "grid_*.png")
-_REQUIRED_FILES = (
-    "config.json", "preprocessor_config.json", "configuration_kgl.py", "heads_kgl.py", "modeling_kgl.py",
-)  # fmt: skip
+_REQUIRED_FILES = ("metrics.json", "final/config.json", "final/preprocessor_config.json", "final/modeling_kgl.py")
 _CARD = constants.REPOCARD_NAME
 _EMBEDDED_IMAGE = re.compile(r"base64,[A-Za-z0-9+/=]+")
 # Raised by huggingface_hub for the Hub, the network, the login, and files that cannot be read.
@@ -51,8 +50,10 @@ def files_to_push(run: Path) -> dict[str, Path]:
     Raises:
         InputError: this is no finished run, its weights are damaged, or a file contains a path of this machine.
     """
-    check_run(run, ("metrics.json", *(f"final/{name}" for name in _REQUIRED_FILES)))
+    check_run(run, _REQUIRED_FILES)
     final = run / "final"
+    # An earlier version's code is in fewer files.
+    check_run(run, [f"final/{name}.py" for name in get_relative_imports(final / "modeling_kgl.py")])
     paths = [path for name in _MODEL_FILES for path in sorted(final.glob(name))]
     paths += [path for name in _RUN_FILES for path in sorted(run.glob(name))]
     weights = [path for path in paths if path.suffix == ".safetensors"]

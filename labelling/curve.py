@@ -124,6 +124,7 @@ def run_curve(labelled: LabelledImages, output: Path, repetitions: int, heads: s
                 file.flush()
                 lines.append(line)
     curve = summarize_curve(pd.DataFrame(lines), names[scarcest], heads, labelled.data_args.num_folds)
+    curve["left_out"] = labelled.left_out
     write_text(output / "curve.csv", _table(curve).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     draw_curve(curve, output / "curve.png")
     if labelled.run is not None:

@@ -77,6 +77,13 @@ class LabelledImages:
         return [self.loaded.inspection.mask_shows_defect[row] for row in self.loaded.inspection.usable]
 
     @property
+    def left_out(self) -> str | None:
+        """What the run has trained beside heads on frozen features, which are all that is fitted here."""
+        if self.run is None or not self.run.model_args.fine_tune:
+            return None
+        return "fine-tuned stage" if self.run.model_args.tunes_stage else "trained backbone"
+
+    @property
     def name(self) -> str:
         """The name of the images, without their path."""
         return Path(default_output_dir(self.data_args)).name

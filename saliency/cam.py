@@ -130,17 +130,28 @@ def head_cam(
     saliency: torch.Tensor,
     targets: torch.Tensor,
 ) -> torch.Tensor:
-    """Compute CAM of a kgl model's head, `(B, h, w)`: the weights of the averages; stages fused by the maximum."""
-    maps = list(feature_maps)
+    """
+    Compute CAM of a kgl model's head, `(B, h, w)`: the weights of the averages.
+
+    Stages, also a fine-tuned one with its own classifier, are fused by the maximum.
+    """
+    pooled = [(model.classifier, list(feature_maps))]
+    if model.config.head == "avg_max":
+        pooled = [(model.classifier, [torch.cat([feature_maps[0], saliency], dim=1)])]
+    if model.tuned is not None:
+        pooled.append((model.tuned.classifier, [torch.cat(model.tuned.features(feature_maps[0]), dim=1)]))
     with torch.autocast(saliency.device.type, enabled=False):
-        if model.config.head == "avg_max":
-            maps = [torch.cat([to_float(feature_maps[0]), to_float(saliency)], dim=1)]
-        cams, start = [], 0
-        for one in maps:
-            weight = model.classifier.weight[targets, start : start + one.shape[1]].to(to_float(one).dtype)
-            cams.append(F.relu(torch.einsum("bc,bchw->bhw", weight, to_float(one))))
-            start += 2 * one.shape[1]
-        return fuse(cams)
+        return fuse([one for classifier, maps in pooled for one in _averages_cam(classifier.weight[targets], maps)])
+
+
+def _averages_cam(weight: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return CAM `(B, h_i, w_i)` of maps that a classifier with these weights pools, average before maximum."""
+    cams, start = [], 0
+    for one in map(to_float, maps):
+        mean_weight = weight[:, start : start + one.shape[1]].to(one.dtype)
+        cams.append(F.relu(torch.einsum("bc,bchw->bhw", mean_weight, one)))
+        start += 2 * one.shape[1]
+    return cams
 
 
 __all__ = [

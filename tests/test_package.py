@@ -16,7 +16,8 @@ ROOT = Path(kgl.__file__).parent
 ROOMS = (
     {"errors"},
     {"configuration_kgl"},
-    {"pipeline_kgl", "handler", "heads_kgl"},
+    {"handler", "heads_kgl"},
+    {"pipeline_kgl"},
     {"modeling_kgl"},
     {"saliency", "data"},
     {"knowledge"},

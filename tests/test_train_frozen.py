@@ -37,6 +37,30 @@ def frozen_run(tmp_path_factory):
     return [*map(str, settings)], folder / "out", done.stdout
 
 
+TUNED = ["--fine_tune", "true", "--num_train_epochs", "3", "--save_strategy", "epoch"]
+TUNED += ["--per_device_train_batch_size", "4"]
+
+
+@pytest.fixture(scope="module")
+def tuned_run(frozen_run):
+    """The same with a fine-tuned stage: its settings with the output folder, and the folder."""
+    settings, out, _ = frozen_run
+    command = [*settings, *TUNED, "--output_dir", str(out.with_name("tuned"))]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("kgl.evaluation.results.BOOTSTRAP_DRAWS", 10)
+        run(parse(command))
+    return command, out.with_name("tuned")
+
+
+def make_report_again(command, out, monkeypatch):
+    """Make the report of a finished run again; nothing is trained or cached for it."""
+    (out / "metrics.json").unlink()
+    for name in ("frozen_phases.write_frozen_features", "two_phase.cache_frozen_features", "two_phase.write_priors"):
+        monkeypatch.setattr(f"kgl.training.{name}", lambda *_: pytest.fail("computed again"))
+    steps = json.loads((out / "state.json").read_text())["steps"]
+    return run(parse(command))["seconds"], {name: record.get("seconds") for name, record in steps.items()}
+
+
 def weights_of(out, phase="final"):
     return load_file(out / phase / "model.safetensors")
 
@@ -156,13 +180,15 @@ def test_finished_run_is_not_repeated(frozen_run, monkeypatch):
 
 
 def test_two_processes_fit_the_same_heads(frozen_run, tmp_path):
+    """Also beside a stage that both processes fine-tune."""
     settings, out, _ = frozen_run
-    job = [*launched(2), str(TRAIN_SCRIPT), *settings, "--output_dir", str(tmp_path / "out")]
-    for line in ("Phase 2, final classifier: heads fitted", "holds this run, finished before"):
+    for name, flags, line in ("out", [], "Phase 2, final classifier: heads"), ("tuned", TUNED, "stage: 6 steps"):
+        job = [*launched(2), str(TRAIN_SCRIPT), *settings, *flags, "--output_dir", str(tmp_path / name)]
         done = subprocess.run(job, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(line) == 1
-    assert_same_files(out, tmp_path / "out")
+        assert_same_files(out, tmp_path / name)
+    assert_has_tuned_stage(tmp_path / "tuned")
 
 
 def test_masks_are_learned_as_defective_cells(frozen_run, tmp_path, monkeypatch, few_draws):
@@ -184,18 +210,22 @@ def test_masks_are_learned_as_defective_cells(frozen_run, tmp_path, monkeypatch,
         assert {"map_ap", "saliency_ap"} <= set(report["results"]["final"])
 
 
-def test_run_without_a_good_class(frozen_run, tmp_path, few_draws):
+@pytest.mark.parametrize("flags", [[], [*TUNED, "--validation_share", "0.5"]], ids=["frozen", "tuned"])
+def test_run_without_a_good_class(frozen_run, flags, tmp_path, few_draws):
     settings, _, _ = frozen_run
     (tmp_path / "images").mkdir()
     (make_images(tmp_path / "made") / "good").rename(tmp_path / "images" / "dent")
     (tmp_path / "made" / "scratch").rename(tmp_path / "images" / "scratch")
-    report = run(parse([str(tmp_path / "images"), *settings[1:], "--output_dir", str(tmp_path / "out")]))
+    report = run(parse([str(tmp_path / "images"), *settings[1:], *flags, "--output_dir", str(tmp_path / "out")]))
     assert report["settings"]["prior"]["prior_source"] == "saliency"
     config = KGLForImageClassification.from_pretrained(tmp_path / "out" / "final").config
     assert config.defect_free_label is None and config.has_heat_map
     primary, final = (weights_of(tmp_path / "out", phase) for phase in ("primary", "final"))
     assert (primary["classifier.weight"] == final["classifier.weight"]).all()
     assert (primary["saliency_head.output.weight"] != final["saliency_head.output.weight"]).any()
+    assert (report["validation"]["final"] is not None) == config.tuned_stage == bool(flags)
+    if flags:
+        assert_has_tuned_stage(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -238,12 +268,15 @@ def test_heads_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("source", ["both", "saliency"])
-def test_fine_tuning_is_guided_by_each_source(frozen_run, source, tmp_path, few_draws):
+def test_fine_tuning_is_guided_by_each_source(frozen_run, source, tmp_path, few_draws, monkeypatch):
     settings, _, _ = frozen_run
     steps = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--prior_source", source]
     command = [*settings, "--fine_tune", "true", "--head", "avg_max", *steps, "--output_dir", str(tmp_path / "out")]
     report = run(parse(command))
     assert report["settings"]["prior"]["prior_source"] == source
+    seconds, steps = make_report_again(command, tmp_path / "out", monkeypatch)
+    assert seconds.pop("feature_cache") == steps["cache"]
+    assert seconds == {name: steps[name] for name in ("primary", "priors", "final")}
     model = KGLForImageClassification.from_pretrained(tmp_path / "out" / "final")
     assert model.config.head == "avg_max" and model.config.has_heat_map
     priors = load_from_disk(tmp_path / "out" / "priors")
@@ -254,15 +287,37 @@ def test_fine_tuning_is_guided_by_each_source(frozen_run, source, tmp_path, few_
     assert (final != primary).any()
 
 
-TUNED = ["--fine_tune", "true", "--num_train_epochs", "3", "--save_strategy", "epoch"]
-TUNED += ["--per_device_train_batch_size", "4"]
+def assert_has_tuned_stage(out):
+    """Stage 3 of the final classifier's copy is the trained one, below it nothing was trained."""
+    weights, tuned = weights_of(out), weights_of(out, "tuned")
+    stage, frozen = "tuned.stage.layers.0.shortcut.convolution.weight", "backbone.encoder.stages.{}.layers.0"
+    assert torch.equal(weights[stage], tuned[f"{frozen.format(2)}.shortcut.convolution.weight"])
+    assert (weights[stage] != weights[f"{frozen.format(2)}.shortcut.convolution.weight"]).any()
+    shared = f"{frozen.format(1)}.shortcut.convolution.weight"
+    assert torch.equal(weights[shared], tuned[shared])
 
 
-def test_fine_tuned_stage_joins_the_heads_of_the_default(frozen_run, tmp_path):
-    """Stage 3 is trained beside the default's heads, which stay as they are; a killed run resumes."""
-    settings, default, _ = frozen_run
-    command = train_command(*settings, *TUNED, "--output_dir", tmp_path / "out")
-    process = subprocess.Popen(command, stdout=-3, stderr=-3)
+def test_fine_tuned_stage_joins_the_heads_of_the_default(frozen_run, tuned_run):
+    """Stage 3 is trained beside the default's heads, which stay as they are."""
+    (_, default, _), (_, out) = frozen_run, tuned_run
+    assert_has_tuned_stage(out)
+    weights, alone = weights_of(out), weights_of(default)
+    model = KGLForImageClassification.from_pretrained(out / "final")
+    temperature = KGLForImageClassification.from_pretrained(default / "final").config.temperature
+    for name, value in alone.items():
+        expected = value / temperature if name.startswith("classifier.") else value
+        torch.testing.assert_close(weights[name], expected, msg=name)
+    assert model.config.tuned_stage and model.config.has_heat_map
+    page = (out / "report.html").read_text()
+    assert "those of a fine-tuned stage" in page and "Loss terms over the training steps" in page
+    card = (out / "final" / "README.md").read_text()
+    assert "fine-tuned on image labels" in card and "kg_lambda" not in card
+
+
+def test_killed_fine_tuning_of_a_stage_resumes(frozen_run, tuned_run, tmp_path, few_draws, capsys):
+    settings, _, _ = frozen_run
+    command = [*settings, *TUNED, "--output_dir", str(tmp_path / "out")]
+    process = subprocess.Popen(train_command(*command), stdout=-3, stderr=-3)
     deadline = time.monotonic() + 120
     while not RunState(tmp_path / "out").checkpoints("tuned"):
         assert process.poll() is None and time.monotonic() < deadline
@@ -270,25 +325,15 @@ def test_fine_tuned_stage_joins_the_heads_of_the_default(frozen_run, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert RunState(tmp_path / "out").record("tuned") is None
-    resumed, straight = (run_train(*settings, *TUNED, "--output_dir", tmp_path / name) for name in ("out", "other"))
-    assert "Fine-tuned stage: resumed from" in resumed.stdout and "Fine-tuned stage: 9 steps" in straight.stdout
-    assert_same_files(tmp_path / "out", tmp_path / "other")
-    weights, alone = weights_of(tmp_path / "out"), weights_of(default)
-    model = KGLForImageClassification.from_pretrained(tmp_path / "out" / "final")
-    temperature = KGLForImageClassification.from_pretrained(default / "final").config.temperature
-    for name, value in alone.items():
-        expected = value / temperature if name.startswith("classifier.") else value
-        torch.testing.assert_close(weights[name], expected, msg=name)
-    assert model.config.tuned_stage and model.config.has_heat_map
-    tuned = weights_of(tmp_path / "out", "tuned")
-    stage, frozen = "tuned.stage.layers.0.shortcut.convolution.weight", "backbone.encoder.stages.{}.layers.0"
-    assert torch.equal(weights[stage], tuned[f"{frozen.format(2)}.shortcut.convolution.weight"])
-    assert (weights[stage] != weights[f"{frozen.format(2)}.shortcut.convolution.weight"]).any()
-    shared = f"{frozen.format(1)}.shortcut.convolution.weight"
-    assert torch.equal(weights[shared], tuned[shared])
-    assert "those of a fine-tuned stage" in (tmp_path / "out" / "report.html").read_text()
-    card = (tmp_path / "out" / "final" / "README.md").read_text()
-    assert "fine-tuned on image labels" in card and "kg_lambda" not in card
+    run(parse(command))
+    assert "Fine-tuned stage: resumed from" in capsys.readouterr().out
+    assert_same_files(tuned_run[1], tmp_path / "out")
+
+
+def test_report_of_a_tuned_run_is_made_again(tuned_run, monkeypatch, few_draws):
+    seconds, steps = make_report_again(*tuned_run, monkeypatch)
+    assert seconds["feature_cache"] == steps["frozen_features"]
+    assert seconds["final"] == pytest.approx(steps["cache"] + steps["tuned"] + steps["final"])
 
 
 @pytest.mark.parametrize("setting", [["--kg_lambda", "0.5"], ["--fusion_size", "8"]], ids=lambda one: one[0])

@@ -17,13 +17,13 @@ from .frozen_features import CELLS_FILE, FrozenFeatures, fit_cells, write_frozen
 from .frozen_heads import FrozenHeads
 from .run_dir import CACHE_FOLDER, RunState
 from .tuned_stage import join_tuned_stage
-from .two_phase import Priors, Recipe, TrainedPhase
+from .two_phase import Priors, Recipe, TrainedPhase, has_priors
 
 
 @dataclass(frozen=True)
 class FrozenInputs:
     """
-    What both classifiers are fitted to.
+    What both classifiers are fitted to; where they and the priors are finished, neither features nor a model.
 
     Attributes:
         rows: the training images.
@@ -33,8 +33,8 @@ class FrozenInputs:
     """
 
     rows: Dataset
-    features: FrozenFeatures
-    model: KGLForImageClassification
+    features: FrozenFeatures | None
+    model: KGLForImageClassification | None
     seconds: float
 
 
@@ -50,6 +50,8 @@ def cache_features(train: Dataset, recipe: Recipe, state: RunState) -> FrozenInp
     Raises:
         InputError: the cache cannot be written.
     """
+    if state.is_finished("primary", "final") and has_priors(recipe, state):
+        return FrozenInputs(train, None, None, state.record("frozen_features")["seconds"])
     started, args = time.perf_counter(), recipe.args
     model = recipe.initial_model().to(args.device)
     folder = recipe.output_dir / CACHE_FOLDER

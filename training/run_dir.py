@@ -64,6 +64,10 @@ class RunState:
         """Return what a finished step recorded, None while it is unfinished."""
         return self._steps.get(step)
 
+    def is_finished(self, *steps: str) -> bool:
+        """Return whether all of these steps are finished."""
+        return all(step in self._steps for step in steps)
+
     def finish(self, step: str, **record: Any) -> dict[str, Any]:
         """Record a step as finished and return the record; its checkpoints are no longer listed."""
         self._steps[step] = record

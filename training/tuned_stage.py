@@ -30,7 +30,7 @@ def check_tunable(model: KGLForImageClassification) -> None:
         InputError: the backbone is no ResNet, or its outputs leave a stage out.
     """
     try:
-        KGLTunedStage.of(model.backbone, model.config.num_labels)
+        KGLTunedStage.original(model.backbone)
     except ValueError as error:
         raise InputError(f"--fine_tune true: {error} Give --head avg_max, which trains all upper stages.") from error
 
@@ -57,7 +57,7 @@ def tune_stage(
     """
     recipe = replace(recipe, new_model=new_model, calibrate=lambda model: None)
     inputs = cache_inputs(
-        train, recipe, state, augment=model_args.augment, freeze_stages=model_args.freeze_stages,
+        train, recipe, state, phases=["tuned"], augment=model_args.augment, freeze_stages=model_args.freeze_stages,
         views=model_args.frozen_views, resize_once=False,
     )  # fmt: skip
     trained = train_phase("tuned", "Fine-tuned stage", inputs.rows, inputs, recipe, state)

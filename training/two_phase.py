@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, set_seed
 
 from ..data.image_cache import cache_resized_images
@@ -35,6 +35,7 @@ from .trainer import ClassificationTrainer, DivergedError, KnowledgeGuidedTraine
 from .training_args import KGLTrainingArguments
 
 
+PRIORS_FOLDER = "priors"  # the table of priors, in the run's folder
 Result = TypeVar("Result")
 
 
@@ -126,6 +127,7 @@ def cache_inputs(
     recipe: Recipe,
     state: RunState,
     *,
+    phases: Sequence[str],
     augment: bool,
     freeze_stages: int,
     views: int,
@@ -138,6 +140,7 @@ def cache_inputs(
         train: the training images.
         recipe: of the run.
         state: of the run; records the seconds as `cache`.
+        phases: that train on them; where all are finished, nothing is cached.
         augment: whether training images are augmented.
         freeze_stages: how many stages are frozen.
         views: with frozen stages, augmented views cached per image.
@@ -148,6 +151,8 @@ def cache_inputs(
     """
     started, args = time.perf_counter(), recipe.args
     rows = train.add_column("index", list(range(len(train))))
+    if state.is_finished(*phases):
+        return Inputs(rows, DefectCollator(recipe.image_processor), seconds=state.record("cache")["seconds"])
     augmentation = PairedAugmentation() if augment else None
     size = (recipe.image_processor.size["height"], recipe.image_processor.size["width"])
     folder = recipe.output_dir / CACHE_FOLDER
@@ -321,16 +326,21 @@ def run_phase_1(inputs: Inputs, recipe: Recipe, state: RunState) -> TrainedPhase
     return train_phase("primary", "Phase 1, primary classifier", inputs.rows, inputs, recipe, state)
 
 
+def has_priors(recipe: Recipe, state: RunState) -> bool:
+    """Return whether the priors of the run are made, and not deleted."""
+    return state.is_finished("priors") and (recipe.output_dir / PRIORS_FOLDER).exists()
+
+
 def make_priors(
     train: Dataset,
     primary: TrainedPhase,
     recipe: Recipe,
     state: RunState,
     prior_args: TrainPriorArguments,
-    cell_model: KGLForImageClassification | None = None,
+    new_cell_model: Callable[[], KGLForImageClassification],
 ) -> Priors:
     """
-    Make the priors of all training images at `priors` in the run's folder.
+    Make the priors of all training images at `priors` in the run's folder; those that are there are kept.
 
     Args:
         train: the training images.
@@ -338,19 +348,20 @@ def make_priors(
         recipe: of the run.
         state: of the run; records the seconds as `priors`.
         prior_args: how priors are made; the source is not `auto`.
-        cell_model: pretrained, with a fitted cell projection, for priors from good parts.
+        new_cell_model: returns the pretrained model with a fitted cell projection; called for priors from good parts.
 
     Raises:
         InputError: as [`~kgl.knowledge.priors.write_priors`].
     """
-    started, args = time.perf_counter(), recipe.args
-
+    started, args, folder = time.perf_counter(), recipe.args, recipe.output_dir / PRIORS_FOLDER
+    if has_priors(recipe, state):
+        return Priors(load_from_disk(folder), state.record("priors")["seconds"])
+    cell_model = None if prior_args.prior_source == "saliency" else new_cell_model()
     model = KGLForImageClassification.from_pretrained(primary.folder).to(args.device)
     grid = model.saliency_grid((recipe.image_processor.size["height"], recipe.image_processor.size["width"]))
     table = write_priors(
-        train, model, cell_model, recipe.image_processor, recipe.output_dir / "priors",
-        args.per_device_eval_batch_size, prior_args, grid,
-    )  # fmt: skip
+        train, model, cell_model, recipe.image_processor, folder, args.per_device_eval_batch_size, prior_args, grid
+    )
     record = state.record("priors") or state.finish("priors", seconds=time.perf_counter() - started)
     return Priors(table, record["seconds"])
 
@@ -367,6 +378,7 @@ __all__ = [
     "Recipe",
     "TrainedPhase",
     "cache_inputs",
+    "has_priors",
     "make_priors",
     "run_phase_1",
     "run_phase_2",

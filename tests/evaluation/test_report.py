@@ -17,6 +17,7 @@ from kgl.data.loading import read_defect_dataset
 from kgl.data.schema import defect_dataset
 from kgl.data.synthetic import generate_surface
 from kgl.evaluation.calibration import calibrate
+from kgl.evaluation.charts import loss_chart
 from kgl.evaluation.metrics import paired_bootstrap
 from kgl.evaluation.predictions import Predictions
 from kgl.evaluation.report import comparison_table, results_rows, write_report
@@ -230,6 +231,12 @@ def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
             assert max(across, down) >= (250 if "300 x 300" not in alt else 75), alt
         driver.set_window_size(width, 3000)
         driver.save_screenshot(str(tmp_path / "page.png"))
+
+
+def test_losses_of_a_fine_tuned_stage_are_drawn():
+    chart = loss_chart({"tuned": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.4}, {"step": 2, "train_loss": 0.5}]})
+    svg = base64.b64decode(chart.src.partition(",")[2]).decode()
+    assert "fine-tuned stage: loss" in svg and "primary" not in svg
 
 
 def test_comparison_table_has_one_row_per_metric():

@@ -382,6 +382,15 @@ def test_unfinished_runs_are_refused(run, tmp_path):
         files_to_push(run)
 
 
+def test_code_of_an_earlier_version_is_in_fewer_files(run):
+    modeling = run / "final" / "modeling_kgl.py"
+    (run / "final" / "heads_kgl.py").unlink()
+    with pytest.raises(InputError, match=r"final/heads_kgl\.py is missing"):
+        files_to_push(run)
+    modeling.write_text(modeling.read_text().replace("from .heads_kgl import", "from kgl.heads_kgl import"))
+    assert files_to_push(run).keys() == PUSHED - {".gitattributes", "README.md", "heads_kgl.py"}
+
+
 def test_command_ends_in_one_sentence(capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         kgl.cli.push.main([str(tmp_path), "user/scratches"])

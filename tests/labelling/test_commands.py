@@ -56,6 +56,13 @@ def copied_run(surfaces, tmp_path):
     return copy
 
 
+def set_model(run_folder, **settings):
+    """Change settings of the model in a run's `run.json`."""
+    stored = json.loads((run_folder / "run.json").read_text())
+    stored["model"] |= settings
+    (run_folder / "run.json").write_text(json.dumps(stored))
+
+
 def refused(capsys, *arguments):
     """Return the sentence that a command ends with."""
     with pytest.raises(SystemExit) as stopped:
@@ -99,15 +106,18 @@ def test_curve_of_a_run(surfaces, capsys, monkeypatch):
     assert capsys.readouterr().out == said
 
 
-def test_budgets_are_nested_and_leave_the_test_groups_out(surfaces, tmp_path, monkeypatch):
+def test_budgets_are_nested_and_leave_the_test_groups_out(copied_run, tmp_path, monkeypatch):
     fits = []
     monkeypatch.setattr(
         "kgl.labelling.curve.fit_and_predict",
         lambda *arguments: fits.append(arguments[4:6]) or np.full((len(arguments[5]), 4), 0.25),
     )
-    labelled = read_labelled_images(surfaces / "run", None)
+    assert read_labelled_images(copied_run, None).left_out is None
+    set_model(copied_run, fine_tune=True)
+    labelled = read_labelled_images(copied_run, None)
     (tmp_path / "cache").mkdir()
     kgl.labelling.curve.run_curve(labelled, tmp_path, 4, "regression")
+    assert json.loads((copied_run / "curve.json").read_text())["left_out"] == "fine-tuned stage"
     assert len(fits) == 4 * 3
     for first, second in pairwise(fits):
         if len(first[0]) < len(second[0]):
@@ -216,15 +226,14 @@ def test_run_whose_images_changed(surfaces, copied_run, tmp_path, capsys):
 
 
 def test_run_from_scratch_needs_a_backbone(surfaces, copied_run, capsys):
-    stored = json.loads((copied_run / "run.json").read_text())
-    stored["model"] |= {"backbone": None, "backbone_config": "{}", "head": "avg_max", "fine_tune": True}
-    stored["model"]["out_features"] = None
-    (copied_run / "run.json").write_text(json.dumps(stored))
+    model = {"backbone": None, "backbone_config": "{}", "head": "avg_max", "fine_tune": True, "out_features": None}
+    set_model(copied_run, **model)
     assert read_run(copied_run).model_args.backbone is None
     for command in ("curve", "audit"):
         assert "name a pretrained backbone with --backbone" in refused(capsys, command, copied_run)
     labelled = read_labelled_images(copied_run, None, str(surfaces / "backbone"))
     assert labelled.model_args.head == "stages" and labelled.model_args.size == (64, 64)
+    assert labelled.left_out == "trained backbone"
 
 
 def test_folders_without_anything_to_label(surfaces, tmp_path, capsys):

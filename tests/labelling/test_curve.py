@@ -82,6 +82,13 @@ def test_forecast_needs_three_budgets():
     assert "Three budgets of labels are needed" in " ".join(curve_sentences(curve))
 
 
+def test_what_the_run_has_trained_beside_is_named():
+    curve = summarize_curve(fits({size: 0.8 for size in SIZES}), "pit", "final", 3)
+    assert "without the run's" not in " ".join(curve_sentences(curve))
+    said = curve_sentences(curve | {"left_out": "fine-tuned stage"})
+    assert "Measured with heads on frozen features, without the run's fine-tuned stage." in said
+
+
 def test_section_is_replaced_in_a_report(tmp_path):
     report = tmp_path / "report.html"
     report.write_text(f"<h1>before</h1>{curve_section(tmp_path)}<h2>after</h2>", encoding="utf-8")

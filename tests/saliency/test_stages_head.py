@@ -34,12 +34,17 @@ def test_class_maps_are_those_of_each_stage_fused():
     torch.testing.assert_close(compute_saliency(model, images(64, 64), TARGETS, "gradcam"), gradcam)
 
 
-def test_cam_uses_the_weights_of_the_averages():
-    model = stages_model().double()
+@pytest.mark.parametrize("tuned_stage", [False, True])
+def test_cam_uses_the_weights_of_the_averages(tuned_stage):
+    model = stages_model(tuned_stage=tuned_stage).double()
     maps = model(images(64, 64)).feature_maps
     weight = model.classifier.weight[TARGETS]
     starts = (0, 24, 56)  # average and maximum of 12, 16 and 20 channels
     averages = [weight[:, start : start + one.shape[1]] for start, one in zip(starts, maps, strict=True)]
+    if tuned_stage:  # its 16 channels and H are pooled by a classifier of their own
+        features = model.tuned.stage(maps[0])
+        maps = (*maps, torch.cat([features, model.tuned.saliency_head(features)], dim=1))
+        averages.append(model.tuned.classifier.weight[TARGETS, :17])
     expected = fuse(
         [torch.einsum("bc,bchw->bhw", mean, one).clamp(min=0) for mean, one in zip(averages, maps, strict=True)]
     )

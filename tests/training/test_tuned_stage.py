@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny import TINY_BACKBONES, four_stages, stages_model, tiny_model
+from safetensors.torch import load_file
+from tiny import TINY_BACKBONES, four_stages, save_backbone, stages_model, tiny_model
 
 from kgl.configuration_kgl import KGLConfig
 from kgl.errors import InputError
@@ -51,6 +52,16 @@ def test_joined_classifier_is_saved_and_loaded(tmp_path):
     joined.save_pretrained(tmp_path)
     loaded = KGLForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(loaded(pixel_values).logits, joined(pixel_values).logits)
+
+
+def test_copy_has_the_pretrained_weights(tmp_path):
+    model = KGLForImageClassification.from_backbone(
+        str(save_backbone(tmp_path)), out_features=["stage2", "stage3"], head="stages", tuned_stage=True
+    )
+    pretrained, prefix = load_file(tmp_path / "model.safetensors"), "encoder.stages.2."
+    copied = model.tuned.stage.state_dict()
+    assert all(torch.equal(value, pretrained[f"{prefix}{name}"]) for name, value in copied.items())
+    assert copied.keys() == {name.removeprefix(prefix) for name in pretrained if name.startswith(prefix)}
 
 
 @pytest.mark.parametrize(
