@@ -328,6 +328,9 @@ class _Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM."""
 
 
+_WATCH_SECONDS = 60  # in which the watch of hosts finds out what is lost
+
+
 def run_command(command: str, job: Callable[[], object]) -> None:
     """
     Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2.
@@ -345,11 +348,26 @@ def run_command(command: str, job: Callable[[], object]) -> None:
         rank = os.environ.get("RANK", "0")
         process = "" if rank == "0" else f" in process {rank}"
         sys.stderr.write(f"{command}: error{process}: {error}\n")  # in one piece, also from several processes
-        _leave_process_group()
+        _leave_process_group(2)
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _end_without_the_others(command, error)
+        raise
     except KeyboardInterrupt as stopped:
         print(f"\n{command}: stopped. Run the same command again to resume.", file=sys.stderr)
         raise SystemExit(143 if isinstance(stopped, _Terminated) else 130) from None
+
+
+def _end_without_the_others(command: str, error: RuntimeError) -> None:
+    """End this process with one sentence where the error is that another one cannot be reached."""
+    from ..data.processes import HostWatch, end_process, is_lost_connection, lost_process
+
+    if not is_lost_connection(error):
+        return
+    if HostWatch.current is not None:
+        HostWatch.current.wait(_WATCH_SECONDS)  # it knows which
+    end_process(command, lost_process("Another process"))
 
 
 @contextmanager
@@ -389,8 +407,14 @@ def _silence_libraries() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def _leave_process_group() -> None:
+def _leave_process_group(code: int) -> None:
     """Destroy the process group: a process that ends while it stands may abort and lose its exit code."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from ..data.processes import HostWatch, exit_now
+
+        if HostWatch.current is not None:
+            HostWatch.current.silence()
+            exit_now(code)
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, set_seed
 
+from ..data.host_folders import find_writers, send_to_hosts, writer_first
 from ..data.image_cache import cache_resized_images
 from ..errors import InputError
 from ..knowledge.arguments import TrainPriorArguments
@@ -148,7 +149,7 @@ def cache_inputs(
     folder = recipe.output_dir / CACHE_FOLDER
     if freeze_stages > 0:
         model = recipe.initial_model().to(args.device)
-        with args.main_process_first(desc="caching features"):
+        with writer_first(recipe.output_dir):
             folder.mkdir(exist_ok=True)
             features = cache_frozen_features(
                 folder / "frozen_features.npy", rows, model, recipe.image_processor, freeze_stages,
@@ -158,7 +159,7 @@ def cache_inputs(
     else:
         pixels = None
         if resize_once:
-            with args.main_process_first(desc="resizing images"):
+            with writer_first(recipe.output_dir):
                 folder.mkdir(exist_ok=True)
                 pixels = cache_resized_images(rows, recipe.image_processor, folder)
         inputs = Inputs(rows, DefectCollator(recipe.image_processor, augmentation), pixels)
@@ -203,7 +204,11 @@ def train_phase(
     before = complete[-1]["seconds"] if complete else 0.0
     if say and checkpoint is not None:
         print(f"{title}: resumed from {checkpoint}.")
-    trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before))
+    writers = find_writers(recipe.output_dir)
+    if checkpoint is not None:
+        send_to_hosts(checkpoint, writers)
+    deletes = writers[recipe.args.process_index] == recipe.args.process_index
+    trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before, deletes))
     started = time.perf_counter()
     with bypass_frozen_stages(model, inputs.freeze_stages) if inputs.freeze_stages > 0 else nullcontext():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -274,7 +279,7 @@ def make_priors(
         InputError: as [`~kgl.knowledge.priors.write_priors`].
     """
     started, args = time.perf_counter(), recipe.args
-
+    send_to_hosts(primary.folder, find_writers(recipe.output_dir))
     model = KGLForImageClassification.from_pretrained(primary.folder).to(args.device)
     grid = model.saliency_grid((recipe.image_processor.size["height"], recipe.image_processor.size["width"]))
     table = write_priors(
