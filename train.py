@@ -256,7 +256,7 @@ def train_phases(job: Job, state: RunState) -> Phases:
     primary = run_phase_1(inputs, recipe, state)
     cell_model = None
     if settings.prior.prior_source != "saliency":
-        cell_model = job.new_cell_model().to(recipe.args.device)
+        cell_model = replace(recipe, new_model=job.new_cell_model).initial_model().to(recipe.args.device)
         batch_size, file = recipe.args.per_device_eval_batch_size, job.output_dir / CACHE_FOLDER / CELLS_FILE
         fit_cells(cell_model, train, recipe.image_processor, batch_size, recipe.args.seed, file)
     priors = make_priors(train, primary, recipe, state, settings.prior, cell_model)
