@@ -328,9 +328,6 @@ class _Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM."""
 
 
-_WATCH_SECONDS = 60  # in which the watch of hosts finds out what is lost
-
-
 def run_command(command: str, job: Callable[[], object]) -> None:
     """
     Run `job`; an [`InputError`] becomes one sentence on standard error and exit code 2.
@@ -348,35 +345,19 @@ def run_command(command: str, job: Callable[[], object]) -> None:
         rank = os.environ.get("RANK", "0")
         process = "" if rank == "0" else f" in process {rank}"
         sys.stderr.write(f"{command}: error{process}: {error}\n")  # in one piece, also from several processes
-        _leave_process_group(2)
+        _leave_others(command, error)
         raise SystemExit(2) from None
     except RuntimeError as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _end_without_the_others(command, error)
+        _leave_others(command, error)
         raise
     except KeyboardInterrupt as stopped:
         print(f"\n{command}: stopped. Run the same command again to resume.", file=sys.stderr)
         raise SystemExit(143 if isinstance(stopped, _Terminated) else 130) from None
 
 
-def _end_without_the_others(command: str, error: RuntimeError) -> None:
-    """End this process with one sentence where the error is that another one cannot be reached."""
-    from ..data.processes import HostWatch, end_process, is_lost_connection, lost_process
-
-    if not is_lost_connection(error):
-        return
-    if HostWatch.current is not None:
-        HostWatch.current.wait(_WATCH_SECONDS)  # it knows which
-    end_process(command, lost_process("Another process"))
-
-
 @contextmanager
 def _terminated_by_sigterm() -> Iterator[None]:
-    """
-    Raise [`_Terminated`] in this process on SIGTERM within.
-
-    Not in one of several processes, which a launcher ends: waiting for another one, it would not get to it.
-    """
+    """Raise [`_Terminated`] on SIGTERM within, but not in one of several processes: waiting, it would not see it."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield
         return
@@ -394,6 +375,13 @@ def _terminated_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _leave_others(command: str, error: Exception) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from ..data.processes import leave_others
+
+        leave_others(command, error)
+
+
 def _silence_libraries() -> None:
     """
     Silence what libraries would print among our lines.
@@ -405,19 +393,6 @@ def _silence_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-
-
-def _leave_process_group(code: int) -> None:
-    """Destroy the process group: a process that ends while it stands may abort and lose its exit code."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from ..data.processes import HostWatch, exit_now
-
-        if HostWatch.current is not None:
-            HostWatch.current.silence()
-            exit_now(code)
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 __all__ = ["CommandHelp", "HelpGroup", "images_to_flags", "parse_settings", "run_command"]

@@ -144,7 +144,7 @@ class HostWatch:
             except RuntimeError as error:
                 time.sleep(_GRACE)
                 if not self._stopping.is_set():
-                    end_process(self._command, self._sentence(str(error)))
+                    _end_process(self._command, self._sentence(str(error)))
                 return
             if stopping.item():
                 return
@@ -152,7 +152,7 @@ class HostWatch:
     def _sentence(self, error: str) -> str:
         named = re.search(r"Rank (\d+) failed to pass", error)  # only process 0 knows which
         lost = int(named[1]) if named else 0
-        return lost_process(f"process {lost} on {self._hosts[lost]}")
+        return _lost_process(f"process {lost} on {self._hosts[lost]}")
 
 
 def leave_process_group() -> None:
@@ -163,12 +163,31 @@ def leave_process_group() -> None:
     PartialState().destroy_process_group()
 
 
+def leave_others(command: str, error: Exception) -> None:
+    """
+    Leave the process group after an error that this one of several processes ends with.
+
+    After an [`InputError`], which is printed: a process that ends while the group stands may abort and lose its exit
+    code. After torch's error for a process that cannot be reached, this one ends with a sentence and exit code 1.
+    """
+    if isinstance(error, InputError):
+        if HostWatch.current is not None:  # its thread may wait for processes that have ended
+            HostWatch.current.silence()
+            _exit_now(2)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    elif is_lost_connection(error):
+        if HostWatch.current is not None:
+            HostWatch.current.wait(2 * _SILENCE.total_seconds())  # it knows which, and ends this process
+        _end_process(command, _lost_process("Another process"))
+
+
 def is_lost_connection(error: Exception) -> bool:
     """Return whether an error is that of torch for a process that ended or cannot be reached."""
     return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in _LOST_IN_TEXT)
 
 
-def lost_process(name: str) -> str:
+def _lost_process(name: str) -> str:
     """Return the sentence about a process that is gone."""
     return (
         f"{name} has ended or cannot be reached; see what it printed, and run the same command again on all hosts to "
@@ -176,13 +195,13 @@ def lost_process(name: str) -> str:
     )
 
 
-def end_process(command: str, message: str) -> None:
+def _end_process(command: str, message: str) -> None:
     """Print a sentence and end this process, whose other threads may wait for ever, with exit code 1."""
     sys.stderr.write(f"{command}: error in process {os.environ.get('RANK', '0')}: {message}\n")
-    exit_now(1)
+    _exit_now(1)
 
 
-def exit_now(code: int) -> None:
+def _exit_now(code: int) -> None:
     """End this process without the clean-up of threads and groups, which could wait for other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -193,11 +212,9 @@ __all__ = [
     "LONG_WAIT",
     "HostWatch",
     "check_equal",
-    "end_process",
-    "exit_now",
     "is_lost_connection",
+    "leave_others",
     "leave_process_group",
-    "lost_process",
     "run_on_all_processes",
     "share_from_main_process",
 ]

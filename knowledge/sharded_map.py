@@ -60,10 +60,9 @@ def sharded_map(
     """
     Write the columns that `compute` makes of each batch as one table, in the order of the rows, to `folder`.
 
-    Under `accelerate launch` the processes share the shards. Shards and their batches do not depend on the number of
-    processes, so neither does the table. Hosts that do not share the folder get a copy each. Finished shards are kept
-    beside the folder until the table is complete: a stopped pass resumes, and a finished pass computes nothing.
-    `identify` tells a shard of other rows or settings.
+    Under `accelerate launch` the processes share the shards; the table does not depend on their number. Hosts that do
+    not share the folder get a copy each. Finished shards are kept beside it until the table is complete: a stopped
+    pass resumes, and a finished pass computes nothing. `identify` tells a shard of other rows or settings.
 
     Args:
         dataset: the rows; of a stream at most one shard is held in memory.
@@ -81,9 +80,7 @@ def sharded_map(
     state = PartialState()
     manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
     writers = find_writers(folder.parent)
-    is_writer = writers[state.process_index] == state.process_index
-    finished = run_on_all_processes(lambda: _finished_keys(folder, manifest) if is_writer else None)
-    finished = share_from_main_process(lambda: finished)
+    finished = _finished_keys(folder, manifest, is_writer=writers[state.process_index] == state.process_index)
     held = run_on_main_process(lambda: lock(shards)) if finished is None else None
     stored = finished or share_from_main_process(lambda: [path.name for path in shards.iterdir()])
 
@@ -91,8 +88,7 @@ def sharded_map(
         own_keys = []
         with _progress_bar(title, dataset, state) as bar:
             for number, rows in _own_shards(dataset, state):
-                key = f"{number:06d}-{identify(rows)}"
-                own_keys.append(key)
+                own_keys.append(key := f"{number:06d}-{identify(rows)}")
                 if finished is not None and key not in finished:
                     raise _other_table(folder)
                 if key in stored or (shards / key).exists():
@@ -106,13 +102,19 @@ def sharded_map(
         raise InputError("The dataset has no rows; give one with images.")
     if finished is not None and keys != finished:
         raise _other_table(folder)
-    if finished is None and state.is_main_process:
+    if held is not None:
         write_json(manifest, keys)
         save_dataset(concatenate_datasets([load_from_disk(shards / key) for key in keys]), folder)
         held.release()
+    return _share(folder, manifest, shards, writers)
+
+
+def _share(folder: Path, manifest: Path, shards: Path, writers: list[int]) -> Dataset:
+    """Send the table to the hosts that do not see it, delete the shards, and return the table."""
+    state = PartialState()
     for path in (manifest, folder):
         send_to_hosts(path, writers)
-    if is_writer:
+    if writers[state.process_index] == state.process_index:
         shutil.rmtree(shards, ignore_errors=True)  # also after a kill between the table and this line
     state.wait_for_everyone()
     return load_from_disk(folder)
@@ -138,16 +140,21 @@ def _progress_bar(title: str, dataset: Dataset | IterableDataset, state: Partial
     )
 
 
-def _finished_keys(folder: Path, manifest: Path) -> list[str] | None:
-    """Return the keys of the shards behind a finished table, None where there is no table yet."""
-    if not folder.exists():
-        return None
-    if not manifest.exists():
-        raise InputError(f"{folder} exists already and was not made here; choose another folder.")
-    try:
-        return json.loads(manifest.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{manifest} is damaged ({error}); choose another folder.") from error
+def _finished_keys(folder: Path, manifest: Path, is_writer: bool) -> list[str] | None:
+    """Return the keys of the shards behind the main process's finished table, None where there is no table yet."""
+
+    def read() -> list[str] | None:
+        if not is_writer or not folder.exists():
+            return None
+        if not manifest.exists():
+            raise InputError(f"{folder} exists already and was not made here; choose another folder.")
+        try:
+            return json.loads(manifest.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{manifest} is damaged ({error}); choose another folder.") from error
+
+    keys = run_on_all_processes(read)
+    return share_from_main_process(lambda: keys)
 
 
 def _other_table(folder: Path) -> InputError:

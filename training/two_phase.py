@@ -29,7 +29,7 @@ from .feature_cache import (
     cache_frozen_features,
 )
 from .run_dir import CACHE_FOLDER, RunState
-from .sharding import freeze_unused, uses_fsdp
+from .sharding import check_checkpoint_folders, freeze_unused, uses_fsdp
 from .trainer import ClassificationTrainer, KnowledgeGuidedTrainer
 from .training_args import KGLTrainingArguments
 
@@ -187,7 +187,7 @@ def train_phase(
         state: of the run; records `seconds`, `steps` and `validation` under the phase's name.
 
     Raises:
-        InputError: training diverged.
+        InputError: training diverged, or hosts that share no folder would each keep a part of its checkpoints.
     """
     record, folder = state.record(phase), recipe.output_dir / phase
     say = recipe.args.process_index == 0
@@ -204,10 +204,7 @@ def train_phase(
     before = complete[-1]["seconds"] if complete else 0.0
     if say and checkpoint is not None:
         print(f"{title}: resumed from {checkpoint}.")
-    writers = find_writers(recipe.output_dir)
-    if checkpoint is not None:
-        send_to_hosts(checkpoint, writers)
-    deletes = writers[recipe.args.process_index] == recipe.args.process_index
+    deletes = _prepare_checkpoints(recipe, checkpoint)
     trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before, deletes))
     started = time.perf_counter()
     with bypass_frozen_stages(model, inputs.freeze_stages) if inputs.freeze_stages > 0 else nullcontext():
@@ -227,6 +224,15 @@ def train_phase(
     if say:
         print(f"{title}: {record['steps']} steps in {seconds:.0f} s, mean loss {result.training_loss:.3f}.")
     return TrainedPhase(folder, **record)
+
+
+def _prepare_checkpoints(recipe: Recipe, checkpoint: Path | None) -> bool:
+    """Send the checkpoint to hosts that do not share it; return whether this process deletes those of its host."""
+    writers = find_writers(recipe.output_dir)
+    check_checkpoint_folders(recipe.args, shared=not any(writers))
+    if checkpoint is not None:
+        send_to_hosts(checkpoint, writers)
+    return writers[recipe.args.process_index] == recipe.args.process_index
 
 
 def _trainer(
