@@ -43,7 +43,8 @@ def test_two_processes_predict_like_one(tmp_path, monkeypatch):
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(one / "model")
     shutil.copytree(one, tmp_path / "1")
     settings = ["--model", "model", "--output", "predicted", "--batch_size", "4"]
-    outputs = [job.communicate(timeout=300) for job in (jobs := start(tmp_path, "line", *settings))]
+    jobs = start(tmp_path, "line", *settings)
+    outputs = [job.communicate(timeout=300) for job in jobs]
     assert [job.returncode for job in jobs] == [1, 0], outputs  # the main process names the unusable image
     assert "11 images" in outputs[0][0] and "8.png" in outputs[0][1] and outputs[1][0] == ""
     monkeypatch.chdir(one)
