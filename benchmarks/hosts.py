@@ -118,7 +118,8 @@ def run_on_hosts(way: str, inputs: Path, folder: Path) -> tuple[Path, dict[str, 
                     variables = environment(folder / f"hf-{host.name}")
                     jobs.append(host.start(command, folder / "work", env=variables, stdout=log, stderr=log))
             if any([job.wait() for job in jobs]):
-                raise RuntimeError((folder / f"{name}-host-1.txt").read_text()[-2000:])
+                logs = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{name}-*.txt"))]
+                raise RuntimeError("".join(line for log in logs for line in log.splitlines(True) if "rror" in line))
             seconds[name] = time.perf_counter() - started
     left = [path.name for path in disks[1].iterdir() if not shared and path.name in commands(2)]
     if left:

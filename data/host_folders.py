@@ -45,6 +45,7 @@ def find_writers(folder: Path) -> list[int]:
     seen = [int(path.name.rpartition("-")[2]) for path in folder.glob(f".{token}-*")]
     writers = gather_object([min(seen)])
     mark.unlink()
+    state.wait_for_everyone()  # a folder with marks in it would not be claimed
     return writers
 
 

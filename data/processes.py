@@ -150,8 +150,11 @@ class HostWatch:
                 return
 
     def _sentence(self, error: str) -> str:
-        named = re.search(r"Rank (\d+) failed to pass", error)  # only process 0 knows which
-        lost = int(named[1]) if named else 0
+        others = [number for number in range(len(self._hosts)) if number != PartialState().process_index]
+        named = re.search(r"Rank (\d+) failed to pass", error)  # process 0 finds out which
+        if named is None and PartialState().is_main_process and len(others) > 1:
+            return _lost_process("Another process")
+        lost = int(named[1]) if named else others[0]  # the others wait for process 0
         return _lost_process(f"process {lost} on {self._hosts[lost]}")
 
 
