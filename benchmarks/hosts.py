@@ -1,7 +1,7 @@
 """
 Train, make priors and predict on two hosts, and compare with one process.
 
-    python benchmarks/hosts.py [--only NAME ...] [--into docs/scale.md]
+    python benchmarks/hosts.py [--only NAME ...] [--into docs/hosts.md]
 
 Hosts are network namespaces of this machine (`benchmarks/network.py`). Each way of starting the job is one line of
 the results: by `torchrun` or `accelerate launch`, with one or two processes per host, in a folder that both hosts

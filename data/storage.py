@@ -168,9 +168,9 @@ def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
         held.acquire(blocking=False)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout as error:
-        named = f", {holder.read_text(encoding='utf-8')}," if holder.exists() else ""
+        named = f", {holder.read_text(encoding='utf-8')}" if holder.exists() else ""
         raise InputError(
-            f"{flag} {folder}: another process{named} is running in it; wait for it or end it."
+            f"{flag} {folder}: another process is running in it{named}; wait for it or end it."
         ) from error
     except OSError as error:
         raise InputError(f"{flag} {folder}: it cannot be used as a folder. {error}") from error

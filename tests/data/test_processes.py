@@ -56,6 +56,8 @@ def test_errors_of_lost_connections_are_known():
 
 def test_lock_names_host_and_process(tmp_path):
     held = lock(tmp_path)
-    with pytest.raises(InputError, match=f"another process, process {os.getpid()} on {socket.gethostname()}, is run"):
+    with pytest.raises(
+        InputError, match=f"another process is running in it, process {os.getpid()} on {socket.gethostname()}; "
+    ):
         lock(tmp_path)
     held.release()
