@@ -14,13 +14,14 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
+from kgl.data.processes import LONG_WAIT, HostWatch, leave_process_group, run_on_all_processes
 from kgl.data.schema import dataset_fingerprint
-from kgl.data.storage import full_disk_as_input_error, run_on_main_process
+from kgl.data.storage import full_disk_as_input_error
 from kgl.errors import InputError, format_count
 from kgl.knowledge.arguments import PriorArguments, PriorPassArguments
 from kgl.knowledge.saliency_priors import model_digest, write_saliency_priors
 from kgl.training.model_init import load_classifier
-from kgl.training.run_dir import claim
+from kgl.training.run_dir import claim_on_hosts, leave_host
 
 
 def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: DataArguments) -> Dataset:
@@ -35,24 +36,26 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
     Raises:
         InputError: an input that cannot be used, or an output folder that holds something else.
     """
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONG_WAIT)
     if is_fsdp_enabled():  # then transformers loads weights in the main process only
         raise InputError("accelerate launch --use_fsdp: each process needs the whole model here; leave it out.")
+    HostWatch.start("kgl prior")
     output = Path(pass_args.output_dir)
-    model, image_processor = load_classifier(pass_args.model)
-    train = load_defect_dataset(data_args)["train"]
+    model, image_processor = run_on_all_processes(lambda: load_classifier(pass_args.model))
+    train = run_on_all_processes(lambda: load_defect_dataset(data_args)["train"])
     settings = {
         "model": model_digest(model),
         "image_processor": image_processor.to_dict(),
         "images": dataset_fingerprint(train),
         **asdict(prior_args),
     }
-    held = run_on_main_process(lambda: claim(output, {"priors": settings}))
+    held = claim_on_hosts(output, {"priors": settings})
     with full_disk_as_input_error(output):
         priors = write_saliency_priors(
             train, model.to(state.device), image_processor, output / "priors", pass_args.batch_size, prior_args
         )
-    state.destroy_process_group()
+    leave_process_group()
+    leave_host(output, held)
     if state.is_main_process:
         print(f"Priors of {format_count(len(priors), 'image')} in {output / 'priors'}")
         held.release()

@@ -16,12 +16,12 @@ import accelerate
 import datasets
 import torch
 import transformers
-from accelerate import PartialState
 from filelock import FileLock
 
 from kgl.data.loading import LoadedDataset, read_defect_dataset
+from kgl.data.processes import HostWatch, leave_process_group, run_on_all_processes, share_from_main_process
 from kgl.data.progress import disable_progress_bars
-from kgl.data.storage import full_disk_as_input_error, run_on_main_process, write_json
+from kgl.data.storage import full_disk_as_input_error, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.errors import format_count
 from kgl.evaluation.calibration import calibrate_model
@@ -45,7 +45,7 @@ from kgl.training.model_init import (
     resolve_out_features,
     with_cells,
 )
-from kgl.training.run_dir import CACHE_FOLDER, RunState, claim, strip_paths
+from kgl.training.run_dir import CACHE_FOLDER, RunState, claim_on_hosts, leave_host, read_state, strip_paths
 from kgl.training.settings import (
     UNDECIDING,
     check_settings,
@@ -112,11 +112,13 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         The content of `metrics.json`: `results` of `primary` and `final`, their differences, settings and versions.
+        Nothing in other processes than the main one.
 
     Raises:
         InputError: an input that cannot be used, or an output folder that holds another run.
     """
-    job = prepare(settings)
+    HostWatch.start("kgl train")
+    job = run_on_all_processes(lambda: prepare(settings))
     state, held = open_run(job)
     if is_finished(job, state):
         return reopen(job, held)
@@ -131,8 +133,9 @@ def run_steps(job: Job, state: RunState, held: FileLock | None) -> dict[str, Any
     by_steps = job.settings.model.fine_tune and not job.settings.model.tunes_stage
     inputs, primary, priors, final = (train_phases if by_steps else fit_phases)(job, state)
     # A process that ends with its group standing may abort, and end the others' work.
-    PartialState().destroy_process_group()
+    leave_process_group()
     if not job.is_main_process:
+        leave_host(job.output_dir, held)
         return {}
     evaluation = evaluate(job, primary, final)
     report = write_run(job, inputs, primary, priors, final, evaluation)
@@ -153,8 +156,8 @@ def prepare(settings: Settings) -> Job:
         training.output_dir = default_output_dir(settings.data)
     settings = settings._replace(training=training)
     check_settings(settings)
-    if training.push_to_hub:
-        run_on_main_process(lambda: check_login(training.hub_token))
+    if training.push_to_hub and training.process_index == 0:
+        check_login(training.hub_token)
     if training.disable_tqdm:
         disable_progress_bars()
     data = read_defect_dataset(settings.data)
@@ -202,27 +205,32 @@ def prepare(settings: Settings) -> Job:
 
 def open_run(job: Job) -> tuple[RunState, FileLock | None]:
     """
-    Claim the output folder, and return the state of its steps and the main process's lock.
+    Claim the output folder, and return the state of its steps and the lock of a process that writes.
 
     Raises:
-        InputError: the folder holds another run or other files, another process uses it, or it cannot be written to.
+        InputError: the folder holds another run or other files, another process uses it, or it cannot be written to;
+            or hosts have other images or settings.
     """
-    held = run_on_main_process(lambda: claim(job.output_dir, job.stored, ignored=UNDECIDING))
-    return RunState(job.output_dir, job.is_main_process), held
+    held = claim_on_hosts(job.output_dir, job.stored, ignored=UNDECIDING)
+    return read_state(job.output_dir), held
 
 
 def is_finished(job: Job, state: RunState) -> bool:
     """Return whether the run has its report; a deleted `metrics.json` is made again."""
-    return state.record("report") is not None and (job.output_dir / "metrics.json").exists()
+    return share_from_main_process(
+        lambda: state.record("report") is not None and (job.output_dir / "metrics.json").exists()
+    )
 
 
 def reopen(job: Job, held: FileLock | None) -> dict[str, Any]:
     """Print the results of a finished run, and push it where asked."""
-    PartialState().destroy_process_group()
+    leave_process_group()
+    if not job.is_main_process:
+        leave_host(job.output_dir, held)
+        return {}
     report = json.loads((job.output_dir / "metrics.json").read_text(encoding="utf-8"))
-    if job.is_main_process:
-        print(f"{job.output_dir} holds this run, finished before.")
-        finish(job, report, held)
+    print(f"{job.output_dir} holds this run, finished before.")
+    finish(job, report, held)
     return report
 
 
@@ -248,7 +256,7 @@ def train_phases(job: Job, state: RunState) -> Phases:
     primary = run_phase_1(inputs, recipe, state)
 
     def new_cell_model() -> KGLForImageClassification:
-        model = job.new_cell_model().to(recipe.args.device)
+        model = replace(recipe, new_model=job.new_cell_model).initial_model().to(recipe.args.device)
         batch_size, file = recipe.args.per_device_eval_batch_size, job.output_dir / CACHE_FOLDER / CELLS_FILE
         fit_cells(model, train, recipe.image_processor, batch_size, recipe.args.seed, file)
         return model

@@ -342,8 +342,11 @@ def run_command(command: str, job: Callable[[], object]) -> None:
         rank = os.environ.get("RANK", "0")
         process = "" if rank == "0" else f" in process {rank}"
         sys.stderr.write(f"{command}: error{process}: {error}\n")  # in one piece, also from several processes
-        _leave_process_group()
+        _leave_others(command, error)
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        _leave_others(command, error)
+        raise
     except KeyboardInterrupt as stopped:
         print(f"\n{command}: stopped. Run the same command again to resume.", file=sys.stderr)
         raise SystemExit(143 if isinstance(stopped, Terminated) else 130) from None
@@ -351,11 +354,7 @@ def run_command(command: str, job: Callable[[], object]) -> None:
 
 @contextmanager
 def _terminated_by_sigterm() -> Iterator[None]:
-    """
-    Raise [`Terminated`] in this process on SIGTERM within.
-
-    Not in one of several processes, which a launcher ends: waiting for another one, it would not get to it.
-    """
+    """Raise [`Terminated`] on SIGTERM within, but not in one of several processes: waiting, it would not see it."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield
         return
@@ -373,6 +372,13 @@ def _terminated_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _leave_others(command: str, error: Exception) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from ..data.processes import leave_others
+
+        leave_others(command, error)
+
+
 def _silence_libraries() -> None:
     """
     Silence what libraries would print among our lines.
@@ -384,13 +390,6 @@ def _silence_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-
-
-def _leave_process_group() -> None:
-    """Destroy the process group: a process that ends while it stands may abort and lose its exit code."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 __all__ = ["CommandHelp", "HelpGroup", "images_to_flags", "parse_settings", "run_command"]

@@ -77,17 +77,26 @@ def run(args: PredictArguments) -> None:
     Raises:
         SystemExit: 1 where images could not be used.
     """
-    for path in args.paths:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # processes of torchrun or accelerate launch
+    if several and args.watch is not None:
+        raise InputError("--watch goes with one process; start it without torchrun or accelerate launch.")
+    for path in args.paths if not several else ():  # several processes check them together
         if not os.path.exists(path):  # Path.exists raises where a folder cannot be entered
             raise InputError(f"{path}: there is no such file or folder.")
-    check_path_or_repo("--model", args.model)
+    if not several:
+        check_path_or_repo("--model", args.model)
     from ..data.images import set_max_megapixels
     from ..evaluation.predict_folder import changed_sentence, predict_folder
+    from ..evaluation.predict_together import predict_together
     from ..evaluation.watch_folders import watch_folders
 
     set_max_megapixels(args.max_image_megapixels)
     paths, output = [Path(path) for path in args.paths], Path(args.output)
-    if args.watch is None:
+    if several:
+        done = predict_together(paths, args.model, output, args.batch_size, args.box_threshold)
+        if done is None:
+            return
+    elif args.watch is None:
         done = predict_folder(paths, args.model, output, args.batch_size, args.box_threshold)
     else:
         done = watch_folders(paths, args.model, output, args.watch, args.batch_size, args.box_threshold)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import errno
 import json
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from ..errors import InputError
 
 
 LOCK_FILE = "run.lock"
+HOLDER_FILE = "run.lock.txt"  # who holds the lock; the lock itself cannot be read everywhere
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of torch.save, which have no number, and of safetensors and others, which have it in their text.
 _FULL_IN_TEXT = ("unexpected pos", "PytorchStreamWriter failed", *(f"os error {number}" for number in _FULL))
@@ -171,23 +174,28 @@ def _is_full_disk(error: Exception) -> bool:
 
 def lock(folder: Path, flag: str = "--output_dir") -> FileLock:
     """
-    Keep other processes out of a folder until the returned lock is released or its process ends.
+    Keep other processes, of other hosts too, out of a folder until the returned lock is released or its process ends.
 
     Raises:
-        InputError: another process holds it, or the folder cannot be written to.
+        InputError: another process holds it, which is named with its host, or the folder cannot be written to.
     """
-    held = FileLock(folder / LOCK_FILE)
+    held, holder = FileLock(folder / LOCK_FILE), folder / HOLDER_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held.acquire(blocking=False)
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout as error:
-        raise InputError(f"{flag} {folder}: another process is running in it; wait for it or end it.") from error
+        named = f", {holder.read_text(encoding='utf-8')}" if holder.exists() else ""
+        raise InputError(
+            f"{flag} {folder}: another process is running in it{named}; wait for it or end it."
+        ) from error
     except OSError as error:
         raise InputError(f"{flag} {folder}: it cannot be used as a folder. {error}") from error
     return held
 
 
 __all__ = [
+    "HOLDER_FILE",
     "LOCK_FILE",
     "check_disk_space",
     "datasets_cache",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 from collections import Counter
@@ -14,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 from PIL import Image as PILImage
 from PIL import ImageDraw
-from transformers import BaseImageProcessor
 
 from ..data.images import find_images, load_image_file
 from ..data.progress import progress_bar
 from ..errors import InputError
 from ..knowledge.saliency_priors import model_digest
-from ..modeling_kgl import KGLForImageClassification
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
 from ..training.run_dir import claim
@@ -91,20 +91,14 @@ def predict_folder(
         InputError: an argument cannot be used, or `output` holds something else or cannot be written to.
     """
     sources = ImageSources.of(paths, output)
-    images = {}
-    for path in sources.paths:
-        found = sources.find(path)
-        if not found:
-            raise InputError(f"{path}: there is no image in it.")
-        images |= found
-    images = dict(sorted(images.items(), key=lambda one: one[1]))
+    images = sources.find_all()
     unusable: list[UnusableImage] = []
     with open_predictor(sources, model, batch_size, box_threshold) as predictor:
         changed = predictor.table.changed(images)
         predictor.table.remove(changed)
         todo = [(name, path) for name, path in images.items() if name not in predictor.table.rows]
         progress = progress_bar(todo, "Images", total=len(images), initial=len(images) - len(todo))
-        predictor.predict(_load_images(progress, unusable))
+        predictor.predict(load_images(progress, unusable))
         return predictor.count(unusable, changed)
 
 
@@ -138,6 +132,21 @@ class ImageSources:
             absolute = Path(os.path.abspath(path))
             folders.append(absolute if absolute.is_dir() else absolute.parent)
         return cls(tuple(paths), Path(os.path.commonpath(folders)), output)
+
+    def find_all(self) -> dict[str, Path]:
+        """
+        Return the images of all paths by their unique names, in the order of their paths.
+
+        Raises:
+            InputError: a path has no image.
+        """
+        images = {}
+        for path in self.paths:
+            found = self.find(path)
+            if not found:
+                raise InputError(f"{path}: there is no image in it.")
+            images |= found
+        return dict(sorted(images.items(), key=lambda one: one[1]))
 
     def find(self, path: Path, unreadable: list[str] | None = None) -> dict[str, Path]:
         """
@@ -229,17 +238,10 @@ def open_predictor(
     Raises:
         InputError: an argument cannot be used, or the output folder holds something else or cannot be written to.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch_size {batch_size}: it must be at least 1.")
-    if box_threshold is not None and not 0 <= box_threshold <= 1:
-        raise InputError(f"--box_threshold {box_threshold}: it must lie in 0..1.")
-    classifier, image_processor = load_classifier(model)
-    threshold = classifier.config.heat_threshold if box_threshold is None else box_threshold
-    folder_lock = _claim_output(sources, classifier, image_processor, threshold)
-    pipeline = DefectDetectionPipeline(classifier, image_processor=image_processor)
-    output = sources.output
+    pipeline, threshold = load_pipeline(model, batch_size, box_threshold)
+    folder_lock, output = _claim_output(sources, pipeline, threshold), sources.output
     try:
-        with PredictionTable(output / "predictions.csv", list(classifier.config.label2id)) as table:
+        with PredictionTable(output / "predictions.csv", list(pipeline.model.config.label2id)) as table:
             yield FolderPredictor(pipeline, output, table, batch_size, threshold)
     except OSError as error:
         raise InputError(
@@ -250,25 +252,39 @@ def open_predictor(
         folder_lock.release()
 
 
-def _claim_output(
-    sources: ImageSources,
-    classifier: KGLForImageClassification,
-    image_processor: BaseImageProcessor,
-    box_threshold: float,
-) -> FileLock:
+def load_pipeline(
+    model: str, batch_size: int, box_threshold: float | None, device: torch.device | None = None
+) -> tuple[DefectDetectionPipeline, float]:
+    """
+    Return a saved classifier's pipeline, and the value of the heat map from which a cell belongs to a box.
+
+    Raises:
+        InputError: an argument cannot be used.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch_size {batch_size}: it must be at least 1.")
+    if box_threshold is not None and not 0 <= box_threshold <= 1:
+        raise InputError(f"--box_threshold {box_threshold}: it must lie in 0..1.")
+    classifier, image_processor = load_classifier(model)
+    threshold = classifier.config.heat_threshold if box_threshold is None else box_threshold
+    return DefectDetectionPipeline(classifier, image_processor=image_processor, device=device), threshold
+
+
+def _claim_output(sources: ImageSources, pipeline: DefectDetectionPipeline, box_threshold: float) -> FileLock:
     """Claim the output folder for these settings and lock it."""
+    config = pipeline.model.config
     settings = {
-        "model": model_digest(classifier),
-        "threshold": classifier.config.threshold,
-        "look_again_threshold": classifier.config.look_again_threshold,
-        "image_processor": image_processor.to_dict(),
+        "model": model_digest(pipeline.model),
+        "threshold": config.threshold,
+        "look_again_threshold": config.look_again_threshold,
+        "image_processor": pipeline.image_processor.to_dict(),
         "box_threshold": box_threshold,
         "paths": sorted({os.path.abspath(path) for path in sources.paths}),
     }
     return claim(sources.output, {"predictions": settings}, flag="--output")
 
 
-def _load_images(
+def load_images(
     images: Iterable[tuple[str, Path]], unusable: list[UnusableImage]
 ) -> Iterator[tuple[str, Stamp, PILImage.Image]]:
     """Yield name, stamp and image of the files that can be read; append the others to `unusable`."""
@@ -321,7 +337,13 @@ def overlay_path(folder: Path, name: str) -> Path:
 def _draw_overlay(
     path: Path, image: PILImage.Image, prediction: dict[str, Any], threshold: float, share: float
 ) -> None:
-    """Write the image under its heat map as a JPEG, with boxes and its highest cells unless it is called good."""
+    """Write the image under its heat map as [`encode_overlay`] returns it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_overlay(image, prediction, threshold, share))
+
+
+def encode_overlay(image: PILImage.Image, prediction: dict[str, Any], threshold: float, share: float) -> bytes:
+    """Return the image under its heat map as a JPEG, with boxes and its highest cells unless it is called good."""
     heat = np.asarray(prediction["heat_map"]) / 255
     suspect = prediction["decision"] != "good"  # also where the model makes no decision
     lowest = shown_from(heat, threshold, suspect, share)
@@ -331,8 +353,9 @@ def _draw_overlay(
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)
         pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + math.isqrt(overlay.width * overlay.height) // 500)
     overlay.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    overlay.save(path, format="JPEG", quality=90)
+    jpeg = io.BytesIO()
+    overlay.save(jpeg, format="JPEG", quality=90)
+    return jpeg.getvalue()
 
 
 __all__ = [
@@ -341,6 +364,9 @@ __all__ = [
     "ImageSources",
     "UnusableImage",
     "changed_sentence",
+    "encode_overlay",
+    "load_images",
+    "load_pipeline",
     "open_predictor",
     "overlay_path",
     "predict_folder",

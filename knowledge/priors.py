@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset, Features, Value, load_from_disk
 from transformers import BaseImageProcessor
 
+from ..data.host_folders import find_writers, send_to_hosts
 from ..data.splits import count_groups_per_class
 from ..data.storage import run_on_main_process, save_dataset
 from ..errors import InputError
@@ -79,6 +80,7 @@ def write_priors(
     own = write_saliency_priors(dataset, primary, image_processor, first, batch_size, args)
     good_parts = write_good_parts_priors(dataset, cell_model, image_processor, second, batch_size, grid)
     run_on_main_process(lambda: folder.exists() or save_dataset(agreement(own, good_parts, grid), folder))
+    send_to_hosts(folder, find_writers(folder.parent))
     return load_from_disk(folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset, Features, IterableDataset, concatenate_datasets, load_from_disk
 from tqdm.auto import tqdm
 
+from ..data.host_folders import find_writers, send, send_to_hosts
+from ..data.processes import run_on_all_processes, share_from_main_process
 from ..data.progress import progress_bar
 from ..data.storage import lock, run_on_main_process, save_dataset, write_json
 from ..errors import InputError
@@ -58,9 +60,9 @@ def sharded_map(
     """
     Write the columns that `compute` makes of each batch as one table, in the order of the rows, to `folder`.
 
-    Under `accelerate launch` the processes share the shards. Shards and their batches do not depend on the number of
-    processes, so neither does the table. Finished shards are kept beside the folder until the table is complete: a
-    stopped pass resumes, and a finished pass computes nothing. `identify` tells a shard of other rows or settings.
+    Under `accelerate launch` the processes share the shards; the table does not depend on their number. Hosts that do
+    not share the folder get a copy each. Finished shards are kept beside it until the table is complete: a stopped
+    pass resumes, and a finished pass computes nothing. `identify` tells a shard of other rows or settings.
 
     Args:
         dataset: the rows; of a stream at most one shard is held in memory.
@@ -77,32 +79,55 @@ def sharded_map(
     """
     state = PartialState()
     manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
-    finished = _finished_keys(folder, manifest)
+    writers = find_writers(folder.parent)
+    finished = _finished_keys(folder, manifest, is_writer=writers[state.process_index] == state.process_index)
     held = run_on_main_process(lambda: lock(shards)) if finished is None else None
-    own_keys = []
-    with _progress_bar(title, dataset, state) as bar:
-        for number, rows in _own_shards(dataset, state):
-            key = f"{number:06d}-{identify(rows)}"
-            own_keys.append(key)
-            if finished is not None and key not in finished:
-                raise _other_table(folder)
-            if finished is not None or (shards / key).exists():
-                bar.update(_num_rows(rows))
-            else:
-                save_dataset(map_batches(_split(rows, batch_size), compute, features, bar), shards / key)
-    keys = sorted(gather_object(own_keys))
+    stored = finished or share_from_main_process(lambda: [path.name for path in shards.iterdir()])
+
+    def write_own_shards() -> list[str]:
+        own_keys = []
+        with _progress_bar(title, dataset, state) as bar:
+            for number, rows in _own_shards(dataset, state):
+                own_keys.append(key := f"{number:06d}-{identify(rows)}")
+                if finished is not None and key not in finished:
+                    raise _other_table(folder)
+                if key in stored or (shards / key).exists():
+                    bar.update(_num_rows(rows))
+                else:
+                    save_dataset(map_batches(_split(rows, batch_size), compute, features, bar), shards / key)
+        return own_keys
+
+    keys = _collect(shards, run_on_all_processes(write_own_shards), stored, writers)
     if not keys:
         raise InputError("The dataset has no rows; give one with images.")
     if finished is not None and keys != finished:
         raise _other_table(folder)
-    if finished is None and state.is_main_process:
+    if held is not None:
         write_json(manifest, keys)
         save_dataset(concatenate_datasets([load_from_disk(shards / key) for key in keys]), folder)
         held.release()
-    if state.is_main_process:
+    return _share(folder, manifest, shards, writers)
+
+
+def _share(folder: Path, manifest: Path, shards: Path, writers: list[int]) -> Dataset:
+    """Send the table to the hosts that do not see it, delete the shards, and return the table."""
+    state = PartialState()
+    for path in (manifest, folder):
+        send_to_hosts(path, writers)
+    if writers[state.process_index] == state.process_index:
         shutil.rmtree(shards, ignore_errors=True)  # also after a kill between the table and this line
     state.wait_for_everyone()
     return load_from_disk(folder)
+
+
+def _collect(shards: Path, own_keys: list[str], stored: Collection[str], writers: list[int]) -> list[str]:
+    """Return the keys of all processes, sorted, and send the main process the shards that it does not see."""
+    everyone = gather_object([own_keys])
+    for number, keys in enumerate(everyone):
+        for key in keys if writers[number] != 0 else ():
+            if key not in stored:
+                send(shards / key, number, wanted=PartialState().is_main_process)
+    return sorted(key for keys in everyone for key in keys)
 
 
 def _progress_bar(title: str, dataset: Dataset | IterableDataset, state: PartialState) -> tqdm:
@@ -115,16 +140,21 @@ def _progress_bar(title: str, dataset: Dataset | IterableDataset, state: Partial
     )
 
 
-def _finished_keys(folder: Path, manifest: Path) -> list[str] | None:
-    """Return the keys of the shards behind a finished table, None where there is no table yet."""
-    if not folder.exists():
-        return None
-    if not manifest.exists():
-        raise InputError(f"{folder} exists already and was not made here; choose another folder.")
-    try:
-        return json.loads(manifest.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{manifest} is damaged ({error}); choose another folder.") from error
+def _finished_keys(folder: Path, manifest: Path, is_writer: bool) -> list[str] | None:
+    """Return the keys of the shards behind the main process's finished table, None where there is no table yet."""
+
+    def read() -> list[str] | None:
+        if not is_writer or not folder.exists():
+            return None
+        if not manifest.exists():
+            raise InputError(f"{folder} exists already and was not made here; choose another folder.")
+        try:
+            return json.loads(manifest.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{manifest} is damaged ({error}); choose another folder.") from error
+
+    keys = run_on_all_processes(read)
+    return share_from_main_process(lambda: keys)
 
 
 def _other_table(folder: Path) -> InputError:

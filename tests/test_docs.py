@@ -50,7 +50,8 @@ SUBCOMMANDS = (
 )
 FOREIGN_SETTINGS = {  # in the text, of other commands than kgl
     "--num_processes", "--mixed_precision", "--quiet", "--nproc-per-node", "--help", "--help-all", "--search",
-    "--trust_remote_code", "--use_fsdp", "--labelled", "--examples",
+    "--trust_remote_code", "--use_fsdp", "--labelled", "--examples", "--local-addr", "--max-restarts",
+    "--max_restarts", "--no-python", "--rdzv-conf", "--rdzv_backend", "--rdzv-backend", "--machine_rank",
 }  # fmt: skip
 BENCHMARK_PAGES = re.compile(r"docs/(evidence|priors|results)\w*\.md")  # they name the settings of benchmarks
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

@@ -45,6 +45,7 @@ def test_one_process_and_two_make_the_same_priors(tmp_path):
         "priors.json",
         "run.json",
         "run.lock",
+        "run.lock.txt",
     ]
     before = (tmp_path / "one" / "priors" / "state.json").stat().st_mtime_ns
     main(command("one"))

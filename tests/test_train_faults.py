@@ -14,12 +14,12 @@ from tiny import make_images
 from kgl.cli.train import parse
 from kgl.errors import InputError, Terminated
 from kgl.train import run
+from kgl.training.batch_size import halve_batches
 from kgl.training.callbacks import ProgressBarCallback
 from kgl.training.checkpoints import file_digests, last_good_checkpoint
 from kgl.training.run_dir import RunState
 from kgl.training.trainer import ClassificationTrainer
 from kgl.training.training_args import KGLTrainingArguments
-from kgl.training.two_phase import halve_batches
 
 
 pytestmark = pytest.mark.usefixtures("few_draws")

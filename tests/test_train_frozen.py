@@ -132,10 +132,8 @@ def test_backbone_is_left_as_it_was(frozen_run):
     assert models["final"].has_heat_map and not models["primary"].has_heat_map
 
 
-@pytest.mark.parametrize("step", ["frozen_features", "primary", "priors", "final"])
-def test_stopped_run_resumes_after_each_step(frozen_run, step, tmp_path, monkeypatch, few_draws):
-    settings, out, _ = frozen_run
-    command = parse([*settings, "--output_dir", str(tmp_path / "out")])
+def run_until(step, command, monkeypatch):
+    """Run a job and stop it when a step is recorded as finished."""
     finish = RunState.finish
 
     def stopped(self, name, **record):
@@ -148,6 +146,13 @@ def test_stopped_run_resumes_after_each_step(frozen_run, step, tmp_path, monkeyp
         patched.setattr(RunState, "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(command)
+
+
+@pytest.mark.parametrize("step", ["frozen_features", "primary", "priors", "final"])
+def test_stopped_run_resumes_after_each_step(frozen_run, step, tmp_path, monkeypatch, few_draws):
+    settings, out, _ = frozen_run
+    command = parse([*settings, "--output_dir", str(tmp_path / "out")])
+    run_until(step, command, monkeypatch)
     before = json.loads((tmp_path / "out" / "state.json").read_text())["steps"]
     assert (
         list(before) == ["frozen_features", "primary", "priors", "final"][: len(before)] and list(before)[-1] == step
@@ -269,9 +274,11 @@ def test_heads_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("source", ["both", "saliency"])
 def test_fine_tuning_is_guided_by_each_source(frozen_run, source, tmp_path, few_draws, monkeypatch):
+    """Also where it was stopped behind the priors, which the resumed run knows as its own."""
     settings, _, _ = frozen_run
     steps = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--prior_source", source]
     command = [*settings, "--fine_tune", "true", "--head", "avg_max", *steps, "--output_dir", str(tmp_path / "out")]
+    run_until("priors", parse(command), monkeypatch)
     report = run(parse(command))
     assert report["settings"]["prior"]["prior_source"] == source
     seconds, steps = make_report_again(command, tmp_path / "out", monkeypatch)

@@ -29,27 +29,27 @@ class CompleteCheckpointCallback(TrainerCallback):
         phase: the phase that is trained.
         keep: how many checkpoints to keep, None for all.
         seconds_before: training time before the checkpoint that this process resumed from.
+        deletes: whether this process deletes old checkpoints: one on each host that has a folder of its own.
     """
 
-    def __init__(self, state: RunState, phase: str, keep: int | None, seconds_before: float) -> None:
-        self._state, self._phase, self._keep = state, phase, keep
+    def __init__(
+        self, state: RunState, phase: str, keep: int | None, seconds_before: float, deletes: bool = True
+    ) -> None:
+        self._state, self._phase, self._keep, self._deletes = state, phase, keep, deletes
         self._started = time.perf_counter() - seconds_before
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """List the checkpoint that the Trainer has written."""
-        if not state.is_world_process_zero:
-            return
+        """List the checkpoint once the Trainers of all processes have written their files of it."""
+        PartialState().wait_for_everyone()
         folder = Path(args.output_dir)
-        checkpoint = {
-            "step": state.global_step,
-            "seconds": time.perf_counter() - self._started,
-            "files": file_digests(folder / f"checkpoint-{state.global_step}"),
-        }
+        checkpoint = {"step": state.global_step, "seconds": time.perf_counter() - self._started}
+        if state.is_world_process_zero:  # whose list is the one on the disk
+            checkpoint["files"] = file_digests(folder / f"checkpoint-{state.global_step}")
         earlier = [one for one in self._state.checkpoints(self._phase) if one["step"] < state.global_step]
         listed = [*earlier, checkpoint]
         kept = listed if self._keep is None else listed[-max(self._keep, 1) :]
         self._state.set_checkpoints(self._phase, kept)
-        if self._keep is not None:
+        if self._keep is not None and self._deletes:
             delete_checkpoints(folder, keep=[one["step"] for one in kept])
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BaseImageProcessor
 
 from ..data.images import decode_image, to_pixel_values, without_decoding
+from ..data.processes import share_from_main_process
 from ..data.schema import digest_rows, image_digests
 from ..data.storage import run_on_main_process
 from ..heads_kgl import pool_maps
@@ -87,7 +88,7 @@ def fit_cells(
         unfinished.replace(path)
 
     run_on_main_process(lambda: path.exists() or fit())
-    model.saliency_head.fusion.load_state_dict(load_file(path))
+    model.saliency_head.fusion.load_state_dict(share_from_main_process(lambda: load_file(path)))
 
 
 def _fit_cells(

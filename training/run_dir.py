@@ -9,10 +9,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from filelock import FileLock
 
 from ..data.arguments import folder_name
-from ..data.storage import LOCK_FILE, lock, write_json
+from ..data.host_folders import find_writers
+from ..data.processes import check_equal, run_on_all_processes, share_from_main_process
+from ..data.storage import HOLDER_FILE, LOCK_FILE, lock, run_on_main_process, write_json
 from ..errors import InputError
 
 
@@ -31,6 +34,7 @@ _OWN_FILES = (
     f"{STATE_FILE}.unfinished",
     CACHE_FOLDER,
     LOCK_FILE,
+    HOLDER_FILE,
 )
 
 
@@ -40,20 +44,31 @@ class RunState:
 
     Kept in `state.json`; only the main process writes it, atomically, when a step is finished or a checkpoint is
     complete. A checkpoint folder that is not listed is incomplete.
+
+    Args:
+        folder: the run's.
+        is_main_process: whether it is written.
+        content: of the file, where it was read elsewhere.
     """
 
-    def __init__(self, folder: Path, is_main_process: bool = True) -> None:
+    def __init__(self, folder: Path, is_main_process: bool = True, content: dict[str, Any] | None = None) -> None:
         self._path, self._writes = folder / STATE_FILE, is_main_process
-        content = {"steps": {}, "checkpoints": {}}
         try:
-            if self._path.exists():
-                content = json.loads(self._path.read_text(encoding="utf-8"))
+            if content is None:
+                content = {"steps": {}, "checkpoints": {}}
+                if self._path.exists():
+                    content = json.loads(self._path.read_text(encoding="utf-8"))
             self._steps: dict[str, dict[str, Any]] = content["steps"]
             self._checkpoints: dict[str, list[dict[str, Any]]] = content["checkpoints"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self._path} is damaged or not of a run ({error}); choose another --output_dir."
             ) from error
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the file holds: `steps` and `checkpoints`."""
+        return {"steps": self._steps, "checkpoints": self._checkpoints}
 
     @property
     def is_empty(self) -> bool:
@@ -86,7 +101,7 @@ class RunState:
 
     def _write(self) -> None:
         if self._writes:
-            write_json(self._path, {"steps": self._steps, "checkpoints": self._checkpoints})
+            write_json(self._path, self.content)
 
 
 def claim(
@@ -128,10 +143,63 @@ def claim(
         held.release()
         if not had_lock:
             lock_file.unlink(missing_ok=True)
+            (folder / HOLDER_FILE).unlink(missing_ok=True)
         if not was_there:
             folder.rmdir()
         raise
     return held
+
+
+def claim_on_hosts(
+    folder: Path,
+    settings: dict[str, dict[str, Any]],
+    *,
+    flag: str = "--output_dir",
+    ignored: Collection[str] = (),
+) -> FileLock | None:
+    """
+    Claim a folder as [`claim`] does for all processes of a job, and on each host that does not share it its own one.
+
+    The main process's folder is that of the run. The others hold what their processes read and write meanwhile, until
+    [`leave_host`].
+
+    Returns:
+        The lock, None in processes that write nothing.
+
+    Raises:
+        InputError: as [`claim`], with the host where it is not the main process's, or the processes have other
+            settings or other images.
+    """
+    decisive = {
+        group: {name: value for name, value in values.items() if name not in ignored}
+        for group, values in settings.items()
+    }
+    check_equal(json.loads(json.dumps(decisive, default=str)))
+    held = run_on_main_process(lambda: claim(folder, settings, flag=flag, ignored=ignored))
+    index, writers = PartialState().process_index, find_writers(folder)
+    writes_own = index != 0 and writers[index] == index
+
+    def claim_own() -> FileLock | None:
+        if not writes_own:
+            return held
+        if (folder / STATE_FILE).exists():
+            raise InputError(f"{flag} {folder} holds a run of this host; start here as the first host, or move it.")
+        return claim(folder, settings, flag=flag, ignored=ignored)
+
+    return run_on_all_processes(claim_own)
+
+
+def leave_host(folder: Path, held: FileLock | None) -> None:
+    """Delete the folder of a host that does not share the run's, whose process's lock is given; else do nothing."""
+    if held is not None and not PartialState().is_main_process:
+        held.release()
+        shutil.rmtree(folder)
+
+
+def read_state(folder: Path) -> RunState:
+    """Return the state that the main process reads, in all processes."""
+    content = share_from_main_process(lambda: RunState(folder).content)
+    return RunState(folder, PartialState().is_main_process, content)
 
 
 def _check_and_write_settings(
@@ -247,7 +315,10 @@ __all__ = [
     "absolute_paths",
     "check_run",
     "claim",
+    "claim_on_hosts",
+    "leave_host",
     "of_another_version",
     "read_finished_report",
+    "read_state",
     "strip_paths",
 ]

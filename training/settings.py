@@ -80,6 +80,7 @@ UNSUPPORTED = {
     "greater_is_better": "the last weights are taken, none are selected",
     "save_only_model": "a checkpoint without the optimizer's state cannot be resumed",
     "resume_from_checkpoint": "leave it out; the same --output_dir resumes from its last checkpoint",
+    "save_on_each_node": "the first host saves, and hosts that do not share its folder are sent what they need",
     "hub_strategy": "checkpoints are not pushed; the finished run is, once",
     "parallelism_config": "only the images are shared among processes",
     "remove_unused_columns": "the collator needs the columns that the model does not name",

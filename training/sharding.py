@@ -11,7 +11,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from packaging.version import Version
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import InputError
@@ -73,6 +73,24 @@ def check_sharding(args: KGLTrainingArguments) -> None:
         )
     if Version(accelerate.__version__) < Version(_MIN_ACCELERATE):
         raise InputError(f"FSDP needs accelerate {_MIN_ACCELERATE} or later: pip install --upgrade accelerate.")
+
+
+def check_checkpoint_folders(args: KGLTrainingArguments, shared: bool) -> None:
+    """
+    Check that a checkpoint can be resumed from the folders of several hosts.
+
+    Args:
+        args: of the run.
+        shared: whether all hosts share its folder.
+
+    Raises:
+        InputError: each host would have a part of the checkpoint.
+    """
+    if not shared and uses_fsdp(args) and _plugin(args).state_dict_type == StateDictType.SHARDED_STATE_DICT:
+        raise InputError(
+            "FSDP's SHARDED_STATE_DICT leaves a part of each checkpoint on every host, and they do not share "
+            "--output_dir; give a shared folder, or accelerate launch --fsdp_state_dict_type FULL_STATE_DICT."
+        )
 
 
 def shards_on(device: torch.device) -> bool:
@@ -141,4 +159,12 @@ def gather_model(model: KGLForImageClassification, device: torch.device) -> KGLF
     return whole.to(device)
 
 
-__all__ = ["check_shardable", "check_sharding", "freeze_unused", "gather_model", "shards_on", "uses_fsdp"]
+__all__ = [
+    "check_checkpoint_folders",
+    "check_shardable",
+    "check_sharding",
+    "freeze_unused",
+    "gather_model",
+    "shards_on",
+    "uses_fsdp",
+]

@@ -8,19 +8,21 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, set_seed
 
+from ..data.host_folders import find_writers, send_to_hosts, writer_first
 from ..data.image_cache import cache_resized_images
-from ..errors import InputError, Terminated, format_count
+from ..data.processes import leave_process_group, share_from_main_process
+from ..errors import InputError, Terminated
 from ..knowledge.arguments import TrainPriorArguments
 from ..knowledge.prior_columns import with_priors
 from ..knowledge.priors import write_priors
 from ..modeling_kgl import KGLForImageClassification
 from .augmentation import PairedAugmentation
+from .batch_size import halve_batches
 from .callbacks import CollatorEpochCallback, ProgressBarCallback, TerminationCallback
 from .checkpoints import CompleteCheckpointCallback, last_good_checkpoint
 from .collator import DefectCollator
@@ -30,13 +32,12 @@ from .feature_cache import (
     cache_frozen_features,
 )
 from .run_dir import CACHE_FOLDER, RunState
-from .sharding import freeze_unused, uses_fsdp
+from .sharding import check_checkpoint_folders, freeze_unused, uses_fsdp
 from .trainer import ClassificationTrainer, DivergedError, KnowledgeGuidedTrainer
 from .training_args import KGLTrainingArguments
 
 
 PRIORS_FOLDER = "priors"  # the table of priors, in the run's folder
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def cache_inputs(
     folder = recipe.output_dir / CACHE_FOLDER
     if freeze_stages > 0:
         model = recipe.initial_model().to(args.device)
-        with args.main_process_first(desc="caching features"):
+        with writer_first(recipe.output_dir):
             folder.mkdir(exist_ok=True)
             features = cache_frozen_features(
                 folder / "frozen_features.npy", rows, model, recipe.image_processor, freeze_stages,
@@ -170,7 +171,7 @@ def cache_inputs(
     else:
         pixels = None
         if resize_once:
-            with args.main_process_first(desc="resizing images"):
+            with writer_first(recipe.output_dir):
                 folder.mkdir(exist_ok=True)
                 pixels = cache_resized_images(rows, recipe.image_processor, folder)
         inputs = Inputs(rows, DefectCollator(recipe.image_processor, augmentation, args.seed), pixels)
@@ -198,7 +199,7 @@ def train_phase(
         state: of the run; records `seconds`, `steps` and `validation` under the phase's name.
 
     Raises:
-        InputError: training diverged.
+        InputError: training diverged, or hosts that share no folder would each keep a part of its checkpoints.
     """
     record, folder = state.record(phase), recipe.output_dir / phase
     say = recipe.args.process_index == 0
@@ -237,9 +238,9 @@ def _train(
     before = 0.0 if last is None else last["seconds"]
     if say and checkpoint is not None:
         print(f"{title}: resumed from {checkpoint}.")
-    termination = TerminationCallback()
+    deletes, termination = _prepare_checkpoints(recipe, checkpoint), TerminationCallback()
     trainer.add_callback(termination)
-    trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before))
+    trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before, deletes))
     started = time.perf_counter()
     try:
         bypass = bypass_frozen_stages(model, inputs.freeze_stages) if inputs.freeze_stages > 0 else nullcontext()
@@ -256,45 +257,18 @@ def _train(
     if termination.stopped:
         if say:
             print(f"{title}: stopped by SIGTERM after step {trainer.state.global_step}, which is saved.")
+        leave_process_group()
         raise Terminated
     return trainer, before + time.perf_counter() - started, result.training_loss
 
 
-def halve_batches(train: Callable[[KGLTrainingArguments], Result], args: KGLTrainingArguments, title: str) -> Result:
-    """
-    Train, and where memory runs out again with smaller batches, over which gradients are accumulated.
-
-    A step sees as many images as before: the smaller batch is at most half the size, and divides it.
-
-    Args:
-        train: trains with the arguments that it is given, from the last checkpoint where there is one.
-        args: to begin with; without `auto_find_batch_size` nothing is tried again.
-        title: what the terminal calls the phase.
-
-    Raises:
-        InputError: memory runs out with one image a batch, or in one of several processes, which would no longer
-            train the same batch.
-    """
-    size = args.per_device_train_batch_size
-    try:
-        return train(args)
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        if not args.auto_find_batch_size or args.world_size > 1 or size == 1:
-            advice = "smaller images" if size == 1 else "a smaller one with more --gradient_accumulation_steps"
-            raise InputError(
-                f"--per_device_train_batch_size {size}: memory ran out; give {advice}. Saved steps are kept."
-            ) from error
-    clear_device_cache(garbage_collection=True)
-    halved = copy.copy(args)
-    halved.per_device_train_batch_size = max(part for part in range(1, size) if size % part == 0)
-    halved.gradient_accumulation_steps *= size // halved.per_device_train_batch_size
-    print(
-        f"{title}: memory ran out with {size} images a batch. A step now accumulates the gradients of "
-        f"{halved.gradient_accumulation_steps} batches of {format_count(halved.per_device_train_batch_size, 'image')}."
-    )
-    return halve_batches(train, halved, title)
+def _prepare_checkpoints(recipe: Recipe, checkpoint: Path | None) -> bool:
+    """Send the checkpoint to hosts that do not share it; return whether this process deletes those of its host."""
+    writers = find_writers(recipe.output_dir)
+    check_checkpoint_folders(recipe.args, shared=not any(writers))
+    if checkpoint is not None:
+        send_to_hosts(checkpoint, writers)
+    return writers[recipe.args.process_index] == recipe.args.process_index
 
 
 def _trainer(
@@ -327,8 +301,9 @@ def run_phase_1(inputs: Inputs, recipe: Recipe, state: RunState) -> TrainedPhase
 
 
 def has_priors(recipe: Recipe, state: RunState) -> bool:
-    """Return whether the priors of the run are made, and not deleted."""
-    return state.is_finished("priors") and (recipe.output_dir / PRIORS_FOLDER).exists()
+    """Return whether the priors of the run are made, and not deleted; all processes call it."""
+    folder = recipe.output_dir / PRIORS_FOLDER
+    return share_from_main_process(lambda: state.is_finished("priors") and folder.exists())
 
 
 def make_priors(
@@ -354,8 +329,11 @@ def make_priors(
         InputError: as [`~kgl.knowledge.priors.write_priors`].
     """
     started, args, folder = time.perf_counter(), recipe.args, recipe.output_dir / PRIORS_FOLDER
+    writers = find_writers(recipe.output_dir)
     if has_priors(recipe, state):
+        send_to_hosts(folder, writers)
         return Priors(load_from_disk(folder), state.record("priors")["seconds"])
+    send_to_hosts(primary.folder, writers)
     cell_model = None if prior_args.prior_source == "saliency" else new_cell_model()
     model = KGLForImageClassification.from_pretrained(primary.folder).to(args.device)
     grid = model.saliency_grid((recipe.image_processor.size["height"], recipe.image_processor.size["width"]))

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import accelerate
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 from jobs import write_recipe
 from packaging.version import Version
 from safetensors.torch import load_file
@@ -20,7 +22,7 @@ from kgl.errors import InputError
 from kgl.train import run
 from kgl.training import sharding
 from kgl.training.settings import check_settings, run_settings
-from kgl.training.sharding import check_shardable, check_sharding
+from kgl.training.sharding import check_checkpoint_folders, check_shardable, check_sharding, uses_fsdp
 
 
 FSDP_SCRIPT = Path(__file__).resolve().parents[1] / "fsdp_on_cpu.py"
@@ -189,6 +191,34 @@ def test_layers_of_the_backbone_are_the_shards(backbone):
     plugin.set_auto_wrap_policy(model)
     shards = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
     assert shards and all(any(type(one) is kind for one in model.backbone.modules()) for kind in shards)
+
+
+@needs_accelerate
+@pytest.mark.parametrize("name", ["two_hosts_ddp", "two_hosts_fsdp"])
+def test_config_files_of_two_hosts_are_understood(name, two_gpus, tmp_path, monkeypatch):
+    """As `accelerate launch` reads them on the second host; with them the job starts."""
+    path = TRAIN_SCRIPT.parent / "recipes" / "accelerate" / f"{name}.yaml"
+    flags = ["--config_file", str(path), "--machine_rank", "1", "--rdzv_backend", "c10d"]
+    args = launch_command_parser().parse_args([*flags, "train.py"])
+    args, _, _ = _validate_launch_command(args)
+    for variable, value in prepare_multi_gpu_env(args).items():
+        monkeypatch.setenv(variable, value)
+    assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("2", "4", 1)
+    assert (args.rdzv_backend, args.rdzv_endpoint) == ("c10d", "10.0.0.1:29500")
+    training = parse([write_recipe(tmp_path, data_dir="images")]).training
+    check_sharding(training)
+    check_checkpoint_folders(training, shared=False)
+    assert uses_fsdp(training) == (name == "two_hosts_fsdp")
+
+
+def test_checkpoints_in_parts_need_a_shared_folder(two_gpus, tmp_path, monkeypatch):
+    kind = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+    for name, value in kind.items():
+        monkeypatch.setenv(name, value)
+    training = parse([write_recipe(tmp_path, data_dir="images")]).training
+    check_checkpoint_folders(training, shared=True)
+    with pytest.raises(InputError, match=r"give a shared folder, or .* FULL_STATE_DICT"):
+        check_checkpoint_folders(training, shared=False)
 
 
 def test_sharded_run_is_another_run(two_gpus, tmp_path):
