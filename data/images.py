@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor
 from transformers.image_utils import load_image
 
 from ..errors import InputError
+from .shard_files import is_in_shard, read_from_shard
 
 
 MIN_SIDE = 8  # pixels
@@ -164,6 +165,8 @@ def without_decoding(dataset: Dataset | IterableDataset) -> Dataset | IterableDa
 
 def decode_image(encoded: dict[str, Any] | None) -> PILImage.Image | None:
     """Decode a value of [`without_decoding`]."""
+    if encoded is not None and not encoded["bytes"] and is_in_shard(encoded["path"]):
+        encoded = {"bytes": read_from_shard(encoded["path"]), "path": None}  # faster than by its path
     return None if encoded is None else Image().decode_example(encoded)
 
 
@@ -171,6 +174,8 @@ def image_bytes(encoded: dict[str, Any]) -> bytes:
     """Return the file content of a value of [`without_decoding`]."""
     if encoded["bytes"]:
         return encoded["bytes"]
+    if is_in_shard(encoded["path"]):
+        return read_from_shard(encoded["path"])
     if os.path.isfile(encoded["path"]):  # xopen would split a name with ::
         return Path(encoded["path"]).read_bytes()
     with xopen(encoded["path"], "rb") as file:  # in an archive or on the Hub

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +23,31 @@ from .columns import (
     validation_serves_as_test,
 )
 from .hub_folder import load_hub_folder
+from .shards import NAME_COLUMN, check_image_column, is_written_here, load_shards
 from .source import SourceDataset
 
 
-def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceDataset:
+def read_hub_dataset(name: str, config: str | None, columns: Columns, streaming: bool = False) -> SourceDataset:
     """
     Read a dataset by its Hub id, or a folder that `datasets.load_dataset` reads, in its own splits.
 
-    Where it has a validation split and no test split, the validation split is the test split.
+    Where it has a validation split and no test split, the validation split is the test split. Of shards that `kgl
+    data` wrote, masks, groups and file names are read too.
+
+    Args:
+        name: the id or the folder.
+        config: the configuration, where it has several.
+        columns: to read.
+        streaming: leave the images in their shards; those that `kgl data` wrote keep the column `digest`, too.
 
     Raises:
         InputError: no such dataset or column, labels that cannot be read, or images that are not the dataset's own.
     """
     source, notes = f"--hub_dataset {name}", []
     try:
-        if Path(name).is_dir():
+        if streaming:
+            loaded, notes = load_shards(name, config, columns)
+        elif Path(name).is_dir():
             loaded, notes = load_hub_folder(Path(name), config, columns)
         else:
             loaded = load_dataset(name, config)
@@ -45,11 +56,13 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
     except Exception as error:  # loading a repository raises whatever its builder raises
         raise InputError(f"{source}: it cannot be loaded. {root_cause(error)}") from error
     tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+    if streaming and not Path(name).is_dir() and not tables:
+        raise InputError(f"{source}: it lists no files, so it cannot be streamed; leave out --streaming.")
+    if all(map(is_written_here, tables.values())):
+        columns = replace(columns, mask=columns.mask or "mask", group=columns.group or "group")
     for split, table in tables.items():
         require_columns(table.column_names, columns, f"{source}, split {split}")
-        feature = table.features[columns.image]
-        if not isinstance(feature, Image):
-            raise InputError(f"{source}: column {columns.image!r} holds {feature}, not images; see --image_column.")
+        check_image_column(table.features, columns, f"{source}, split {split}")
     split_names = _assign_splits(list(tables))
     if split_names.get("test") in VALIDATION_NAMES:
         notes.append(f"{source}: {validation_serves_as_test(split_names['test'])}")
@@ -83,8 +96,13 @@ def _to_schema(table: Dataset, split: str, columns: Columns, names: list[str], h
         raise InputError(f"{source}: split {split} has the classes {', '.join(unknown)}, which train lacks.")
     renamed = {columns.image: "image"} | ({columns.mask: "mask"} if columns.mask else {})
     rows = without_decoding(table.select_columns(list(renamed)).rename_columns(renamed))
-    paths = pc.struct_field(rows.with_format("arrow")["image"][:], "path").to_pylist()
-    file_names = [f"{split}/{row}{f'-{Path(path).name}' if path else ''}" for row, path in enumerate(paths)]
+    in_shards = NAME_COLUMN in table.column_names
+    if is_written_here(table):
+        file_names = table["file_name"][:]
+    else:
+        paths = pc.struct_field(rows.with_format("arrow")["image"][:], "path").to_pylist()
+        paths = table[NAME_COLUMN][:] if in_shards else paths
+        file_names = [f"{split}/{row}{f'-{Path(path).name}' if path else ''}" for row, path in enumerate(paths)]
     rows = rows.cast_column("image", Image()).add_column("file_name", file_names)
     rows = rows.add_column("group", read_groups(table, columns, file_names))
     rows = rows.add_column("label", [names.index(label) for label in labels], feature=ClassLabel(names=names))
@@ -92,8 +110,12 @@ def _to_schema(table: Dataset, split: str, columns: Columns, names: list[str], h
         rows = rows.add_column("mask", [None] * len(rows), feature=Image())
     else:
         rows = rows.cast_column("mask", Image())
-    _check_own_files(rows, hub_dataset, f"{source}, split {split}")
-    return rows.select_columns(["image", "label", "mask", "group", "file_name"])
+    names = ["image", "label", "mask", "group", "file_name"]
+    if not in_shards:
+        _check_own_files(rows, hub_dataset, f"{source}, split {split}")
+    elif is_written_here(table):
+        rows, names = rows.add_column("digest", table["digest"][:]), [*names, "digest"]
+    return rows.select_columns(names)
 
 
 def _check_own_files(dataset: Dataset, hub_dataset: str, source: str) -> None:
