@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..data.progress import progress_bar
 from .run_dir import RunState
-from .sampler import BalancedSampler
+from .sampler import BalancedSampler, ShardSampler
 
 
 class CompleteCheckpointCallback(TrainerCallback):
@@ -105,7 +105,7 @@ class SamplerEpochCallback(TrainerCallback):
     accelerate's data loader sets it too, except in the resumed epoch of a run with several processes.
     """
 
-    def __init__(self, sampler: BalancedSampler) -> None:
+    def __init__(self, sampler: BalancedSampler | ShardSampler) -> None:
         self._sampler = sampler
 
     def on_epoch_begin(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from .columns import (
     validation_serves_as_test,
 )
 from .hub_folder import load_hub_folder
-from .shards import NAME_COLUMN, check_image_column, is_written_here, load_shards
+from .shards import NAME_COLUMN, check_image_column, is_written_here, load_shards, with_own_columns
 from .source import SourceDataset
 
 
@@ -58,8 +57,7 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns, streaming:
     tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     if streaming and not Path(name).is_dir() and not tables:
         raise InputError(f"{source}: it lists no files, so it cannot be streamed; leave out --streaming.")
-    if all(map(is_written_here, tables.values())):
-        columns = replace(columns, mask=columns.mask or "mask", group=columns.group or "group")
+    columns = with_own_columns(columns, next(iter(tables.values())).column_names)
     for split, table in tables.items():
         require_columns(table.column_names, columns, f"{source}, split {split}")
         check_image_column(table.features, columns, f"{source}, split {split}")
@@ -97,7 +95,7 @@ def _to_schema(table: Dataset, split: str, columns: Columns, names: list[str], h
     renamed = {columns.image: "image"} | ({columns.mask: "mask"} if columns.mask else {})
     rows = without_decoding(table.select_columns(list(renamed)).rename_columns(renamed))
     in_shards = NAME_COLUMN in table.column_names
-    if is_written_here(table):
+    if is_written_here(table.column_names):
         file_names = table["file_name"][:]
     else:
         paths = pc.struct_field(rows.with_format("arrow")["image"][:], "path").to_pylist()
@@ -113,7 +111,7 @@ def _to_schema(table: Dataset, split: str, columns: Columns, names: list[str], h
     names = ["image", "label", "mask", "group", "file_name"]
     if not in_shards:
         _check_own_files(rows, hub_dataset, f"{source}, split {split}")
-    elif is_written_here(table):
+    elif is_written_here(table.column_names):
         rows, names = rows.add_column("digest", table["digest"][:]), [*names, "digest"]
     return rows.select_columns(names)
 

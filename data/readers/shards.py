@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -50,9 +52,16 @@ def load_shards(name: str, config: str | None, columns: Columns) -> tuple[Datase
     return tables, notes
 
 
-def is_written_here(table: Dataset) -> bool:
-    """Return whether a table has all columns of shards that `kgl data` wrote."""
-    return set(CONTRACT) <= set(table.column_names)
+def is_written_here(names: Iterable[str]) -> bool:
+    """Return whether these are the columns of shards that `kgl data` wrote."""
+    return set(CONTRACT) <= set(names)
+
+
+def with_own_columns(columns: Columns, names: Iterable[str]) -> Columns:
+    """Return the columns to read, masks and groups too where `kgl data` wrote the shards."""
+    if not is_written_here(names):
+        return columns
+    return replace(columns, mask=columns.mask or "mask", group=columns.group or "group")
 
 
 def check_image_column(table_features: Features, columns: Columns, source: str) -> None:
@@ -83,6 +92,7 @@ def _read_parquet(file: str, columns: Columns, source: str) -> Dataset:
     """Return the small columns of a parquet file, and paths for its images and masks."""
     with open_parquet(file) as shard:
         features = Features.from_arrow_schema(shard.schema_arrow)
+        columns = with_own_columns(columns, features)
         require_columns(list(features), columns, f"{source}, {PurePosixPath(file).name}")
         check_image_column(features, columns, source)
         images = [columns.image] + [columns.mask] * (columns.mask is not None)
@@ -135,4 +145,4 @@ def _dataset(columns: dict[str, pa.Array | pa.ChunkedArray], features: Features)
     return Dataset(table.cast(features.arrow_schema))
 
 
-__all__ = ["CONTRACT", "NAME_COLUMN", "check_image_column", "is_written_here", "load_shards"]
+__all__ = ["CONTRACT", "NAME_COLUMN", "check_image_column", "is_written_here", "load_shards", "with_own_columns"]
