@@ -24,7 +24,12 @@ _MAX_NAMED = 10
 class PredictArguments:
     """Settings of a prediction: the images, the classifier and the output folder."""
 
-    paths: list[str] = field(metadata={"help": "Image files, and folders that are searched at any depth."})
+    paths: list[str] = field(
+        metadata={
+            "help": "Image files, and folders that are searched at any depth; or parquet and WebDataset shards of "
+            "images, which get no overlays."
+        }
+    )
     model: str = field(metadata={"help": "A classifier saved by kgl train: a folder or a Hub id."})
     output: str = field(
         metadata={"help": "Folder for predictions.csv and overlays/; a stopped command resumes in it."}
@@ -84,11 +89,19 @@ def run(args: PredictArguments) -> None:
     check_path_or_repo("--model", args.model)
     from ..data.images import set_max_megapixels
     from ..evaluation.predict_folder import predict_folder
+    from ..evaluation.predict_shards import find_shards, predict_shards
     from ..evaluation.watch_folders import watch_folders
 
     set_max_megapixels(args.max_image_megapixels)
     paths, output = [Path(path) for path in args.paths], Path(args.output)
-    if args.watch is None:
+    shards = find_shards(paths)
+    if shards and args.watch is not None:
+        raise InputError("--watch looks for new image files; leave it out for shards.")
+    if shards:
+        done = predict_shards(shards, args.model, output, args.batch_size, args.box_threshold)
+        if done is None:
+            return
+    elif args.watch is None:
         done = predict_folder(paths, args.model, output, args.batch_size, args.box_threshold)
     else:
         done = watch_folders(paths, args.model, output, args.watch, args.batch_size, args.box_threshold)

@@ -83,7 +83,16 @@ def load_image_file(path: Path) -> PILImage.Image:
         ValueError: it is unusable as in [`~kgl.data.validation.inspect_images`]; the message says why.
     """
     try:
-        image, _ = open_upright(path.read_bytes())
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(decoder_message(error)) from error
+    return decode_usable(raw)
+
+
+def decode_usable(raw: bytes) -> PILImage.Image:
+    """Return the image of a file's content as [`load_image_file`] does; it raises the same."""
+    try:
+        image, _ = open_upright(raw)
         check_usable(image)
         return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files
@@ -203,6 +212,7 @@ __all__ = [
     "MIN_SIDE",
     "check_usable",
     "decode_image",
+    "decode_usable",
     "decoder_message",
     "find_files",
     "find_images",

@@ -217,10 +217,7 @@ def open_predictor(
     Raises:
         InputError: an argument cannot be used, or the output folder holds something else or cannot be written to.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch_size {batch_size}: it must be at least 1.")
-    if box_threshold is not None and not 0 <= box_threshold <= 1:
-        raise InputError(f"--box_threshold {box_threshold}: it must lie in 0..1.")
+    check_prediction(batch_size, box_threshold)
     classifier, image_processor = load_classifier(model)
     threshold = classifier.config.heat_threshold if box_threshold is None else box_threshold
     folder_lock = _claim_output(sources, classifier, image_processor, threshold)
@@ -236,6 +233,19 @@ def open_predictor(
         ) from error
     finally:
         folder_lock.release()
+
+
+def check_prediction(batch_size: int, box_threshold: float | None) -> None:
+    """
+    Check the settings of a prediction.
+
+    Raises:
+        InputError: one of them is out of range.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch_size {batch_size}: it must be at least 1.")
+    if box_threshold is not None and not 0 <= box_threshold <= 1:
+        raise InputError(f"--box_threshold {box_threshold}: it must lie in 0..1.")
 
 
 def _claim_output(
@@ -309,6 +319,7 @@ __all__ = [
     "FolderPredictor",
     "ImageSources",
     "UnusableImage",
+    "check_prediction",
     "open_predictor",
     "overlay_path",
     "predict_folder",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, load_dataset_builder
 from fsspec.core import url_to_fs
 
@@ -20,6 +24,7 @@ from .columns import Columns, require_columns
 from .hub_folder import find_tables
 
 
+SUFFIXES = (".parquet", ".tar")
 CONTRACT = ("image", "label", "mask", "group", "file_name", "digest")  # columns of shards that `kgl data` wrote
 NAME_COLUMN = "image_path"  # the name of an image inside its shard
 _NUMBERS = ("cls", "cls2", "index", "inx", "id")  # fields of tar files that `datasets` reads as numbers
@@ -52,6 +57,39 @@ def load_shards(name: str, config: str | None, columns: Columns) -> tuple[Datase
     return tables, notes
 
 
+def load_shard_images(shards: list[Path]) -> Dataset:
+    """
+    Return the columns `image`, as paths inside the shards, and `file_name`, of images without labels.
+
+    Images of shards that `kgl data` wrote have the names that they had; others are named by shard, row and name in it.
+
+    Raises:
+        InputError: a file is no shard, or holds no column of images or several, or two images have one name.
+    """
+    common = os.path.commonpath([path.absolute().parent for path in shards])
+    images = concatenate_datasets([_read_images(path, common) for path in shards])
+    repeated = [name for name, count in Counter(images["file_name"][:]).items() if count > 1]
+    if repeated:
+        raise InputError(f"{common}: the shards hold several images called {repeated[0]}; predict the sets apart.")
+    return images
+
+
+def _read_images(path: Path, common: str) -> Dataset:
+    file, source = str(path.absolute()), str(path)
+    fields = _fields(file, source)
+    found = [name for name, holds_images in fields.items() if holds_images and not name.startswith("mask")]
+    found = ["image"] if "image" in found else found
+    if len(found) != 1:
+        raise InputError(f"{source}: it has to hold one column of images; it holds {', '.join(found) or 'none'}.")
+    table = _read_shard(file, Columns(image=found[0], label=None), source)
+    if is_written_here(fields):
+        names = table["file_name"][:]
+    else:
+        shard, inside = os.path.relpath(file, common), enumerate(table[NAME_COLUMN])
+        names = [f"{shard}/{row}{f'-{Path(name).name}' if name else ''}" for row, name in inside]
+    return table.select_columns(found).rename_columns({found[0]: "image"}).add_column("file_name", names)
+
+
 def is_written_here(names: Iterable[str]) -> bool:
     """Return whether these are the columns of shards that `kgl data` wrote."""
     return set(CONTRACT) <= set(names)
@@ -78,19 +116,55 @@ def check_image_column(table_features: Features, columns: Columns, source: str) 
 
 def _read_shard(file: str, columns: Columns, source: str) -> Dataset:
     suffix = PurePosixPath(file).suffix.lower()
-    if suffix == ".parquet":
-        return _read_parquet(file, columns, source)
-    if suffix == ".tar":
-        return _read_tar(file, columns, source)
-    raise InputError(
-        f"{source}: --streaming true reads parquet and WebDataset shards, not {PurePosixPath(file).name}; "
-        "`kgl data IMAGES --to_shards DIR` writes parquet shards of any images."
-    )
+    if suffix not in SUFFIXES:
+        raise InputError(
+            f"{source}: --streaming true reads parquet and WebDataset shards, not {PurePosixPath(file).name}; "
+            "`kgl data IMAGES --to_shards DIR` writes parquet shards of any images."
+        )
+    return (_read_parquet if suffix == ".parquet" else _read_tar)(file, columns, source)
+
+
+def _fields(file: str, source: str) -> dict[str, bool]:
+    """Return the columns of a shard, and whether they hold images."""
+    if file.lower().endswith(".parquet"):
+        with _opened(file, source) as shard:
+            features = Features.from_arrow_schema(shard.schema_arrow)
+        return {name: isinstance(feature, Image) for name, feature in features.items()}
+    with _opened_tar(file, source) as archive:
+        fields = {field for row in _members(archive).values() for field in row}
+    return {field: has_image_suffix(f"image.{field}") for field in sorted(fields)}
+
+
+def _opened(file: str, source: str) -> pq.ParquetFile:
+    try:
+        return open_parquet(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{source}: {PurePosixPath(file).name} cannot be read. {error}") from error
+
+
+@contextmanager
+def _opened_tar(file: str, source: str) -> Iterator[tarfile.TarFile]:
+    file_system, path = url_to_fs(file)
+    try:
+        with file_system.open(path, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
+            yield archive
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"{source}: {PurePosixPath(file).name} cannot be read. {error}") from error
+
+
+def _members(archive: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Return the files of each image by their endings."""
+    rows: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in archive:
+        parts = _MEMBER.fullmatch(member.name)
+        if member.isfile() and parts is not None:
+            rows.setdefault(parts[1], {})[parts[2]] = member
+    return rows
 
 
 def _read_parquet(file: str, columns: Columns, source: str) -> Dataset:
     """Return the small columns of a parquet file, and paths for its images and masks."""
-    with open_parquet(file) as shard:
+    with _opened(file, source) as shard:
         features = Features.from_arrow_schema(shard.schema_arrow)
         columns = with_own_columns(columns, features)
         require_columns(list(features), columns, f"{source}, {PurePosixPath(file).name}")
@@ -113,16 +187,11 @@ def _read_parquet(file: str, columns: Columns, source: str) -> Dataset:
 
 def _read_tar(file: str, columns: Columns, source: str) -> Dataset:
     """Return the labels and groups of a tar file, and paths for its images and masks."""
-    rows: dict[str, dict[str, tarfile.TarInfo]] = {}
     images = [columns.image] + [columns.mask] * (columns.mask is not None)
-    small = [columns.label] + [columns.group] * (columns.group is not None)
+    small = [name for name in (columns.label, columns.group) if name is not None]
     texts: dict[str, list[str | None]] = {name: [] for name in small}
-    file_system, path = url_to_fs(file)
-    with file_system.open(path, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
-        for member in archive:
-            parts = _MEMBER.fullmatch(member.name)
-            if member.isfile() and parts is not None:
-                rows.setdefault(parts[1], {})[parts[2]] = member
+    with _opened_tar(file, source) as archive:
+        rows = _members(archive)
         found = sorted({field for row in rows.values() for field in row})
         require_columns(found, columns, f"{source}, {PurePosixPath(file).name}")
         if not has_image_suffix(f"image.{columns.image}"):
@@ -145,4 +214,13 @@ def _dataset(columns: dict[str, pa.Array | pa.ChunkedArray], features: Features)
     return Dataset(table.cast(features.arrow_schema))
 
 
-__all__ = ["CONTRACT", "NAME_COLUMN", "check_image_column", "is_written_here", "load_shards", "with_own_columns"]
+__all__ = [
+    "CONTRACT",
+    "NAME_COLUMN",
+    "SUFFIXES",
+    "check_image_column",
+    "is_written_here",
+    "load_shard_images",
+    "load_shards",
+    "with_own_columns",
+]
