@@ -68,14 +68,22 @@ def write_shards(loaded: LoadedDataset, folder: Path) -> dict[str, Counter[str]]
             data = Path(unfinished) / "shards" / "data"
             data.mkdir(parents=True)
             for split, images in loaded.splits.items():
-                written[split] = _write_split(images, split, data)
+                written[split] = write_split(images, split, data)
             data.parent.replace(folder)  # an empty folder may be there
     except OSError as error:
         raise InputError(f"--to_shards {folder}: it cannot be written. {error}") from error
     return written
 
 
-def _write_split(images: Dataset, split: str, data: Path) -> Counter[str]:
+def write_split(images: Dataset, split: str, data: Path) -> Counter[str]:
+    """
+    Write the images of a split as shards into a folder, and return their counts as [`write_shards`] does.
+
+    Args:
+        images: with the columns of `CONTRACT`.
+        split: which names the shards.
+        data: the folder.
+    """
     names = images.features["label"].names
     features = Features(
         image=Image(), label=ClassLabel(names=names), mask=Image(), group=Value("string"),
@@ -86,7 +94,10 @@ def _write_split(images: Dataset, split: str, data: Path) -> Counter[str]:
     for row in progress_bar(_encoded_rows(images), f"Shards of {split}", total=len(images), unit=" images"):
         if writer is None:
             shards.append(data / f"{len(shards)}.unfinished")
-            writer, in_shard = ParquetWriter(path=str(shards[-1]), features=features, writer_batch_size=GROUP_IMAGES), 0
+            writer, in_shard = (
+                ParquetWriter(path=str(shards[-1]), features=features, writer_batch_size=GROUP_IMAGES),
+                0,
+            )
         writer.write(row)
         size = sum(len(row[name]["bytes"]) for name in ("image", "mask") if row[name] is not None)
         in_group.update(images=1, bytes=size)
@@ -116,4 +127,4 @@ def _encoded_rows(images: Dataset) -> Iterator[dict[str, Any]]:
         yield row
 
 
-__all__ = ["GROUP_BYTES", "GROUP_IMAGES", "SHARD_BYTES", "check_shards_folder", "write_shards"]
+__all__ = ["GROUP_BYTES", "GROUP_IMAGES", "SHARD_BYTES", "check_shards_folder", "write_shards", "write_split"]

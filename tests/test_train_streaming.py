@@ -82,8 +82,9 @@ def test_stopped_run_resumes_at_the_same_image(tmp_path, shards, drawn, without_
     whole, phases = list(batches), 2
     assert not list((tmp_path / "whole" / "cache").glob("*/*.arrow"))  # of no image
     assert len(whole) == phases * 2 * 5  # two epochs of nine images, two a batch
-    assert sorted(sum(whole[:5], [])) == list(range(9))
-    assert sorted(sum(whole[5:10], [])) == list(range(9)) and whole[5:10] != whole[:5]
+    for epoch in (whole[:5], whole[5:10]):
+        assert sorted(index for batch in epoch for index in batch) == list(range(9))
+    assert whole[5:10] != whole[:5]
     for stopped_at in (4, 8, 13):  # in the first epoch, in the second, and in phase 2
         batches.clear()
         out = tmp_path / f"stopped{stopped_at}"
