@@ -4,11 +4,11 @@ Measure memory and speed of jobs on images that stay in their shards, against a 
     python benchmarks/streaming.py [--images 200000] [--size 64] [--timed 4000] [--rounds 3] [--into docs/scale.md]
 
 Generated grey images are written as parquet shards once. *Streamed* reads them there, *copied* is what
-`datasets.load_dataset` makes of them: an Arrow file, mapped into memory. Memory is that of one pass over all images, in
-a process of its own: `anonymous` is what it holds itself, `resident` counts pages of mapped files too. Speed is that
-of the first `--timed` images, both ways in turns. Jobs: *priors*, saliency priors of a small ResNet; *batches*, shuffled
-and augmented training batches without a step. One thread each. One JSON line per pass; passes that the results file
-already holds are skipped.
+`datasets.load_dataset` makes of them: an Arrow file, mapped into memory. Memory is that of one pass over all images,
+in a process of its own: `anonymous` is what it holds itself, `resident` counts pages of mapped files too. Speed is
+that of the first `--timed` images, both ways in turns. Jobs: *priors*, saliency priors of a small ResNet; *batches*,
+shuffled and augmented training batches without a step. One thread each. One JSON line per pass; passes that the
+results file already holds are skipped.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class SummaryArguments:
 HELP = CommandHelp(
     command="kgl data",
     usage="IMAGES [--SETTING VALUE ...]",
-    description="Print classes, sizes, splits and issues of the data, before anything is trained on it; with --to_shards "
-    "write it as shards. Exit code 1 where kgl train could not start.",
+    description="Print classes, sizes, splits and issues of the data, before anything is trained on it; --to_shards "
+    "also writes it as shards. Exit code 1 where kgl train could not start.",
     example="kgl data images",
     positional=("IMAGES", "a folder with one folder per class or a published layout, or a table of images and labels"),
     groups=(HelpGroup("output", SummaryArguments), HelpGroup("data", DataArguments)),

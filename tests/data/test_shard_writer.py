@@ -91,7 +91,7 @@ def test_refusals(folder, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     for target in ("full", "full/thesis.txt"):
-        with pytest.raises(InputError, match="holds files|not a folder"):
+        with pytest.raises(InputError, match=r"holds files|not a folder"):
             shards_of(folder, tmp_path / target)
     (folder / "train/good/broken.png").write_bytes(b"no image")
     with pytest.raises(SystemExit, match="2"):

@@ -102,5 +102,5 @@ def test_refusals(tmp_path, saved, shards):
     with pytest.raises(SystemExit, match="2"):
         main([str(shards), "--model", saved, "--output", str(tmp_path / "out"), "--watch", "1"])
     shards_of(tmp_path / "images", tmp_path / "again")
-    with pytest.raises(InputError, match="several images called good/0.png"):
+    with pytest.raises(InputError, match=r"several images called good/0\.png"):
         predict_shards(find_shards([shards, tmp_path / "again"]), saved, tmp_path / "out")
