@@ -1,14 +1,15 @@
 """
 Measure memory and speed of jobs on images that stay in their shards, against a copy in Arrow files.
 
-    python benchmarks/streaming.py [--images 200000] [--size 64] [--timed 4000] [--rounds 3] [--into docs/scale.md]
+    python benchmarks/streaming.py [--images 200000] [--size 32] [--timed 4000] [--rounds 3] [--into docs/scale.md]
 
 Generated grey images are written as parquet shards once. *Streamed* reads them there, *copied* is what
-`datasets.load_dataset` makes of them: an Arrow file, mapped into memory. Memory is that of one pass over all images,
-in a process of its own: `anonymous` is what it holds itself, `resident` counts pages of mapped files too. Speed is
-that of the first `--timed` images, both ways in turns. Jobs: *priors*, saliency priors of a small ResNet; *batches*,
-shuffled and augmented training batches without a step. One thread each. One JSON line per pass; passes that the
-results file already holds are skipped.
+`datasets.load_dataset` makes of them: an Arrow file, mapped into memory. Memory is that of one pass over all streamed
+images, in a process of its own: `anonymous` is what it holds itself, `resident` counts pages of mapped files too.
+Speed is that of the first `--timed` images, both ways in turns, per second and per second of the processor, which a
+busy machine does not change as much. Jobs: *priors*, saliency priors of a small ResNet; *batches*, shuffled and
+augmented training batches without a step; *open*, nothing but opening. One thread each. One JSON line per pass; passes
+that the results file already holds are skipped.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ OUTPUT = RESULTS / "streaming.jsonl"
 FIGURE = Path(__file__).parents[1] / "docs" / "streaming_memory.png"
 CLASSES = ("good", "scratch")
 ARMS, JOBS = ("streamed", "copied"), ("priors", "batches")
-BATCH = 64
+BATCH, INPUT = 64, 32
 _SAMPLE_EVERY = 2.0  # seconds
+_SURFACES = 64
 # As small as the images: the input path is to be seen.
 _BACKBONE = ResNetConfig(
     layer_type="basic", embedding_size=8, depths=[1, 1], hidden_sizes=[8, 16], out_features=["stage2"]
@@ -67,11 +69,16 @@ _BACKBONE = ResNetConfig(
 
 
 def generate_rows(count: int, size: int) -> Iterator[dict[str, Any]]:
-    """Yield rows of generated images as shards hold them."""
+    """Yield rows of images as shards hold them: each a part of a generated surface, with noise of its own."""
+    surfaces = [generate_surface("good", 4 * size, seed).image for seed in range(_SURFACES)]
     for index in range(count):
-        label = CLASSES[index % len(CLASSES)]
-        file = io.BytesIO()
-        PILImage.fromarray(generate_surface(label, size, index).image).save(file, "PNG")
+        label, generator, file = CLASSES[index % len(CLASSES)], np.random.default_rng(index), io.BytesIO()
+        top, left = generator.integers(0, 3 * size, 2)
+        pixels = surfaces[index % _SURFACES][top : top + size, left : left + size] // 2
+        pixels = pixels + generator.integers(0, 32, (size, size), dtype=np.uint8)
+        if label == "scratch":
+            pixels[size // 2, size // 8 : -size // 8] = 255
+        PILImage.fromarray(pixels).save(file, "PNG")
         name, content = f"{label}/{index:07d}.png", file.getvalue()
         yield {
             "image": {"bytes": content, "path": name}, "label": label, "mask": None, "group": name, "file_name": name,
@@ -102,9 +109,10 @@ def memory() -> dict[str, float]:
 
 
 def run_job(job: str, images: Dataset, folder: Path) -> None:
-    """Make the priors of images, or all training batches of an epoch."""
-    size = {"height": 64, "width": 64}
-    image_processor = ViTImageProcessorPil(size=size)
+    """Make the priors of images, all training batches of an epoch, or nothing."""
+    image_processor = ViTImageProcessorPil(size={"height": INPUT, "width": INPUT})
+    if job == "open":
+        return
     if job == "priors":
         torch.manual_seed(0)
         config = KGLConfig(
@@ -137,14 +145,14 @@ def run_pass(arm: str, job: str, folder: Path, count: int | None) -> None:
 
     thread = threading.Thread(target=sample)
     thread.start()
-    begun = time.perf_counter()
+    begun, begun_cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(dir=folder) as own:
         run_job(job, images, Path(own))
-    seconds = time.perf_counter() - begun
+    times = {"opened": opened, "seconds": time.perf_counter() - begun, "cpu": time.process_time() - begun_cpu}
     done.set()
     thread.join()
     samples.append({"seconds": time.perf_counter() - started, **memory()})
-    print(json.dumps({"images": len(images), "opened": opened, "seconds": seconds, "memory": samples}))
+    print(json.dumps({"images": len(images), **times, "memory": samples}))
 
 
 def start_pass(arm: str, job: str, folder: Path, count: int | None) -> dict[str, Any]:
@@ -171,7 +179,7 @@ def size_of(folder: Path) -> float:
 def measure(folder: Path, count: int, size: int, timed: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Yield the lines of the passes that the results file lacks."""
     known = {(one["arm"], one["job"], one["timed"], one["round"], one["size"]) for one in stored_lines(OUTPUT)}
-    passes = [(None, 0, arm, "priors") for arm in ARMS]
+    passes = [(None, 0, "streamed", "priors"), (None, 0, "copied", "open")]
     passes += [
         (timed, number, arm, job) for number in range(rounds) for job in JOBS for arm in ARMS[:: (-1) ** number]
     ]
@@ -191,45 +199,46 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Return a Markdown table of memory, disk and speed of both ways."""
     whole = {line["arm"]: line for line in lines if line["timed"] is None}
     frame = pd.DataFrame([line for line in lines if line["timed"] is not None])
-    frame["speed"] = frame["images"] / frame["seconds"]
+    held = [sample["anonymous"] for sample in whole["streamed"]["memory"]]
+    tenth = max(1, len(held) // 10)
     rows = []
     for arm in ARMS:
-        row = {"images": arm}
-        if arm in whole:
-            line = whole[arm]
-            held = np.asarray([sample["anonymous"] for sample in line["memory"]])
-            tenth = max(1, len(held) // 10)
-            row |= {
-                "copy on the disk": f"{line['copy_mib']:.0f} MiB",
-                "first opened": f"{line['opened']:.0f} s",
-                "memory, first tenth": f"{held[:tenth].max():.0f} MiB",
-                "memory, last tenth": f"{held[-tenth:].max():.0f} MiB",
-            }
+        row = {
+            "images": arm,
+            "opened in": f"{whole[arm]['opened']:.0f} s",
+            "copy": f"{whole[arm]['copy_mib']:.0f} MiB",
+        }
+        if arm == "streamed":
+            row["memory after a tenth"] = f"{held[tenth]:.0f} MiB"
+            row["memory at the end"] = f"{held[-2]:.0f} MiB"
+        else:
+            row |= {"memory after a tenth": "", "memory at the end": ""}
         for job in JOBS:
-            speeds = frame.loc[(frame["arm"] == arm) & (frame["job"] == job), "speed"]
-            row[f"{job}, images/s"] = f"{speeds.median():.0f}"
+            of_job = frame[(frame["arm"] == arm) & (frame["job"] == job)]
+            speeds = ((of_job["images"] / of_job[of]).median() for of in ("seconds", "cpu"))
+            row[f"{job} / s (/ CPU s)"] = "{:.0f} ({:.0f})".format(*speeds)
         rows.append(row)
-    speed = frame.pivot_table(index="round", columns=["job", "arm"], values="speed")
-    ratio = {job: (speed[job]["streamed"] / speed[job]["copied"]).median() for job in JOBS}
-    rows.append({"images": "streamed / copied"} | {f"{job}, images/s": f"{ratio[job]:.2f}" for job in JOBS})
-    return markdown_table(rows)
+    ratios = {"images": "streamed / copied"}
+    for job in JOBS:
+        of_job = frame[frame["job"] == job]
+        of = {of: of_job.pivot_table(index="round", columns="arm", values=of) for of in ("seconds", "cpu")}
+        values = ((of[name]["copied"] / of[name]["streamed"]).median() for name in ("seconds", "cpu"))
+        ratios[f"{job} / s (/ CPU s)"] = "{:.2f} ({:.2f})".format(*values)
+    return markdown_table([*rows, ratios])
 
 
 def draw(lines: list[dict[str, Any]]) -> None:
-    """Plot the memory over the pass over all images."""
+    """Plot the memory over the pass over all streamed images."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    (line,) = (line for line in lines if line["timed"] is None and line["arm"] == "streamed")
     figure, axis = pyplot.subplots(figsize=(6, 2.8), constrained_layout=True)
-    for line in (line for line in lines if line["timed"] is None):
-        seconds = np.asarray([sample["seconds"] for sample in line["memory"]]) - line["opened"]
-        for kind, style in (("anonymous", "-"), ("resident", ":")):
-            values = [sample[kind] for sample in line["memory"]]
-            color = {"streamed": "tab:blue", "copied": "tab:orange"}[line["arm"]]
-            axis.plot(seconds / 60, values, style, color=color, label=f"{line['arm']}, {kind}")
-        axis.set_title(f"Priors of {line['images']:,} images", fontsize=10)
-    axis.set(xlabel="minutes", ylabel="MiB", ylim=(0, None))
-    axis.legend(fontsize=8)
+    minutes = np.asarray([sample["seconds"] - line["opened"] for sample in line["memory"]]) / 60
+    for kind in ("resident", "anonymous"):
+        axis.plot(minutes, [sample[kind] for sample in line["memory"]], label=kind)
+    axis.set(xlabel="minutes", ylabel="MiB", ylim=(0, None), title=f"Priors of {line['images']:,} streamed images")
+    axis.legend()
     figure.savefig(FIGURE, dpi=110)
 
 
@@ -237,7 +246,7 @@ def main() -> None:
     """Measure what is missing, and write the table and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
+    parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--timed", type=int, help="images of a timed pass (4000)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="for shards and copies; a temporary one by default")
