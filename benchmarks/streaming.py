@@ -256,6 +256,7 @@ def main() -> None:
     if options.one_pass is not None:
         run_pass(*options.one_pass, options.folder, options.timed)
         return
+    disable_progress_bars()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         for line in measure(folder, options.images, options.size, options.timed or 4_000, options.rounds):

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, Value
 from transformers.integrations.fsdp import is_fsdp_enabled
 
-from ..data.images import decode_usable, find_files, image_bytes, without_decoding
+from ..data.images import decode_usable, find_files, has_image_suffix, image_bytes, without_decoding
 from ..data.readers.shards import SUFFIXES, load_shard_images
 from ..data.storage import full_disk_as_input_error, run_on_main_process
 from ..errors import InputError
@@ -29,15 +29,17 @@ _COLUMNS = Features(file_name=Value("string"), prediction=Value("string"), probl
 
 def find_shards(paths: list[Path]) -> list[Path]:
     """
-    Return the shards among files and in folders at any depth; none where there are none.
+    Return the shards among files, and those in folders without image files at any depth; none where there are none.
 
     Raises:
         InputError: some of the paths hold shards and others do not.
     """
-    found = {
-        path: [file for file in (find_files(path) if path.is_dir() else [path]) if file.suffix.lower() in SUFFIXES]
-        for path in paths
-    }
+    found = {}
+    for path in paths:
+        files = find_files(path) if path.is_dir() else [path]
+        shards = [file for file in files if file.suffix.lower() in SUFFIXES]
+        # Beside images, such a file is something else: a list of them, or a backup.
+        found[path] = [] if any(has_image_suffix(file.name) for file in files) else shards
     without = [path for path, shards in found.items() if not shards]
     if without and len(without) < len(paths):
         raise InputError(f"{without[0]}: it holds no shards, and other paths do; predict images and shards apart.")

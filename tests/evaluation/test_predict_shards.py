@@ -96,6 +96,7 @@ def test_webdataset_shards_and_damaged_images(tmp_path, saved, capsys):
 
 
 def test_refusals(tmp_path, saved, shards):
+    (tmp_path / "images" / "backup.tar").write_bytes(b"")
     assert find_shards([tmp_path / "images"]) == []
     with pytest.raises(InputError, match="predict images and shards apart"):
         find_shards([shards, tmp_path / "images"])

@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from shards import shards_of, small_shards, tars_of
 from tiny import count_labels
+from torch.utils.data import DataLoader
 
 import kgl.data.shard_files
 from kgl.data.arguments import DataArguments
 from kgl.data.images import image_bytes, without_decoding
 from kgl.data.loading import read_defect_dataset, read_images
+from kgl.data.readers.columns import Columns
+from kgl.data.readers.shards import _read_shard
 from kgl.data.shard_files import shard_blocks
 from kgl.errors import InputError
 
@@ -81,6 +85,31 @@ def test_row_groups_are_read_once_and_few_stay_in_memory(image_folder, tmp_path,
     bytes_of(images)
     assert (read.cache_info().misses, read.cache_info().hits) == (9, 9)
     assert read.cache_info().maxsize == kgl.data.shard_files.BUFFERED_GROUPS + 8
+
+
+def test_shards_at_an_address(image_folder, tmp_path):
+    """Of the Hub, for example; here in a file system in memory."""
+    shards, tars = shards_of(image_folder, tmp_path / "shards"), tars_of(image_folder, tmp_path / "tars", 1)
+    files = {"train.parquet": next((shards / "data").iterdir()), "train.tar": next(tars.iterdir())}
+    memory = fsspec.filesystem("memory")
+    for name, file in files.items():
+        memory.pipe(f"/set/{name}", file.read_bytes())
+    parquet = _read_shard("memory://set/train.parquet", Columns(), "")
+    tar = _read_shard("memory://set/train.tar", Columns(image="png", label="txt"), "").rename_column("png", "image")
+    expected = [path.read_bytes() for path in sorted(image_folder.rglob("*.png"))]
+    for table in (parquet, tar):
+        assert sorted(bytes_of(table)) == sorted(expected)
+        assert table[3]["image"].size == (48, 40)  # as datasets opens it
+
+
+def test_processes_that_load_read_for_themselves(image_folder, tmp_path, monkeypatch):
+    """Workers are forked, and must not share the position in a file that the main process has opened."""
+    small_shards(monkeypatch)
+    shards = shards_of(image_folder, tmp_path / "shards")
+    images = read_images(DataArguments(hub_dataset=str(shards), streaming=True), trust_shards=True).splits["train"]
+    expected = [row["image"].tobytes() for row in images]
+    loader = DataLoader(images.select_columns("image"), batch_size=2, num_workers=2, collate_fn=list)
+    assert [row["image"].tobytes() for batch in loader for row in batch] == expected
 
 
 def test_tables_of_other_kinds_are_refused(image_folder, tmp_path):
