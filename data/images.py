@@ -174,7 +174,7 @@ def without_decoding(dataset: Dataset | IterableDataset) -> Dataset | IterableDa
 
 def decode_image(encoded: dict[str, Any] | None) -> PILImage.Image | None:
     """Decode a value of [`without_decoding`]."""
-    if encoded is not None and not encoded["bytes"] and is_in_shard(encoded["path"]):
+    if isinstance(encoded, dict) and not encoded["bytes"] and is_in_shard(encoded["path"]):
         encoded = {"bytes": read_from_shard(encoded["path"]), "path": None}  # faster than by its path
     return None if encoded is None else Image().decode_example(encoded)
 
