@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,6 +77,8 @@ class ClassificationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the Trainer's data loader, with random numbers that depend on a batch's place alone."""
+        if not isinstance(self.train_dataset, Sized):  # a stream has no places to go on at
+            return super().get_train_dataloader()
         collator = self.data_collator
         self.data_collator = SeededCollator(collator, self.args.seed, self.args.process_index)
         self.add_callback(BatchSeedCallback(self.data_collator))
