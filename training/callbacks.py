@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.progress import progress_bar
-from .collator import SeededCollator
 from .run_dir import RunState
 from .sampler import BalancedSampler, ShardSampler
 
@@ -101,26 +98,6 @@ class ProgressBarCallback(TrainerCallback):
             self._bar.close()
 
 
-class BatchSeedCallback(TrainerCallback):
-    """Callback that sets the place of the next batch at the start of every epoch, also of the resumed one."""
-
-    def __init__(self, collator: SeededCollator) -> None:
-        self._collator = collator
-
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: DataLoader | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Set the epoch and the batch."""
-        steps = max(1, math.ceil(len(train_dataloader) / args.gradient_accumulation_steps))
-        epoch, step = divmod(state.global_step, steps)
-        self._collator.start(epoch, step * args.gradient_accumulation_steps)
-
-
 class SamplerEpochCallback(TrainerCallback):
     """
     Callback that sets the sampler's epoch at the start of every epoch.
@@ -138,10 +115,4 @@ class SamplerEpochCallback(TrainerCallback):
         self._sampler.set_epoch(int(state.epoch))
 
 
-__all__ = [
-    "BatchSeedCallback",
-    "CompleteCheckpointCallback",
-    "ProgressBarCallback",
-    "SamplerEpochCallback",
-    "delete_checkpoints",
-]
+__all__ = ["CompleteCheckpointCallback", "ProgressBarCallback", "SamplerEpochCallback", "delete_checkpoints"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 from transformers import BaseImageProcessor
 
 from ..data.image_cache import cached_to_tensor
@@ -60,39 +58,6 @@ class DefectCollator:
         return replace(self, augmentation=None)
 
 
-class SeededCollator:
-    """
-    Collator whose random numbers depend on a batch's place in the training alone.
-
-    Batches are made before the step that trains on them, and in several processes: a resumed run could not continue
-    the numbers of a generator that all of them share.
-
-    Args:
-        collator: makes the batches, with torch's global generator.
-        seed: of the run.
-        process: index of this process, which makes batches of its own.
-    """
-
-    def __init__(self, collator: Callable[[list[Any]], dict[str, torch.Tensor]], seed: int, process: int) -> None:
-        self._collator, self._seed, self._process = collator, seed, process
-        self.start(0, 0)
-
-    def start(self, epoch: int, batch: int) -> None:
-        """Go on with a batch of an epoch, both counted from 0."""
-        self._epoch, self._first, self._made = epoch, batch, 0
-
-    def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
-        """Collate rows with the random numbers of the next batch."""
-        worker = get_worker_info()
-        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        number = self._first + own + workers * self._made  # workers make the batches in turns
-        self._made += 1
-        seed = np.random.SeedSequence([self._seed, self._process, self._epoch, number]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed[0] >> 1))  # torch.manual_seed would reseed GPUs too
-            return self._collator(rows)
-
-
 def prior_mask(row: dict[str, Any]) -> torch.Tensor:
     """
     Return the mask of a row's prior, `(1, h, w)` of 0 and 1.
@@ -103,4 +68,4 @@ def prior_mask(row: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(mask[None].astype(np.float32))
 
 
-__all__ = ["DefectCollator", "SeededCollator", "prior_mask"]
+__all__ = ["DefectCollator", "prior_mask"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,7 @@ from ..data.shard_files import BUFFERED_GROUPS, shard_blocks
 from ..errors import InputError
 from ..knowledge.prior_columns import PRIOR_COLUMNS
 from ..modeling_kgl import KGLForImageClassification
-from .callbacks import BatchSeedCallback, SamplerEpochCallback
-from .collator import SeededCollator
+from .callbacks import SamplerEpochCallback
 from .losses import (
     CellBalance,
     balanced_class_weight,
@@ -74,18 +73,6 @@ class ClassificationTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         self.add_callback(SamplerEpochCallback(sampler))
         return sampler
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the Trainer's data loader, with random numbers that depend on a batch's place alone."""
-        if not isinstance(self.train_dataset, Sized):  # a stream has no places to go on at
-            return super().get_train_dataloader()
-        collator = self.data_collator
-        self.data_collator = SeededCollator(collator, self.args.seed, self.args.process_index)
-        self.add_callback(BatchSeedCallback(self.data_collator))
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
         """Return the Trainer's data loader, without augmentation."""

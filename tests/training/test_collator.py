@@ -7,15 +7,13 @@ from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from skimage.filters import threshold_otsu
 from tiny import tiny_model
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.errors import InputError
 from kgl.knowledge.thresholds import add_prior_thresholds, otsu_threshold
 from kgl.training.augmentation import PairedAugmentation
-from kgl.training.callbacks import BatchSeedCallback
-from kgl.training.collator import DefectCollator, SeededCollator, prior_mask
+from kgl.training.collator import DefectCollator, prior_mask
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 64, "width": 64})
@@ -99,36 +97,3 @@ def test_plain_trainer_that_removes_the_images_is_refused(tmp_path):
                 trainer.train()
         else:
             assert trainer.train().global_step == 1
-
-
-def draw(rows):
-    return {"drawn": torch.rand(1), "rows": torch.tensor(rows)}
-
-
-def seeded_batches(workers, epoch=0, first=0, process=0):
-    collator = SeededCollator(draw, seed=1, process=process)
-    collator.start(epoch, first)
-    torch.manual_seed(first)  # numbers of other parts of a run
-    loader = DataLoader(list(range(24)), batch_size=3, collate_fn=collator, num_workers=workers)
-    return [batch["drawn"].item() for batch in loader]
-
-
-def test_random_numbers_of_a_batch_depend_on_its_place_alone():
-    batches = seeded_batches(0)
-    assert len(set(batches)) == 8
-    assert seeded_batches(2) == batches
-    assert seeded_batches(0, first=3)[:5] == seeded_batches(3, first=3)[:5] == batches[3:]
-    assert not set(seeded_batches(0, epoch=1)) & set(batches)
-    assert not set(seeded_batches(0, process=1)) & set(batches)
-
-
-@pytest.mark.parametrize(("step", "place"), [(0, (0, 0)), (2, (0, 4)), (3, (1, 0)), (7, (2, 2))])
-def test_epoch_begins_at_the_batch_after_the_checkpoint(step, place):
-    """An epoch of five batches has three steps, the last one of a single batch."""
-    collator = SeededCollator(draw, seed=1, process=0)
-    callback = BatchSeedCallback(collator)
-    args = TrainingArguments(gradient_accumulation_steps=2)
-    callback.on_epoch_begin(args, TrainerState(global_step=step), None, train_dataloader=range(5))
-    expected = SeededCollator(draw, seed=1, process=0)
-    expected.start(*place)
-    assert collator([0])["drawn"] == expected([0])["drawn"]
