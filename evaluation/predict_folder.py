@@ -256,14 +256,23 @@ def _claim_output(
 ) -> FileLock:
     """Claim the output folder for these settings and lock it."""
     settings = {
+        **prediction_settings(classifier, image_processor, box_threshold),
+        "paths": sorted({os.path.abspath(path) for path in sources.paths}),
+    }
+    return claim(sources.output, {"predictions": settings}, flag="--output")
+
+
+def prediction_settings(
+    classifier: KGLForImageClassification, image_processor: BaseImageProcessor, box_threshold: float
+) -> dict[str, Any]:
+    """Return what decides predictions, beside the images."""
+    return {
         "model": model_digest(classifier),
         "threshold": classifier.config.threshold,
         "look_again_threshold": classifier.config.look_again_threshold,
         "image_processor": image_processor.to_dict(),
         "box_threshold": box_threshold,
-        "paths": sorted({os.path.abspath(path) for path in sources.paths}),
     }
-    return claim(sources.output, {"predictions": settings}, flag="--output")
 
 
 def _load_images(
@@ -323,4 +332,5 @@ __all__ = [
     "open_predictor",
     "overlay_path",
     "predict_folder",
+    "prediction_settings",
 ]

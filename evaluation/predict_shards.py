@@ -15,12 +15,11 @@ from ..data.images import decode_usable, find_files, has_image_suffix, image_byt
 from ..data.readers.shards import SUFFIXES, load_shard_images
 from ..data.storage import full_disk_as_input_error, run_on_main_process
 from ..errors import InputError
-from ..knowledge.saliency_priors import model_digest
 from ..knowledge.sharded_map import Columns, sharded_map
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
 from ..training.run_dir import claim
-from .predict_folder import FolderPredictions, FolderPredictor, UnusableImage, check_prediction
+from .predict_folder import FolderPredictions, FolderPredictor, UnusableImage, check_prediction, prediction_settings
 from .prediction_table import PredictionTable, Stamp, file_stamp
 
 
@@ -78,11 +77,7 @@ def predict_shards(
     images = load_shard_images(shards)
     stamps = {str(shard.absolute()): file_stamp(shard) for shard in shards}
     settings = {
-        "model": model_digest(classifier),
-        "threshold": classifier.config.threshold,
-        "look_again_threshold": classifier.config.look_again_threshold,
-        "image_processor": image_processor.to_dict(),
-        "box_threshold": threshold,
+        **prediction_settings(classifier, image_processor, threshold),
         "shards": {shard: list(stamp) for shard, stamp in stamps.items()},
     }
     key = json.dumps(settings, sort_keys=True, default=str)
