@@ -186,6 +186,8 @@ def prepare(settings: Settings) -> Job:
         if model_args.tunes_stage:
             check_tunable(model)
             model = new_tuned_model()
+        if settings.data.streaming:  # features of frozen stages would be kept on the disk
+            model_args = replace(model_args, freeze_stages=0)
         model_args = replace(model_args, freeze_stages=resolve_freeze_stages(model, model_args))
         check_trainable(training, model, model_args.size, len(train))
     settings = settings._replace(data=data_args, model=model_args)
@@ -278,7 +280,7 @@ def cache(job: Job, state: RunState) -> Inputs:
         augment=model_args.augment,
         freeze_stages=model_args.freeze_stages,
         views=model_args.frozen_views,
-        resize_once=job.settings.data.decode_once,
+        resize_once=job.settings.data.decode_once and not job.settings.data.streaming,
     )
 
 

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 class PredictArguments:
     """Settings of a prediction: the images, the classifier and the output folder."""
 
-    paths: list[str] = field(metadata={"help": "Image files, and folders that are searched at any depth."})
+    paths: list[str] = field(
+        metadata={
+            "help": "Image files, and folders that are searched at any depth; or parquet and WebDataset shards of "
+            "images, which get no overlays."
+        }
+    )
     model: str = field(metadata={"help": "A classifier saved by kgl train: a folder or a Hub id."})
     output: str = field(
         metadata={"help": "Folder for predictions.csv and overlays/; a stopped command resumes in it."}
@@ -87,13 +92,18 @@ def run(args: PredictArguments) -> None:
         check_path_or_repo("--model", args.model)
     from ..data.images import set_max_megapixels
     from ..evaluation.predict_folder import changed_sentence, predict_folder
+    from ..evaluation.predict_shards import find_shards, predict_shards
     from ..evaluation.predict_together import predict_together
     from ..evaluation.watch_folders import watch_folders
 
     set_max_megapixels(args.max_image_megapixels)
     paths, output = [Path(path) for path in args.paths], Path(args.output)
-    if several:
-        done = predict_together(paths, args.model, output, args.batch_size, args.box_threshold)
+    shards = find_shards(paths)
+    if shards and args.watch is not None:
+        raise InputError("--watch looks for new image files; leave it out for shards.")
+    if shards or several:
+        predict = predict_shards if shards else predict_together
+        done = predict(shards or paths, args.model, output, args.batch_size, args.box_threshold)
         if done is None:
             return
     elif args.watch is None:

@@ -21,6 +21,7 @@ _DATASETS_THAT_READ = {
     "data_file": ("table",),
     "hub_dataset": ("hub",),
     "hub_config": ("hub",),
+    "streaming": ("hub",),
     "mask_column": ("table", "hub"),
     "group_column": ("table", "hub"),
     "split_column": ("table",),
@@ -60,9 +61,16 @@ class DataArguments:
         },
     )
     hub_dataset: str | None = field(
-        default=None, metadata={"help": "hub: the id of the dataset, OWNER/NAME, or a folder like one."}
+        default=None, metadata={"help": "hub: the id of the dataset, OWNER/NAME, or a folder like a repository."}
     )
     hub_config: str | None = field(default=None, metadata={"help": "hub: the configuration, where it has several."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "hub: leave the images in their parquet or WebDataset shards and read them as they are needed, "
+            "for sets that fit neither the memory nor the disk."
+        },
+    )
     image_column: str = field(default="image", metadata={"help": "table, hub: the column of images."})
     label_column: str = field(
         default="label", metadata={"help": "table, hub: the column of labels, words or numbers."}

@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor
 from transformers.image_utils import load_image
 
 from ..errors import InputError
+from .shard_files import is_in_shard, read_from_shard
 
 
 MIN_SIDE = 8  # pixels
@@ -95,7 +96,16 @@ def load_image_file(path: Path) -> PILImage.Image:
         ValueError: it is unusable as in [`~kgl.data.validation.inspect_images`]; the message says why.
     """
     try:
-        image, _ = open_upright(path.read_bytes())
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(decoder_message(error)) from error
+    return decode_usable(raw)
+
+
+def decode_usable(raw: bytes) -> PILImage.Image:
+    """Return the image of a file's content as [`load_image_file`] does; it raises the same."""
+    try:
+        image, _ = open_upright(raw)
         check_usable(image)
         return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files
@@ -178,6 +188,8 @@ def without_decoding(dataset: Dataset | IterableDataset) -> Dataset | IterableDa
 
 def decode_image(encoded: dict[str, Any] | None) -> PILImage.Image | None:
     """Decode a value of [`without_decoding`]."""
+    if isinstance(encoded, dict) and not encoded["bytes"] and is_in_shard(encoded["path"]):
+        encoded = {"bytes": read_from_shard(encoded["path"]), "path": None}  # faster than by its path
     return None if encoded is None else Image().decode_example(encoded)
 
 
@@ -185,6 +197,8 @@ def image_bytes(encoded: dict[str, Any]) -> bytes:
     """Return the file content of a value of [`without_decoding`]."""
     if encoded["bytes"]:
         return encoded["bytes"]
+    if is_in_shard(encoded["path"]):
+        return read_from_shard(encoded["path"])
     if os.path.isfile(encoded["path"]):  # xopen would split a name with ::
         return Path(encoded["path"]).read_bytes()
     with xopen(encoded["path"], "rb") as file:  # in an archive or on the Hub
@@ -212,6 +226,7 @@ __all__ = [
     "MIN_SIDE",
     "check_usable",
     "decode_image",
+    "decode_usable",
     "decoder_message",
     "find_files",
     "find_images",

@@ -127,15 +127,16 @@ def read_defect_dataset(args: DataArguments) -> LoadedDataset:
     Raises:
         InputError: the dataset cannot be used; the message names the folder, the files or the setting.
     """
-    return split_images(read_images(args), args)
+    return split_images(read_images(args, trust_shards=True), args)
 
 
-def read_images(args: DataArguments) -> LoadedDataset:
+def read_images(args: DataArguments, trust_shards: bool = False) -> LoadedDataset:
     """
     Read all usable images in the splits of their source; near-duplicates share a group.
 
     Args:
         args: the dataset.
+        trust_shards: inspect no images that are streamed from shards which `kgl data` wrote: it inspected them.
 
     Raises:
         InputError: as [`read_defect_dataset`].
@@ -150,6 +151,10 @@ def read_images(args: DataArguments) -> LoadedDataset:
         defect_free = find_defect_free_class(args.defect_free_label, dataset, names)
         images = concatenate_datasets(list(source.splits.values()))
         split_of = np.repeat(list(source.splits), [len(split) for split in source.splits.values()])
+        if "digest" in images.column_names:
+            if trust_shards:
+                return _inspected_before(source, images, split_of.tolist(), dataset, defect_free)
+            images = images.remove_columns("digest")
         inspection = inspect_images(images)
         issues = [*inspection.issues, *_unusable_images(images, inspection, source.description, args.on_bad_image)]
         usable = inspection.usable
@@ -177,6 +182,34 @@ def read_images(args: DataArguments) -> LoadedDataset:
         issues=issues,
         notes=list(source.notes),
         source_groups=source_groups,
+    )
+
+
+def _inspected_before(
+    source: SourceDataset, images: Dataset, split_of: list[str], dataset: str, defect_free: DefectFreeClass
+) -> LoadedDataset:
+    """Return shards whose images were inspected, and near-duplicates joined, when they were written."""
+    count, digests = len(images), images["digest"][:]
+    inspection = Inspection(
+        problems=[None] * count,
+        digests=digests,
+        hashes=np.zeros((count, 4), dtype=np.uint64),
+        sizes=[(0, 0)] * count,
+        modes=[""] * count,
+        mask_shows_defect=[None] * count,
+        issues=[],
+    )
+    issues = find_duplicate_issues(images, np.arange(count), split_of) + find_small_classes(source.splits["train"])
+    return LoadedDataset(
+        splits=DatasetDict(source.splits),
+        dataset=dataset,
+        source=source.description,
+        defect_free=defect_free,
+        duplicate_distance=0,
+        inspection=inspection,
+        issues=issues,
+        notes=[*source.notes, "Images and near-duplicates as `kgl data` found them when it wrote the shards."],
+        source_groups=_source_groups(images),
     )
 
 
@@ -243,7 +276,7 @@ def _read_source(dataset: str, args: DataArguments) -> SourceDataset:
     if dataset == "hub":
         if args.hub_dataset is None:
             raise InputError("--dataset hub needs --hub_dataset.")
-        return read_hub_dataset(args.hub_dataset, args.hub_config, columns)
+        return read_hub_dataset(args.hub_dataset, args.hub_config, columns, args.streaming)
     if dataset == "table" and args.data_file is None:
         raise InputError("--dataset table needs --data_file.")
     if dataset != "table" and args.data_dir is None:

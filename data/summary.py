@@ -27,7 +27,11 @@ def summarize_dataset(args: DataArguments) -> dict[str, Any]:
     Raises:
         InputError: the dataset cannot be read at all.
     """
-    loaded = read_images(replace(args, on_bad_image="skip"))
+    return summarize_images(read_images(replace(args, on_bad_image="skip")), args)
+
+
+def summarize_images(loaded: LoadedDataset, args: DataArguments) -> dict[str, Any]:
+    """Return the dataset summary of what [`~kgl.data.loading.read_images`] read."""
     summary = {
         "dataset": loaded.dataset,
         "source": loaded.source,
@@ -118,4 +122,4 @@ def print_loaded_dataset(loaded: LoadedDataset) -> None:
         print(f"  {warning}")
 
 
-__all__ = ["format_summary", "print_loaded_dataset", "summarize_dataset"]
+__all__ = ["format_summary", "print_loaded_dataset", "summarize_dataset", "summarize_images"]

@@ -272,16 +272,23 @@ def load_pipeline(
 
 def _claim_output(sources: ImageSources, pipeline: DefectDetectionPipeline, box_threshold: float) -> FileLock:
     """Claim the output folder for these settings and lock it."""
-    config = pipeline.model.config
     settings = {
+        **prediction_settings(pipeline, box_threshold),
+        "paths": sorted({os.path.abspath(path) for path in sources.paths}),
+    }
+    return claim(sources.output, {"predictions": settings}, flag="--output")
+
+
+def prediction_settings(pipeline: DefectDetectionPipeline, box_threshold: float) -> dict[str, Any]:
+    """Return what decides predictions, beside the images."""
+    config = pipeline.model.config
+    return {
         "model": model_digest(pipeline.model),
         "threshold": config.threshold,
         "look_again_threshold": config.look_again_threshold,
         "image_processor": pipeline.image_processor.to_dict(),
         "box_threshold": box_threshold,
-        "paths": sorted({os.path.abspath(path) for path in sources.paths}),
     }
-    return claim(sources.output, {"predictions": settings}, flag="--output")
 
 
 def load_images(
@@ -370,5 +377,6 @@ __all__ = [
     "open_predictor",
     "overlay_path",
     "predict_folder",
+    "prediction_settings",
     "utf8_name",
 ]

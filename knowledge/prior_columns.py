@@ -57,7 +57,7 @@ def with_priors(dataset: Dataset, priors: Dataset) -> Dataset:
         InputError: the priors belong to other images.
     """
     images = "digest" if "digest" in dataset.column_names else "image"
-    if image_digests(without_decoding(dataset.select_columns([images]))[:]) != priors[:]["digest"]:
+    if image_digests(without_decoding(dataset.select_columns([images]))[:]) != priors["digest"][:]:
         raise InputError(
             "The priors belong to other images, or to these in another order; make them again for this dataset."
         )

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..data.progress import progress_bar
 from .collator import DefectCollator
 from .feature_cache import FrozenFeatureCollator
-from .sampler import BalancedSampler
+from .sampler import BalancedSampler, ShardSampler
 
 
 class TerminationCallback(TrainerCallback):
@@ -121,7 +121,7 @@ class SamplerEpochCallback(TrainerCallback):
     accelerate's data loader sets it too, except in the resumed epoch of a run with several processes.
     """
 
-    def __init__(self, sampler: BalancedSampler) -> None:
+    def __init__(self, sampler: BalancedSampler | ShardSampler) -> None:
         self._sampler = sampler
 
     def on_epoch_begin(

@@ -110,6 +110,8 @@ def check_settings(settings: Settings) -> None:
         _check_frozen(settings)
     elif settings.model.tunes_stage:
         _check_tuned(settings)
+    if settings.data.streaming:
+        _check_streaming(settings)
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "num_train_epochs"):
         if vars(training_args)[name] <= 0:
             raise InputError(f"--{name} {vars(training_args)[name]}: it must be above 0.")
@@ -151,6 +153,25 @@ def _check_tuned(settings: Settings) -> None:
     reason = "goes with --head avg_max: with --head stages, image labels alone tune a stage."
     _refuse_changed(settings.training, _OF_GUIDANCE, reason)
     _refuse_changed(settings.model, ("fusion_size",), reason)
+
+
+def _check_streaming(settings: Settings) -> None:
+    """Refuse settings that keep something of every image on the disk, or draw images from anywhere."""
+    if settings.model.tunes_stage:
+        raise InputError(
+            "--fine_tune true with --head stages caches features of all images on the disk, which --streaming true is "
+            "to avoid; give --head avg_max, or leave --fine_tune out."
+        )
+    if settings.model.freeze_stages:
+        raise InputError(
+            f"--freeze_stages {settings.model.freeze_stages}: it caches features of all images on the disk, which "
+            "--streaming true is to avoid; leave it out."
+        )
+    if settings.training.balanced_sampling:
+        raise InputError(
+            "--balanced_sampling true draws images from anywhere, and --streaming true reads shard by shard; take "
+            "--class_weights balanced."
+        )
 
 
 def _refuse_changed(

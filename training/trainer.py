@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
+from ..data.shard_files import BUFFERED_GROUPS, shard_blocks
 from ..errors import InputError
 from ..knowledge.prior_columns import PRIOR_COLUMNS
 from ..modeling_kgl import KGLForImageClassification
@@ -24,7 +25,7 @@ from .losses import (
     focal_loss,
     saliency_loss,
 )
-from .sampler import BalancedSampler
+from .sampler import BalancedSampler, ShardSampler
 from .sharding import gather_model
 
 
@@ -92,11 +93,16 @@ class ClassificationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if not self.args.balanced_sampling:
+        rows, args = self.train_dataset if train_dataset is None else train_dataset, self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        blocks = shard_blocks(rows) if "image" in rows.column_names else None
+        if args.balanced_sampling:
+            sampler = BalancedSampler(rows["label"][:], seed)
+        elif blocks is not None and args.to_dict().get("train_sampling_strategy", "random") == "random":
+            readers = args.world_size * max(1, args.dataloader_num_workers)
+            sampler = ShardSampler(blocks, seed, BUFFERED_GROUPS, args.train_batch_size, readers)
+        else:
             return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = BalancedSampler(rows["label"][:], seed)
         self.add_callback(SamplerEpochCallback(sampler))
         return sampler
 

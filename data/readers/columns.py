@@ -30,14 +30,15 @@ class Columns:
     The names of a table's columns, and how its labels are read.
 
     Args:
-        image, label: of every table.
+        image: of every table.
+        label: None where labels are not read.
         mask, group, split: None where the table has none.
         grade_thresholds: ascending; they turn graded labels into classes.
         grade_names: of these classes, one more than there are thresholds.
     """
 
     image: str = "image"
-    label: str = "label"
+    label: str | None = "label"
     mask: str | None = None
     group: str | None = None
     split: str | None = None

@@ -25,6 +25,7 @@ from .columns import (
     validation_serves_as_test,
 )
 from .hub_folder import load_hub_folder
+from .shards import NAME_COLUMN, is_written_here, load_shards, with_own_columns
 from .source import SourceDataset
 
 
@@ -37,18 +38,27 @@ _NOT_OWN = "is no file of this dataset; read your own table of files with --data
 _NAMED = ("string", "large_string", "null")  # paths, which are checked below, and columns without any mask
 
 
-def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceDataset:
+def read_hub_dataset(name: str, config: str | None, columns: Columns, streaming: bool = False) -> SourceDataset:
     """
     Read a dataset by its Hub id, or a folder that `datasets.load_dataset` reads, in its own splits.
 
-    Where it has a validation split and no test split, the validation split is the test split.
+    Where it has a validation split and no test split, the validation split is the test split. Of shards that `kgl
+    data` wrote, masks, groups and file names are read too.
+
+    Args:
+        name: the id or the folder.
+        config: the configuration, where it has several.
+        columns: to read.
+        streaming: leave the images in their shards; those that `kgl data` wrote keep the column `digest`, too.
 
     Raises:
         InputError: no such dataset or column, labels that cannot be read, or images that are not the dataset's own.
     """
     source, notes = f"--hub_dataset {name}", []
     try:
-        if Path(name).is_dir():
+        if streaming:
+            loaded, notes = load_shards(name, config, columns)
+        elif Path(name).is_dir():
             loaded, notes = load_hub_folder(Path(name), config, columns)
         else:
             loaded = load_dataset(name, config, cache_dir=datasets_cache())
@@ -59,6 +69,9 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns) -> SourceD
         advice = " Set HF_HOME to a folder that can be written." if denied else ""
         raise InputError(f"{source}: it cannot be loaded. {root_cause(error)}{advice}") from error
     tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+    if streaming and not Path(name).is_dir() and not tables:
+        raise InputError(f"{source}: it lists no files, so it cannot be streamed; leave out --streaming.")
+    columns = with_own_columns(columns, next(iter(tables.values())).column_names)
     for split, table in tables.items():
         require_columns(table.column_names, columns, f"{source}, split {split}")
         tables[split] = _cast_images(table, columns, source)
@@ -114,8 +127,13 @@ def _to_schema(table: Dataset, split: str, columns: Columns, names: list[str], h
         raise InputError(f"{source}: split {split} has the classes {', '.join(unknown)}, which train lacks.")
     renamed = {columns.image: "image"} | ({columns.mask: "mask"} if columns.mask else {})
     rows = without_decoding(table.select_columns(list(renamed)).rename_columns(renamed))
-    paths = pc.struct_field(rows.with_format("arrow")["image"][:], "path").to_pylist()
-    file_names = [f"{split}/{row}{f'-{Path(path).name}' if path else ''}" for row, path in enumerate(paths)]
+    in_shards = NAME_COLUMN in table.column_names
+    if is_written_here(table.column_names):
+        file_names = table["file_name"][:]
+    else:
+        paths = pc.struct_field(rows.with_format("arrow")["image"][:], "path").to_pylist()
+        paths = table[NAME_COLUMN][:] if in_shards else paths
+        file_names = [f"{split}/{row}{f'-{Path(path).name}' if path else ''}" for row, path in enumerate(paths)]
     rows = rows.cast_column("image", Image()).add_column("file_name", file_names)
     rows = rows.add_column("group", read_groups(table, columns, file_names))
     rows = rows.add_column("label", [names.index(label) for label in labels], feature=ClassLabel(names=names))
@@ -123,8 +141,12 @@ def _to_schema(table: Dataset, split: str, columns: Columns, names: list[str], h
         rows = rows.add_column("mask", [None] * len(rows), feature=Image())
     else:
         rows = rows.cast_column("mask", Image())
-    _check_own_files(rows, hub_dataset, f"{source}, split {split}")
-    return rows.select_columns(["image", "label", "mask", "group", "file_name"])
+    names = ["image", "label", "mask", "group", "file_name"]
+    if not in_shards:
+        _check_own_files(rows, hub_dataset, f"{source}, split {split}")
+    elif is_written_here(table.column_names):
+        rows, names = rows.add_column("digest", table["digest"][:]), [*names, "digest"]
+    return rows.select_columns(names)
 
 
 def _check_own_files(dataset: Dataset, hub_dataset: str, source: str) -> None:

@@ -58,17 +58,7 @@ def load_hub_folder(folder: Path, config: str | None, columns: Columns) -> tuple
         InputError: a name or an archive that `datasets` would misread, or a metadata file that cannot be read.
     """
     root, source = Path(os.path.abspath(folder)), f"--hub_dataset {folder}"
-    readme = root / "README.md"
-    configured = readme.is_file() and "configs" in (metadata_load(readme) or {})
-    guessed, found = None, {}
-    if not _PATTERN.search(str(root)):
-        guessed, found = _guess(root, config)
-    elif configured:
-        raise InputError(f"{source}: with such a name, the files that its README lists cannot be found; rename it.")
-    visible = {split: [file for file in files if not _in_hidden_folder(root, file)] for split, files in found.items()}
-    has_hidden = visible != found
-    found = {split: files for split, files in visible.items() if files}
-    splits, in_doubt = (found, False) if configured else _splits_by_name(root, found)
+    splits, guessed, listed, in_doubt = _find_splits(root, config, source)
     notes = [f"{source}: {_NAMES_NOTE}"] if in_doubt else []
     if _lists_images(splits, guessed):
         tables, left_out = _read_image_files(root, splits, columns, source)
@@ -80,9 +70,37 @@ def load_hub_folder(folder: Path, config: str | None, columns: Columns) -> tuple
         split: [glob.escape(str(readable / file.relative_to(root))) for file in files]
         for split, files in splits.items()
     }
-    listed = configured or in_doubt or has_hidden
     data_files = patterns if listed else None
     return load_dataset(str(readable), config, data_files=data_files, cache_dir=datasets_cache()), notes
+
+
+def find_tables(folder: Path, config: str | None) -> tuple[Splits, list[str]]:
+    """
+    Return a folder's tables by split, as [`load_hub_folder`] reads them, and notes about their names.
+
+    Raises:
+        InputError: as [`load_hub_folder`].
+    """
+    root, source = Path(os.path.abspath(folder)), f"--hub_dataset {folder}"
+    splits, _, _, in_doubt = _find_splits(root, config, source)
+    _check_tables(root, splits, source)
+    return splits, [f"{source}: {_NAMES_NOTE}"] if in_doubt else []
+
+
+def _find_splits(root: Path, config: str | None, source: str) -> tuple[Splits, BuilderConfig | None, bool, bool]:
+    """Return the files by split, how `datasets` would read them, whether to name them, and whether it misreads names."""
+    readme = root / "README.md"
+    configured = readme.is_file() and "configs" in (metadata_load(readme) or {})
+    guessed, found = None, {}
+    if not _PATTERN.search(str(root)):
+        guessed, found = _guess(root, config)
+    elif configured:
+        raise InputError(f"{source}: with such a name, the files that its README lists cannot be found; rename it.")
+    visible = {split: [file for file in files if not _in_hidden_folder(root, file)] for split, files in found.items()}
+    has_hidden = visible != found
+    found = {split: files for split, files in visible.items() if files}
+    splits, in_doubt = (found, False) if configured else _splits_by_name(root, found)
+    return splits, guessed, configured or in_doubt or has_hidden, in_doubt
 
 
 def _guess(root: Path, config: str | None) -> tuple[BuilderConfig | None, Splits]:
@@ -265,4 +283,4 @@ def _join(folder: Path, value: str | None) -> str | None:
     return None if not value else os.path.normpath(folder / value.replace("\\", "/"))
 
 
-__all__ = ["load_hub_folder"]
+__all__ = ["find_tables", "load_hub_folder"]
