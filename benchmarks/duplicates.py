@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import json
 import multiprocessing
+import resource
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,8 @@ OUTPUT = RESULTS / "duplicates.jsonl"
 READERS = {"kolektorsdd": read_kolektorsdd, "magnetic-tile": read_magnetic_tile, "neu-det": read_neu_det}
 DISTANCE = 16  # bits, the default
 GENERATED = 100_000  # hashes that all pairs are compared of
-BURN = 20_000_000  # turns of a loop of plain Python, a second or two
+TIMED = 400  # images decoded and hashed by one and by two processes
+BURN = 50_000_000  # turns of a loop of plain Python, about as long
 _BLOCK = 1 << 18
 
 
@@ -159,18 +161,31 @@ def burn(turns: int) -> int:
 
 
 def time_workers(rounds: int) -> list[dict[str, Any]]:
-    """Return seconds of one and of two processes in turns, for decoding and hashing and for a plain loop."""
-    images, lines = read_dataset("magnetic-tile"), []
+    """
+    Return seconds of one and of two processes in turns, for decoding and hashing and for a plain loop.
+
+    `cpu` are the CPU seconds of all processes while decoding and hashing, `main_cpu` those of the first one.
+    """
+    images, lines = read_dataset("magnetic-tile").select(range(TIMED)), []
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for number in range(rounds):
             line: dict[str, Any] = {"kind": "workers", "round": number, "images": len(images)}
             for workers in (1, 2) if number % 2 else (2, 1):
                 torch.set_num_threads(workers)  # as OMP_NUM_THREADS does
+                before = _cpu_seconds()
                 line[f"seconds_{workers}"] = _seconds(lambda: inspect_images(images))
+                own, of_workers = (after - one for after, one in zip(_cpu_seconds(), before, strict=True))
+                line |= {f"cpu_{workers}": own + of_workers, f"main_cpu_{workers}": own}
                 parts = [BURN // workers] * workers
-                line[f"control_{workers}"] = _seconds(lambda parts=parts: pool.map(burn, parts))
+                line[f"control_{workers}"] = _seconds(lambda parts=parts: pool.map(burn, parts, chunksize=1))
             lines.append(line)
     return lines
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Return the CPU seconds of this process, and of its ended workers."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return tuple(one.ru_utime + one.ru_stime for one in used)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -180,23 +195,19 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def search_table(lines: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of time, memory and growth per number of hashes."""
-    rows = []
+    """Return a Markdown table of time, memory and growth per number of hashes, medians of the searches."""
+    frame, rows = pd.DataFrame([line for line in lines if line["kind"] == "search"]), []
     titles = {"keys": "this search", "all pairs": "all pairs", "faiss": "faiss `IndexBinaryMultiHash`"}
     for arm, title in titles.items():
-        before = None
-        for line in sorted((one for one in lines if one.get("arm") == arm), key=lambda one: one["hashes"]):
-            growth = "" if before is None else f"{exponent(before, line):.2f}"
-            named = {"search": title, "hashes": f"{line['hashes']:,}", "CPU seconds": f"{line['cpu_seconds']:.1f}"}
-            measured = {"seconds": f"{line['seconds']:.1f}", "peak MiB": f"{line['peak_mib']:,.0f}"}
-            rows.append(named | measured | {"exponent": growth})
-            before = line
+        of_arm = frame[frame["arm"] == arm].groupby("hashes")
+        medians = of_arm[["cpu_seconds", "seconds", "peak_mib"]].median()
+        growth = np.diff(np.log(medians["cpu_seconds"])) / np.diff(np.log(medians.index.to_numpy(dtype=float)))
+        exponents = ["", *(f"{exponent:.2f}" for exponent in growth)]
+        for (count, median), number, exponent in zip(medians.iterrows(), of_arm.size(), exponents, strict=False):
+            named = {"search": title, "hashes": f"{count:,}", "searches": str(number)}
+            seconds = {"CPU seconds": f"{median['cpu_seconds']:.1f}", "seconds": f"{median['seconds']:.1f}"}
+            rows.append(named | seconds | {"peak MiB": f"{median['peak_mib']:,.0f}", "exponent": exponent})
     return markdown_table(rows)
-
-
-def exponent(few: dict[str, Any], many: dict[str, Any]) -> float:
-    """Return the growth of CPU seconds as a power of the number of hashes."""
-    return float(np.log(many["cpu_seconds"] / few["cpu_seconds"]) / np.log(many["hashes"] / few["hashes"]))
 
 
 def pairs_table(lines: list[dict[str, Any]]) -> str:
@@ -213,20 +224,25 @@ def pairs_table(lines: list[dict[str, Any]]) -> str:
 
 
 def workers_table(lines: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of what a second process brings."""
+    """Return a Markdown table of what a second process brings, medians and quartiles."""
     frame = pd.DataFrame([line for line in lines if line["kind"] == "workers"])
+    if frame.empty:
+        return "No runs."
+    # With cores free, the longer of the first process's own work and of half of that of its workers.
+    frame["cpu_bound_1"] = frame["cpu_1"]
+    frame["cpu_bound_2"] = np.maximum(frame["main_cpu_2"], (frame["cpu_2"] - frame["main_cpu_2"]) / 2)
+    titles = {"seconds": "decode and hash, seconds", "control": "plain loop, the control, seconds"}
+    titles["cpu_bound"] = "decode and hash, CPU seconds of the busiest process"
     rows = []
-    for title, column in {"decode and hash": "seconds", "plain loop, the control": "control"}.items():
-        if frame.empty:
-            break
+    for column, title in titles.items():
         one, two = frame[f"{column}_1"], frame[f"{column}_2"]
         low, median, high = (one / two).quantile([0.25, 0.5, 0.75])
         speed = f"{median:.2f} ({low:.2f} .. {high:.2f})"
-        rows.append({"": title, "1 process, s": f"{one.median():.2f}", "2, s": f"{two.median():.2f}", "times": speed})
+        rows.append({"": title, "1 process": f"{one.median():.2f}", "2": f"{two.median():.2f}", "times": speed})
     return markdown_table(rows)
 
 
-def run(sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+def run(sizes: list[int], searches: int, rounds: int) -> list[dict[str, Any]]:
     """Measure what the results file lacks and append it; return all lines."""
     lines, named = stored_lines(OUTPUT), {"hardware": hardware(), "torch": torch.__version__}
 
@@ -245,11 +261,11 @@ def run(sizes: list[int], rounds: int) -> list[dict[str, Any]]:
         for distance in [one for one in (DISTANCE, 60) if (name, one) not in compared]:
             if name != "generated" or distance == DISTANCE:
                 add(compare(name, of_set, distance))
-    searched = {(line["arm"], line["hashes"]) for line in lines if line["kind"] == "search"}
-    arms = [arm for arm in ARMS if arm != "faiss" or importlib.util.find_spec("faiss")]
-    for arm in arms:
-        for size in [one for one in sizes if one <= LARGEST[arm] and (arm, one) not in searched]:
-            add(search(arm, size, real))
+    for arm in [arm for arm in ARMS if arm != "faiss" or importlib.util.find_spec("faiss")]:
+        for size in [size for size in sizes if size <= LARGEST[arm]]:
+            done = sum(line["kind"] == "search" and (line["arm"], line["hashes"]) == (arm, size) for line in lines)
+            for _ in range(done, searches):
+                add(search(arm, size, real))
     return lines
 
 
@@ -257,7 +273,8 @@ def main() -> None:
     """Measure what is missing and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7], help="hashes per search")
-    parser.add_argument("--rounds", type=int, default=5, help="of timing one and two processes")
+    parser.add_argument("--searches", type=int, default=3, help="of each size, the median of which is stated")
+    parser.add_argument("--rounds", type=int, default=9, help="of timing one and two processes")
     parser.add_argument("--into", type=Path, help="a page with the markers `duplicates search`, `pairs` and `workers`")
     parser.add_argument("--measure", choices=ARMS, help=argparse.SUPPRESS)  # in the process of a search
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -265,7 +282,7 @@ def main() -> None:
     if options.measure is not None:
         print(json.dumps(measure(options.measure, options.file)))
         return
-    lines = run(options.sizes, options.rounds)
+    lines = run(options.sizes, options.searches, options.rounds)
     if options.into is not None:
         text = options.into.read_text(encoding="utf-8")
         for name, table in {"search": search_table, "pairs": pairs_table, "workers": workers_table}.items():

@@ -24,7 +24,7 @@ _KEY_BITS = 31
 _POSITION_BITS, _POSITIONS = np.uint64(32), np.uint64(0xFFFFFFFF)
 _FACTORS = np.random.default_rng(0).integers(2**64, size=HASH_BITS // 64, dtype=np.uint64) | np.uint64(1)
 # Nanoseconds on one core: a hash sorted by one key, a candidate of it compared, and one of all pairs.
-_SORT_COST, _CANDIDATE_COST, _PAIR_COST = 80, 20, 3
+_SORT_COST, _CANDIDATE_COST, _PAIR_COST = 50, 25, 5
 
 
 def perceptual_hash(image: PILImage.Image) -> np.ndarray:
@@ -42,16 +42,15 @@ def find_near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
     """
     Return a number per image `(N,)`, the same for images joined by chains of pairs at most `distance` bits apart.
 
-    Equal hashes are compared once, and hashes that are known to be joined not at all. Of the others only those are
-    compared that are equal in some chunks of their bits, by the keys of [`choose_keys`]; where a key of few bits would
-    leave too many to compare, all pairs are. Memory is linear in N.
+    Equal hashes count as one. Of the others only those are compared that have a key of [`choose_keys`] in common and
+    are not joined yet; where keys would be too short to leave few, all pairs are. Memory is linear in N.
 
     Args:
         hashes: `(N, 4)` uint64.
         distance: 0 joins equal hashes only.
     """
     words = np.ascontiguousarray(hashes.T)
-    order = np.argsort(np.einsum("wn,w->n", words, _FACTORS))  # equal hashes are neighbours
+    order = np.argsort(np.einsum("wn,w->n", words, _FACTORS))  # equal hashes have equal sums
     words = words[:, order]
     is_new = np.ones(len(order), dtype=bool)
     is_new[1:] = (words[:, 1:] != words[:, :-1]).any(axis=0)
