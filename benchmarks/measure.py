@@ -96,6 +96,11 @@ def resident_memory() -> float:
     return _process_status("VmRSS") / 1024
 
 
+def highest_resident_memory() -> float:
+    """Return the highest resident memory that this process has had, in MiB."""
+    return _process_status("VmHWM") / 1024
+
+
 def hardware() -> str:
     """Return the name of the GPU, or of the processor."""
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,13 +149,14 @@ def _contradicting_duplicates(audited: Labels) -> list[tuple[int, str, int | Non
     For identical files the third value is the label that most of the others carry, None for near-duplicates.
     """
     found: list[tuple[int, str, int | None]] = []
+    numbers = audited.near_duplicates.tolist()
     all_counts = label_counts(audited)
+    files_of_number = Counter(number for number, _ in set(zip(numbers, audited.digests, strict=True)))
     for row in np.flatnonzero((all_counts > 0).sum(axis=1) > 1):
         counts, label = all_counts[row].astype(int), audited.labels[row]
         if counts[label] > counts.sum() / 2:
             continue
-        alike = np.flatnonzero(audited.near_duplicates == audited.near_duplicates[row])
-        identical = len({audited.digests[other] for other in alike}) == 1
+        identical = files_of_number[numbers[row]] == 1
         order = np.argsort(-counts, kind="stable")
         said = ", ".join(f"{counts[one]} {audited.names[one]}" for one in order if counts[one])
         certain = int(next(one for one in order if one != label)) if identical else None

@@ -1,9 +1,13 @@
 """Inspection of images and data issues."""
 
+import os
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
+from kgl.data import validation
 from kgl.data.arguments import DataArguments
 from kgl.data.duplicates import find_near_duplicates
 from kgl.data.loading import read_defect_dataset
@@ -88,6 +92,28 @@ def test_a_mask_of_another_size_is_an_issue():
     found = inspect_one(PIXELS, PIXELS[:, :10])
     assert found.problems == [None]
     assert found.issues == [DataIssue("mask size differs", ("it",), "mask 10 x 24, image 20 x 24")]
+
+
+def test_several_processes_inspect_as_one_does(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 255, (24, 20), dtype=np.uint8) for _ in range(300)]
+    (tmp_path / "text.png").write_bytes(b"no image")
+    images[7] = str(tmp_path / "text.png")
+    masks = [np.full((24, 20), 255 * (row == 9), dtype=np.uint8) for row in range(300)]
+    names = [f"{row}.png" for row in range(300)]
+    rows = defect_dataset(images=images, labels=["a"] * 300, names=["a"], masks=masks, file_names=names)
+    found = []
+    state = torch.get_rng_state()
+    for processes in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda processes=processes: processes)
+        found.append(vars(inspect_images(rows)))
+    assert torch.equal(torch.get_rng_state(), state)
+    hashes = [one.pop("hashes") for one in found]
+    assert found[0] == found[1] and (hashes[0] == hashes[1]).all()
+    assert found[1]["problems"][7] == "not an image" and found[1]["issues"][0].files == ("9.png",)
+    monkeypatch.setattr(validation, "perceptual_hash", lambda image: np.full(4, os.getpid(), dtype=np.uint64))
+    processes = set(np.delete(inspect_images(rows).hashes, 7, axis=0).ravel().tolist())
+    assert len(processes) == 2 and os.getpid() not in processes
 
 
 def test_no_bar_without_a_terminal(capfd):
