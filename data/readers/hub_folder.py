@@ -88,7 +88,7 @@ def find_tables(folder: Path, config: str | None) -> tuple[Splits, list[str]]:
 
 
 def _find_splits(root: Path, config: str | None, source: str) -> tuple[Splits, BuilderConfig | None, bool, bool]:
-    """Return the files by split, how `datasets` would read them, whether to name them, and whether it misreads names."""
+    """Return files by split, how `datasets` would read them, whether to name them, and whether it misreads names."""
     readme = root / "README.md"
     configured = readme.is_file() and "configs" in (metadata_load(readme) or {})
     guessed, found = None, {}
