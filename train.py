@@ -24,7 +24,7 @@ from kgl.data.progress import disable_progress_bars
 from kgl.data.storage import full_disk_as_input_error, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.errors import format_count
-from kgl.evaluation.calibration import calibrate_model
+from kgl.evaluation.calibration import calibrate_model, without_scores
 from kgl.evaluation.operating_points import VALIDATION_FILE, write_validation_scores
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.evaluation.training_range import set_training_range
@@ -356,13 +356,6 @@ def write_run(
     write_card(job.output_dir, report)
     write_json(job.output_dir / "metrics.json", report)
     return report
-
-
-def without_scores(validation: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return a phase's calibration without the scores of the images, which have a table of their own."""
-    if validation is None:
-        return None
-    return {name: value for name, value in validation.items() if name != "defect_scores"}
 
 
 def finish(job: Job, report: dict[str, Any], held: FileLock) -> None:

@@ -60,6 +60,13 @@ def calibrate_model(
     return calibration | {"saliency_threshold": saliency_threshold, "defect_scores": scores}
 
 
+def without_scores(validation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what [`calibrate_model`] returned without the scores of the images, which have a table of their own."""
+    if validation is None:
+        return None
+    return {name: value for name, value in validation.items() if name != "defect_scores"}
+
+
 def calibrate(
     probabilities: np.ndarray,
     labels: np.ndarray,
@@ -240,4 +247,5 @@ __all__ = [
     "choose_operating_point",
     "choose_saliency_threshold",
     "fit_temperature",
+    "without_scores",
 ]
