@@ -59,6 +59,7 @@ _PARTS = {
                     ("priors", "tuned stage"), ("tuned", "final classifier"), ("final", "evaluation and report")],
 }  # fmt: skip
 _MIB = 2**20
+_MOST_DISK = 2  # of a finished run's size: features and checkpoints, which are deleted at the end, come to as much
 
 
 def start(job: str, output: Path, before: Callable[[], None] = lambda: None) -> int:
@@ -277,7 +278,7 @@ def faults(kills: int, others: int, seconds: dict[str, float], size: int) -> lis
             add("SIGKILL", job, index, stop_by, signal.SIGKILL, job, draws.random() * seconds[job])
         for index in range(others):
             add("SIGTERM", job, index, stop_by, signal.SIGTERM, job, draws.random() * seconds[job])
-            add("disk full", job, index, fill_disk, (index + 1) * size // (others + 1), job)
+            add("disk full", job, index, fill_disk, (index + 1) * size * _MOST_DISK // (others + 1), job)
         for phase in ("primary", "final") if job == "two phases" else ("tuned",):
             for kind in ("cut short", "with a bit flipped", "missing"):
                 add(f"file of a checkpoint {kind}", job, phase, damage_checkpoint, kind, job, phase)
