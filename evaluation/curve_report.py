@@ -45,7 +45,10 @@ def curve_sentences(curve: dict[str, Any]) -> list[str]:
         said.append(f"Flat from {flat} images per class: twice as many bring less than .01 AP.")
     else:
         said.append(f"By the power law, flat from {flat} images per class: twice as many bring less than .01 AP.")
-    said.append(f"More labels than {labels[-1]} could not be tried: {curve['scarcest_class']} has no more images.")
+    scarce = curve["scarcest_class"]
+    said.append(
+        f"The next step, {2 * labels[-1]} labels, could not be tried: {scarce} has too few images outside a fold."
+    )
     return said
 
 

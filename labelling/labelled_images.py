@@ -123,9 +123,9 @@ def read_labelled_images(
             its own features say of images that they were trained on would be too good.
     """
     if run is None:
+        loaded = read_images(data_args)  # first: a backbone may be asked of the Hub, for long
         given = {} if size is None else {"image_height": size[0], "image_width": size[1]}
         model_args = with_cells(ModelArguments(backbone=backbone, **given))
-        loaded = read_images(data_args)
         return LabelledImages(_all_images(loaded), loaded, data_args, model_args, 0, None)
     of_run = read_run(run)
     model_args = of_run.model_args

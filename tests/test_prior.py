@@ -86,7 +86,7 @@ def test_differences_of_other_settings_are_named(tmp_path, image_folder, capsys)
     main([*given, str(tmp_path / "one")])
     table = (tmp_path / "out" / "priors" / "state.json").stat().st_mtime_ns
     for arguments, message in (
-        ([*given, str(tmp_path / "two")], "holds a run with other settings: model is"),
+        ([*given, str(tmp_path / "two")], "holds a run with other settings: the model is another one"),
         (
             [*given, str(tmp_path / "one"), "--prior_method", "gradcam", "--fold", "1"],
             "prior_method is 'gradcam++' there and 'gradcam' here",

@@ -113,7 +113,8 @@ def resolve_out_features(model_args: ModelArguments) -> list[str] | None:
     except OSError as error:
         raise InputError(
             f"--backbone {model_args.backbone}: it cannot be read. Give a folder with a pretrained backbone, or a "
-            f"model of the Hub, which has to be reachable the first time. ({' '.join(str(error).split())})"
+            f"model of the Hub, which has to be reachable the first time, or {KGL_TINY}, a small one that needs no "
+            f"connection. ({' '.join(str(error).split())})"
         ) from error
     names = AutoConfig.for_model(**config).to_dict().get("stage_names") or []
     if model_args.head == "stages":

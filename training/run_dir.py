@@ -221,7 +221,7 @@ def _check_and_write_settings(
     if existing.keys() != settings.keys():
         raise InputError(f"{flag} {folder} holds the files of another command; choose a new or empty folder.")
     differences = [
-        f"{name} is {existing[group].get(name)!r} there and {settings[group].get(name)!r} here"
+        _difference(name, existing[group].get(name), settings[group].get(name))
         for group in settings
         for name in sorted(settings[group].keys() | existing[group].keys())
         if name not in ignored and existing[group].get(name) != settings[group].get(name)
@@ -233,8 +233,15 @@ def _check_and_write_settings(
     elif differences:
         raise InputError(
             f"{flag} {folder} holds a run with other settings: {'; '.join(differences)}. "
-            "Choose another folder, or the same settings to resume."
+            f"Give another {flag}, or the same settings to resume."
         )
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    if name.endswith("images") or name == "model":  # of which digests are stored
+        what = name.replace("_", " ")
+        return f"the {what} {'is another one' if name == 'model' else 'have changed since'}"
+    return f"{name} is {there!r} there and {here!r} here"
 
 
 def _is_empty(path: Path) -> bool:

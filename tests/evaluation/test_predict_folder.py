@@ -225,7 +225,7 @@ def test_used_folder_is_refused(tmp_path, saved, images):
     with pytest.raises(InputError, match=r"box_threshold is 0\.5 there and 0\.6 here"):
         predict_folder([images / "scratch"], saved, tmp_path / "out", box_threshold=0.6)
     tiny_model(seed=1).save_pretrained(saved)
-    with pytest.raises(InputError, match="holds a run with other settings: model is"):
+    with pytest.raises(InputError, match="holds a run with other settings: the model is another one"):
         predict_folder([images / "scratch"], saved, tmp_path / "out")
     assert len(rows_of(tmp_path / "out")) == 6
 

@@ -283,3 +283,11 @@ def test_default_output_stands_beside_the_run(surfaces):
     labelled = read_labelled_images(surfaces / "run", None)
     assert labelled.output_dir("audit") == surfaces / "run_audit"
     assert Path(check_arguments(["curve", "images"])[2].data_dir) == Path("images")
+
+
+def test_missing_images_are_named_before_the_backbone_is_looked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for command in ("curve", "audit"):
+        with pytest.raises(SystemExit, match="2"):
+            main([command, str(tmp_path / "nothere")])
+        assert "there is no such folder" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_interval_of_the_forecast_is_that_of_the_repetitions():
 def test_sentences_say_where_it_flattens(values, expected):
     sentences = " ".join(curve_sentences(summarize_curve(fits(values), "pit", "final", 3)))
     assert expected in sentences
-    assert "From 16 to 32 images per class expect +." in sentences and "pit has no more images" in sentences
+    assert "From 16 to 32 images per class expect +." in sentences and "pit has too few images" in sentences
 
 
 def test_forecast_needs_three_budgets():
@@ -98,7 +98,7 @@ def test_section_is_replaced_in_a_report(tmp_path):
     page = report.read_text(encoding="utf-8")
     assert page.startswith("<h1>before</h1>") and page.endswith("<h2>after</h2>")
     assert page.count("How many labels are needed") == 1 and page.count("data:image/svg+xml") == 1
-    assert "&lt;dent&gt; has no more images" in page and "pit has" not in page
+    assert "&lt;dent&gt; has too few images" in page and "pit has" not in page
 
 
 def test_report_without_a_place_for_the_curve_is_left_alone(tmp_path):
