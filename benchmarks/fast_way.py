@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from kgl.benchmarks.evidence.formatting import format_difference, markdown_table, replace_block
+from kgl.benchmarks.evidence.formatting import format_difference, markdown_table, write_block
 from kgl.benchmarks.evidence.plan import SHARED, TASKS
 from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.evidence.task_data import defect_free_class, load_images
@@ -106,8 +106,7 @@ def main() -> None:
             print(lines[-1], flush=True)
             append_lines(OUTPUT, lines[-1])
     if options.into is not None:
-        text = options.into.read_text(encoding="utf-8")
-        options.into.write_text(replace_block(text, "fast way", table(lines)), encoding="utf-8")
+        write_block(options.into, "fast way", table(lines))
 
 
 if __name__ == "__main__":

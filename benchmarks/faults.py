@@ -33,7 +33,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
+from kgl.benchmarks.evidence.formatting import markdown_table, write_block
 from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.measure import RESULTS, hardware
 from kgl.cli import train as command
@@ -334,8 +334,7 @@ def main() -> None:
             print(line, flush=True)
             shutil.rmtree(output, ignore_errors=True)
     if options.into is not None:
-        text = options.into.read_text(encoding="utf-8")
-        options.into.write_text(replace_block(text, "faults", table(lines)), encoding="utf-8")
+        write_block(options.into, "faults", table(lines))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from transformers import ConvNextV2Config, ConvNextV2Model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
+from kgl.benchmarks.evidence.formatting import markdown_table, write_block
 from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.measure import RESULTS, hardware
 from kgl.benchmarks.network import Host, network
@@ -196,8 +196,7 @@ def main() -> None:
             print(lines[-1], flush=True)
             append_lines(OUTPUT, lines[-1])
     if options.into is not None:
-        text = options.into.read_text(encoding="utf-8")
-        options.into.write_text(replace_block(text, "hosts", table(lines)), encoding="utf-8")
+        write_block(options.into, "hosts", table(lines))
 
 
 if __name__ == "__main__":

@@ -96,6 +96,11 @@ def resident_memory() -> float:
     return _process_status("VmRSS") / 1024
 
 
+def anonymous_memory() -> float:
+    """Return the memory that this process holds itself, without pages of mapped files, in MiB."""
+    return _process_status("RssAnon") / 1024
+
+
 def highest_resident_memory() -> float:
     """Return the highest resident memory that this process has had, in MiB."""
     return _process_status("VmHWM") / 1024

@@ -38,9 +38,9 @@ from torch.utils.data import DataLoader
 from transformers import ResNetConfig
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
+from kgl.benchmarks.evidence.formatting import markdown_table, write_block
 from kgl.benchmarks.evidence.records import append_lines, stored_lines
-from kgl.benchmarks.measure import RESULTS, hardware
+from kgl.benchmarks.measure import RESULTS, anonymous_memory, hardware, resident_memory
 from kgl.configuration_kgl import KGLConfig
 from kgl.data.readers.columns import Columns
 from kgl.data.readers.hub import read_hub_dataset
@@ -102,10 +102,7 @@ def write_images(folder: Path, count: int, size: int) -> None:
 
 def memory() -> dict[str, float]:
     """Return resident and anonymous memory of this process in MiB."""
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return {
-        name: int(fields[field].split()[0]) / 1024 for name, field in (("resident", "VmRSS"), ("anonymous", "RssAnon"))
-    }
+    return {"resident": resident_memory(), "anonymous": anonymous_memory()}
 
 
 def run_job(job: str, images: Dataset, folder: Path) -> None:
@@ -265,8 +262,7 @@ def main() -> None:
     lines = stored_lines(OUTPUT)
     draw(lines)
     if options.into is not None:
-        text = options.into.read_text(encoding="utf-8")
-        options.into.write_text(replace_block(text, "streaming", table(lines)), encoding="utf-8")
+        write_block(options.into, "streaming", table(lines))
 
 
 if __name__ == "__main__":

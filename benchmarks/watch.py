@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kgl.benchmarks.evidence.formatting import markdown_table, replace_block
+from kgl.benchmarks.evidence.formatting import markdown_table, write_block
 from kgl.benchmarks.measure import store
 from kgl.data.synthetic import CLASSES, generate_surface
 from kgl.evaluation.predict_folder import predict_folder
@@ -313,8 +313,7 @@ def main() -> None:
         results = {"delays": delays, "kills": measure_kills(folder / "kills", model, options.kills, 30, generator)}
     store("watch", {"files": options.files, "kills": options.kills}, results)
     if options.into is not None:
-        text = options.into.read_text(encoding="utf-8")
-        options.into.write_text(replace_block(text, "watch", watch_table(results)), encoding="utf-8")
+        write_block(options.into, "watch", watch_table(results))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..data.readers.layouts import OTHER_SPREADSHEETS, TABLE_ENDINGS
 from ..errors import InputError, Terminated
 
 
 _BOOLEANS = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
 _NOT_A_BOOLEAN = re.compile(r"argument (--\w+).*: Truthy value expected: got (.*) but expected")
 DATA_SOURCES = frozenset({"--dataset", "--data_dir", "--data_file", "--hub_dataset"})
-TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")
-_OTHER_SPREADSHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".fods", ".numbers")  # the reader of tables has advice
 # What other tools, or other commands of this one, call a setting.
 _OTHER_NAMES = {
     "--arch": ("--backbone",),
@@ -321,7 +320,7 @@ def images_to_flags(arguments: list[str]) -> list[str]:
     """
     if len(arguments) > 1:
         raise InputError(f"Give one folder or table of images, not {' and '.join(arguments)}.")
-    table = Path(arguments[0]).suffix.lower() in (*TABLE_ENDINGS, *_OTHER_SPREADSHEETS)
+    table = Path(arguments[0]).suffix.lower() in (*TABLE_ENDINGS, *OTHER_SPREADSHEETS)
     return ["--data_file" if table else "--data_dir", arguments[0]]
 
 

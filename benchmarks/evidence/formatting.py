@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -53,3 +55,13 @@ def replace_block(text: str, name: str, block: str) -> str:
     if not found or not closed:
         raise ValueError(f"there are no markers {opening.strip()} and {closing}.")
     return f"{before}{opening}\n{block}\n\n{closing}{after}"
+
+
+def write_block(page: Path, name: str, block: str) -> None:
+    """
+    Replace the lines between `<!-- name -->` and `<!-- /name -->` of a page.
+
+    Raises:
+        ValueError: the page has no such markers.
+    """
+    page.write_text(replace_block(page.read_text(encoding="utf-8"), name, block), encoding="utf-8")

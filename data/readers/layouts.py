@@ -1,9 +1,13 @@
-"""Facts about published dataset layouts."""
+"""Facts about published dataset layouts, and the endings of tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
+OTHER_SPREADSHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".fods", ".numbers")  # refused with advice
 
 
 @dataclass(frozen=True)
@@ -40,4 +44,4 @@ def detect_layout(root: Path) -> str | None:
     return None
 
 
-__all__ = ["LAYOUTS", "Layout", "detect_layout"]
+__all__ = ["LAYOUTS", "OTHER_SPREADSHEETS", "TABLE_ENDINGS", "Layout", "detect_layout"]

@@ -19,7 +19,7 @@ from .table_files import read_table_file
 
 def read_table(path: Path, root: Path, columns: Columns) -> SourceDataset:
     """
-    Read a table with one image per row ([`~kgl.data.readers.table_files.FORMATS`]), paths relative to `root`.
+    Read a table with one image per row ([`~kgl.data.readers.layouts.TABLE_ENDINGS`]), paths relative to `root`.
 
     Parquet files may hold the images themselves, as bytes or as `{"bytes", "path"}`.
 

@@ -22,11 +22,9 @@ from datasets import Dataset, Features, Value
 from ...errors import InputError
 from ..images import has_image_suffix
 from .columns import Columns, require_columns, root_cause
+from .layouts import OTHER_SPREADSHEETS, TABLE_ENDINGS
 
 
-_TEXT = (".csv", ".tsv", ".txt")
-FORMATS = (*_TEXT, ".jsonl", ".json", ".parquet", ".xlsx")
-_OTHER_SPREADSHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".fods", ".numbers")
 _WHITESPACE = " "
 _WORDS = re.compile(r'"[^"]*"|\S+')
 _SEPARATORS = (";", "\t", ",", _WHITESPACE)  # where lines fit several, commas are decimal
@@ -97,10 +95,10 @@ def _check_file(path: Path, source: str) -> str:
         InputError: it is no table's, there is no such file, it is empty, or the package that reads it is missing.
     """
     suffix = path.suffix.lower()
-    if suffix in _OTHER_SPREADSHEETS:
+    if suffix in OTHER_SPREADSHEETS:
         raise InputError(f"{source}: spreadsheets ending in {suffix} are not read; save it as .xlsx or as CSV.")
-    if suffix not in FORMATS:
-        raise InputError(f"{source}: its name must end in {', '.join(FORMATS)}.")
+    if suffix not in TABLE_ENDINGS:
+        raise InputError(f"{source}: its name must end in {', '.join(TABLE_ENDINGS)}.")
     if not path.is_file():
         raise InputError(f"{source}: there is no such file.")
     if path.stat().st_size == 0:
@@ -227,4 +225,4 @@ def _to_text(value: Any) -> str | None:
     return str(value) if value is not None and value != "" else None
 
 
-__all__ = ["FORMATS", "TableFile", "read_table_file"]
+__all__ = ["TableFile", "read_table_file"]
