@@ -7,12 +7,11 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
 from ..training.run_dir import claim
 from .overlay import overlay_heat_map, shown_from
+from .prediction_stream import Found, LoadedImage, UnusableImage, predict_stream
 from .prediction_table import PredictionTable, Stamp, file_stamp
 from .unlike_images import UnlikeImages
 
@@ -35,14 +35,6 @@ from .unlike_images import UnlikeImages
 _MAX_JPEG_SIDE = 65_500  # the format's own limit
 _MAX_NAMED = 10
 _BOX_COLOUR = (0, 255, 127)
-
-
-@dataclass(frozen=True)
-class UnusableImage:
-    """An image file that could not be read, and why."""
-
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,14 @@ def predict_folder(
         changed = predictor.table.changed(images)
         predictor.table.remove(changed)
         todo = [(name, path) for name, path in images.items() if name not in predictor.table.rows]
-        progress = progress_bar(todo, "Images", total=len(images), initial=len(images) - len(todo))
-        predictor.predict(load_images(progress, unusable))
+        with progress_bar(title="Images", total=len(images), initial=len(images) - len(todo)) as bar:
+
+            def advance(done: str | UnusableImage) -> None:
+                bar.update()
+                if isinstance(done, UnusableImage):
+                    unusable.append(done)
+
+            predictor.predict(iter(todo), load_named, advance)
         return predictor.count(unusable, changed)
 
 
@@ -162,6 +160,12 @@ class ImageSources:
         return {utf8_name(image.relative_to(self.common).as_posix()): image for image in images}
 
 
+class _Drawn(NamedTuple):
+    name: str
+    stamp: Stamp
+    prediction: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class FolderPredictor:
     """
@@ -183,34 +187,42 @@ class FolderPredictor:
 
     def predict(
         self,
-        images: Iterator[tuple[str, Stamp, PILImage.Image]],
-        decided: Callable[[str], None] | None = None,
+        images: Iterator[Found],
+        load: Callable[[Found], LoadedImage | UnusableImage],
+        done: Callable[[str | UnusableImage], None] | None = None,
     ) -> list[str]:
         """
         Predict images batch by batch; the row of an earlier file is replaced.
 
+        Images are loaded, and overlays drawn, by threads while the model computes. Up to three batches of images are
+        in memory.
+
         Args:
-            images: with name and stamp.
-            decided: called with the name of each image once its row is written.
+            images: in the order of the rows.
+            load: makes an image of one of them, in a thread.
+            done: called with the name of each image once its row is written, and with the unusable ones.
 
         Returns:
             The names of the images whose rows were replaced.
         """
         replaced = []
-        top_cells = self.pipeline.model.config.top_cells
-        while batch := list(islice(images, self.batch_size)):  # older pipelines would hold a whole stream in memory
-            predictions = self.pipeline(
-                [image for *_, image in batch], batch_size=self.batch_size, box_threshold=self.box_threshold
-            )
-            replaced += [name for name, *_ in batch if name in self.table.rows]
-            self.table.remove([name for name, *_ in batch])
-            for (name, stamp, image), prediction in zip(batch, predictions, strict=True):
-                overlay = overlay_path(self.output / "overlays", name)
-                _draw_overlay(overlay, image, prediction, self.box_threshold, top_cells)
-                self.table.append(name, stamp, prediction)
-                if decided is not None:
-                    decided(name)
+        stream = predict_stream(self.pipeline, images, load, self._draw, self.batch_size, self.box_threshold)
+        for batch in stream:
+            drawn = [one for one in batch if isinstance(one, _Drawn)]
+            known = [one.name for one in drawn if one.name in self.table.rows]
+            self.table.remove(known)
+            replaced += known
+            for one in batch:
+                if isinstance(one, _Drawn):
+                    self.table.append(one.name, one.stamp, one.prediction)
+                if done is not None:
+                    done(one.name if isinstance(one, _Drawn) else one)
         return replaced
+
+    def _draw(self, loaded: LoadedImage, prediction: dict[str, Any]) -> _Drawn:
+        path, top_cells = overlay_path(self.output / "overlays", loaded.name), self.pipeline.model.config.top_cells
+        _draw_overlay(path, loaded.image, prediction, self.box_threshold, top_cells)
+        return _Drawn(loaded.name, loaded.stamp, prediction)
 
     def count(self, unusable: list[UnusableImage], changed: list[str]) -> FolderPredictions:
         """Return the counts of the table."""
@@ -291,18 +303,14 @@ def prediction_settings(pipeline: DefectDetectionPipeline, box_threshold: float)
     }
 
 
-def load_images(
-    images: Iterable[tuple[str, Path]], unusable: list[UnusableImage]
-) -> Iterator[tuple[str, Stamp, PILImage.Image]]:
-    """Yield name, stamp and image of the files that can be read; append the others to `unusable`."""
-    for name, path in images:
-        try:
-            stamp = file_stamp(path)
-            image = load_image_file(path)
-        except (OSError, ValueError) as error:
-            unusable.append(UnusableImage(path, str(error)))
-        else:
-            yield name, stamp, image
+def load_named(named: tuple[str, Path]) -> LoadedImage | UnusableImage:
+    """Return the image of a name and a path, or why it cannot be used."""
+    name, path = named
+    try:
+        stamp = file_stamp(path)
+        return LoadedImage(name, stamp, load_image_file(path))
+    except (OSError, ValueError) as error:
+        return UnusableImage(path, str(error))
 
 
 def utf8_name(name: str) -> str:
@@ -369,10 +377,9 @@ __all__ = [
     "FolderPredictions",
     "FolderPredictor",
     "ImageSources",
-    "UnusableImage",
     "changed_sentence",
     "encode_overlay",
-    "load_images",
+    "load_named",
     "load_pipeline",
     "open_predictor",
     "overlay_path",

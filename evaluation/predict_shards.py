@@ -19,7 +19,8 @@ from ..errors import InputError
 from ..knowledge.sharded_map import Columns, sharded_map
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.run_dir import claim
-from .predict_folder import FolderPredictions, FolderPredictor, UnusableImage, load_pipeline, prediction_settings
+from .predict_folder import FolderPredictions, FolderPredictor, load_pipeline, prediction_settings
+from .prediction_stream import UnusableImage
 from .prediction_table import PredictionTable, Stamp, file_stamp
 
 

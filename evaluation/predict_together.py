@@ -26,13 +26,13 @@ from .predict_folder import (
     FolderPredictions,
     FolderPredictor,
     ImageSources,
-    UnusableImage,
     encode_overlay,
-    load_images,
+    load_named,
     load_pipeline,
     open_predictor,
     overlay_path,
 )
+from .prediction_stream import LoadedImage, UnusableImage
 from .prediction_table import file_stamp
 
 
@@ -113,8 +113,9 @@ def _to_do(predictor: FolderPredictor, images: dict[str, Path]) -> tuple[list[st
 
 def _predict(pipeline: DefectDetectionPipeline, images: dict[str, Path], batch_size: int, threshold: float) -> _Batch:
     """Predict one batch; the maps stay here, drawn into overlays."""
-    unusable: list[UnusableImage] = []
-    loaded = list(load_images(images.items(), unusable))
+    found = [load_named(named) for named in images.items()]
+    unusable = [one for one in found if isinstance(one, UnusableImage)]
+    loaded = [one for one in found if isinstance(one, LoadedImage)]
     if not loaded:  # the last batches may be fewer than the processes
         return _Batch([], unusable)
     predictions = pipeline([image for *_, image in loaded], batch_size=batch_size, box_threshold=threshold)

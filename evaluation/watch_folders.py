@@ -9,18 +9,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from PIL import Image as PILImage
-
 from ..data.images import load_image_file, unreadable_folder
 from ..errors import InputError
 from .predict_folder import (
     FolderPredictions,
     FolderPredictor,
     ImageSources,
-    UnusableImage,
     changed_sentence,
     open_predictor,
 )
+from .prediction_stream import LoadedImage, UnusableImage
 from .prediction_table import PredictionTable, Stamp, file_stamp
 from .unlike_images import RecentImages
 
@@ -65,7 +63,7 @@ def watch_folders(
         print(f"Watching {' '.join(map(str, paths))} every {seconds:g} s until Ctrl-C or SIGTERM.", flush=True)
         watcher, warn = FolderWatcher(sources, predictor.table), unlike_warner(predictor)
         while not stop.requested:
-            replaced = predictor.predict(watcher.complete_images(stop), warn)
+            replaced = predictor.predict(watcher.complete_images(stop), lambda loaded: loaded, warn)
             if replaced:
                 print(changed_sentence(replaced), flush=True)
             stop.wait(seconds)
@@ -143,8 +141,8 @@ class FolderWatcher:
         self._unreadable: set[str] = set()  # sentences on folders that could not be read at the last look
         self.unusable: dict[str, tuple[Stamp, UnusableImage]] = {}
 
-    def complete_images(self, stop: StopSignal) -> Iterator[tuple[str, Stamp, PILImage.Image]]:
-        """Look at the folders, and yield name, stamp and image of complete files that are not decided yet."""
+    def complete_images(self, stop: StopSignal) -> Iterator[LoadedImage]:
+        """Look at the folders, and yield the images of complete files that are not decided yet."""
         for name, path in self._find_unchanged():
             if stop.requested:
                 return
@@ -158,7 +156,7 @@ class FolderWatcher:
                     self._name_unusable(name, stamp, UnusableImage(path, str(error)))
                 continue
             self.unusable.pop(name, None)
-            yield name, stamp, image
+            yield LoadedImage(name, stamp, image)
 
     def _find_unchanged(self) -> list[tuple[str, Path]]:
         """Return the undecided files that are as they were at the last look."""

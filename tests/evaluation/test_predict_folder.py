@@ -16,6 +16,7 @@ from kgl.cli.predict import main
 from kgl.data.schema import defect_dataset
 from kgl.errors import InputError
 from kgl.evaluation.predict_folder import FolderPredictions, overlay_path, predict_folder
+from kgl.evaluation.prediction_table import PredictionTable
 from kgl.evaluation.training_range import set_training_range
 from kgl.modeling_kgl import KGLForImageClassification
 from kgl.pipeline_kgl import DefectDetectionPipeline
@@ -185,32 +186,33 @@ def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypa
 
 
 def test_killed_run_resumes(tmp_path, saved, images, monkeypatch):
-    predict_folder([images], saved, tmp_path / "whole", batch_size=1)
-    draw = module._draw_overlay
-    calls = []
+    predict_folder([images], saved, tmp_path / "whole", batch_size=2)
+    append = PredictionTable.append
+    names = []
 
-    def killed(path, *rest):
-        assert len(rows_of(tmp_path / "out")) == len(calls)  # rows are on disk at once
-        if len(calls) == 7:
+    def killed(table, name, *rest):
+        assert len(rows_of(tmp_path / "out")) == len(names)  # rows are on disk at once
+        assert overlay_path(tmp_path / "out" / "overlays", name).exists()
+        if len(names) == 7:
             raise KeyboardInterrupt
-        calls.append(path)
-        draw(path, *rest)
+        names.append(name)
+        append(table, name, *rest)
 
-    monkeypatch.setattr(module, "_draw_overlay", killed)
+    monkeypatch.setattr(PredictionTable, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        predict_folder([images], saved, tmp_path / "out", batch_size=1)
+        predict_folder([images], saved, tmp_path / "out", batch_size=2)
     assert len(rows_of(tmp_path / "out")) == 7
     with (tmp_path / "out" / "predictions.csv").open("a") as file:
         file.write("good/5.png,scr")  # a torn row
-    calls.clear()
-    monkeypatch.setattr(module, "_draw_overlay", lambda path, *rest: (calls.append(path), draw(path, *rest)))
-    predict_folder([images], saved, tmp_path / "out", batch_size=1)
-    assert len(calls) == 18 - 7
+    names.clear()
+    monkeypatch.setattr(PredictionTable, "append", lambda *values: (names.append(values[1]), append(*values)))
+    predict_folder([images], saved, tmp_path / "out", batch_size=2)
+    assert len(names) == 18 - 7
     whole, resumed = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("whole", "out"))
     assert whole == resumed
-    calls.clear()
-    predict_folder([images], saved, tmp_path / "out", batch_size=1)
-    assert calls == [] and (tmp_path / "out" / "predictions.csv").read_bytes() == whole
+    names.clear()
+    predict_folder([images], saved, tmp_path / "out", batch_size=2)
+    assert names == [] and (tmp_path / "out" / "predictions.csv").read_bytes() == whole
 
 
 def test_used_folder_is_refused(tmp_path, saved, images):

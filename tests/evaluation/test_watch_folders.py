@@ -359,5 +359,5 @@ def test_watch_tells_of_every_decided_image(tmp_path):
     with open_predictor(sources, str(tmp_path / "model"), 4, None) as predictor:
         watcher = FolderWatcher(sources, predictor.table)
         for _ in range(2):
-            predictor.predict(watcher.complete_images(StopSignal()), names.append)
+            predictor.predict(watcher.complete_images(StopSignal()), lambda loaded: loaded, names.append)
         assert names == list(predictor.table.rows) and len(names) == 18
