@@ -1,0 +1,229 @@
+"""
+Measure how near `kgl predict`, the prior pass and training come to the speed of the forward pass.
+
+    python benchmarks/throughput.py [--rounds 7] [--images 48] [--into docs/scale.md]
+
+The default is trained on each set by `kgl train`; then whole jobs and forward passes alone, of the same model and the
+same batch size, run in turns in one process with one thread of torch, whose other work has one more thread, as on a
+machine with two cores. A ratio of 1 means that everything else is hidden behind the forward pass. *Stages* are the
+milliseconds of each step of a prediction, one after the other. *Modes* are forward passes in other number formats and
+layouts over that in float32. All rounds are stored in benchmarks/results/throughput.json; a set that it holds is
+skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import disable_progress_bars
+
+from kgl.benchmarks.evidence.formatting import markdown_table, write_block
+from kgl.benchmarks.evidence.plan import SHARED
+from kgl.benchmarks.measure import RESULTS, hardware, paired, store
+from kgl.data.arguments import DataArguments
+from kgl.data.images import find_images, load_image_file
+from kgl.data.loading import read_images
+from kgl.evaluation.predict_folder import FolderPredictor, encode_overlay, load_named, load_pipeline
+from kgl.evaluation.prediction_table import PredictionTable
+from kgl.knowledge.saliency_priors import write_saliency_priors
+from kgl.pipeline_kgl import DefectDetectionPipeline
+from kgl.train import main as train
+
+
+NAME = "throughput"
+BATCH_SIZES = (1, 4, 16, 64)
+SETS = {  # name: arguments of kgl train
+    "circuit boards, 1000 x 667": ["--data_dir", str(SHARED / "data/circuit-board")],
+    "KolektorSDD, 500 x 1270": ["--data_dir", str(SHARED / "data/kolektorsdd"), "--train_per_class", "16"],
+    "magnetic tiles, 117 x 281": ["--data_dir", str(SHARED / "data/magnetic-tile"), "--train_per_class", "16"],
+}
+COMMON = ["--backbone", str(SHARED / "models/resnet-18"), "--image_height", "160", "--image_width", "160"]
+MODES = {  # name: dtype, channels_last, compiled
+    "float32, channels_last": (torch.float32, True, False),
+    "float32, compiled": (torch.float32, False, True),
+    "float32, channels_last, compiled": (torch.float32, True, True),
+    "bfloat16": (torch.bfloat16, False, False),
+    "bfloat16, channels_last": (torch.bfloat16, True, False),
+}
+
+
+def predict(pipeline: DefectDetectionPipeline, files: list[Path], batch_size: int) -> None:
+    """Predict files into a table and overlays, as `kgl predict` does once the model is loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, threshold = Path(folder), pipeline.model.config.heat_threshold
+        with PredictionTable(output / "predictions.csv", list(pipeline.model.config.label2id)) as table:
+            predictor = FolderPredictor(pipeline, output, table, batch_size, threshold)
+            predictor.predict(iter([(path.name, path) for path in files]), load_named)
+
+
+def forward_pass(pipeline: DefectDetectionPipeline, count: int, batch_size: int) -> Callable[[], None]:
+    """Return a call that runs the model alone on `count` images."""
+    size = pipeline.image_processor.size
+    pixel_values = torch.rand(min(batch_size, count), 3, size["height"], size["width"])
+
+    def forward() -> None:
+        for _ in range(count // len(pixel_values)):
+            pipeline.forward({"pixel_values": pixel_values, "size": None})
+
+    return forward
+
+
+def measure_jobs(pipeline: DefectDetectionPipeline, files: list[Path], rounds: int) -> dict[str, Any]:
+    """Return the time of a prediction over that of its forward passes at every batch size, and a control."""
+    results = {}
+    for batch_size in BATCH_SIZES:
+        forward = forward_pass(pipeline, len(files), batch_size)
+        results[f"prediction {batch_size}"] = paired(
+            lambda batch_size=batch_size: predict(pipeline, files, batch_size), forward, rounds, warmups=1
+        )
+        results[f"control {batch_size}"] = paired(forward, forward, rounds, warmups=1)
+    return results
+
+
+def measure_priors(pipeline: DefectDetectionPipeline, arguments: list[str], count: int, rounds: int) -> dict[str, Any]:
+    """Return the time of a saliency prior pass over that of its forward passes."""
+    images = read_images(DataArguments(data_dir=arguments[1])).splits["train"].select(range(count))
+
+    def write() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write_saliency_priors(images, pipeline.model, pipeline.image_processor, Path(folder) / "priors")
+
+    return paired(write, forward_pass(pipeline, count, 16), rounds, warmups=1)
+
+
+def measure_stages(pipeline: DefectDetectionPipeline, files: list[Path]) -> dict[str, float]:
+    """Return the median milliseconds of each step of a prediction, one image at a time."""
+    seconds: dict[str, list[float]] = {}
+    threshold, top_cells = pipeline.model.config.heat_threshold, pipeline.model.config.top_cells
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = call()
+        seconds.setdefault(name, []).append(time.perf_counter() - started)
+        return result
+
+    for path in files:
+        image = timed("read and decode", lambda path=path: load_image_file(path))
+        inputs = timed("resize", lambda image=image: pipeline.preprocess(image))
+        outputs = timed("forward pass", lambda inputs=inputs: pipeline.forward(inputs))
+        prediction = timed("heat map and boxes", lambda outputs=outputs: pipeline.postprocess(outputs))
+        timed("overlay", lambda image=image, one=prediction: encode_overlay(image, one, threshold, top_cells))
+    return {name: 1000 * float(np.median(values)) for name, values in seconds.items()}
+
+
+@torch.inference_mode()
+def measure_modes(pipeline: DefectDetectionPipeline, rounds: int) -> dict[str, Any]:
+    """Return the time of a batch in each mode over that in float32, and the largest change of a probability."""
+    size, model = pipeline.image_processor.size, pipeline.model
+    pixel_values = torch.randn(16, 3, size["height"], size["width"])
+    expected, results = model(pixel_values), {}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, (dtype, channels_last, compiled) in MODES.items():
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        other = type(model)(model.config).eval()
+        other.load_state_dict(state)
+        other = other.to(dtype).to(memory_format=layout)
+        call = torch.compile(other) if compiled else other
+        batch = pixel_values.to(dtype).to(memory_format=layout)
+        output = call(batch)
+        results[name] = paired(lambda call=call, batch=batch: call(batch), lambda: model(pixel_values), rounds)
+        results[name]["change"] = {
+            "class": _largest(output.logits.float().softmax(1) - expected.logits.softmax(1)),
+            "heat map": _largest(output.saliency.float().sigmoid() - expected.saliency.sigmoid()),
+        }
+    return results
+
+
+def _largest(difference: torch.Tensor) -> float:
+    return float(difference.abs().max())
+
+
+def measure_set(name: str, count: int, rounds: int) -> dict[str, Any]:
+    """Train on a set and measure all of it; the modes do not depend on the set, so they are measured on the first."""
+    run = Path(tempfile.mkdtemp())
+    try:
+        train([*SETS[name], *COMMON, "--output_dir", str(run / "run")])
+        torch.set_num_threads(1)
+        pipeline, _ = load_pipeline(str(run / "run/final"), 1, None)
+        files = find_images(Path(SETS[name][1]))
+        files = files[:: max(1, len(files) // count)][:count]
+        results = {"stages": measure_stages(pipeline, files), **measure_jobs(pipeline, files, rounds)}
+        results["priors"] = measure_priors(pipeline, SETS[name], count, rounds)
+        if name == next(iter(SETS)):
+            results["modes"] = measure_modes(pipeline, rounds)
+        return results
+    finally:
+        shutil.rmtree(run)
+
+
+def rates_table(results: dict[str, Any]) -> str:
+    """Return a Markdown table of images per second over those of the forward pass, with quartiles."""
+    rows = []
+    for name, measured in results.items():
+        row = {"set": name}
+        for size in BATCH_SIZES:
+            row[f"predict, batches of {size}"] = _rate(measured[f"prediction {size}"])
+        rows.append(row | {"prior pass": _rate(measured["priors"]), "control": _rate(measured["control 16"])})
+    return markdown_table(rows)
+
+
+def _rate(measured: dict[str, Any]) -> str:
+    low, high = measured["quartiles"]
+    return f"{1 / measured['ratio']:.2f} ({1 / high:.2f} .. {1 / low:.2f})"
+
+
+def stages_table(results: dict[str, Any]) -> str:
+    """Return a Markdown table of the milliseconds of every step."""
+    rows = []
+    for name, measured in results.items():
+        rows.append({"set": name} | {f"{step}, ms": f"{value:.1f}" for step, value in measured["stages"].items()})
+    return markdown_table(rows)
+
+
+def modes_table(modes: dict[str, Any]) -> str:
+    """Return a Markdown table of the speed of every mode over float32 and what it changes."""
+    rows = []
+    for name, measured in modes.items():
+        change = measured["change"]
+        rows.append(
+            {
+                "forward pass": name,
+                "speed over float32": _rate(measured),
+                "largest change of a class's probability": f"{change['class']:.1e}",
+                "of a cell of the heat map": f"{change['heat map']:.1e}",
+            }
+        )
+    return markdown_table(rows)
+
+
+def main() -> None:
+    """Measure the sets that the results file lacks, and fill the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--into", type=Path, help="a page with the marker `throughput`")
+    options = parser.parse_args()
+    disable_progress_bars()
+    path = RESULTS / f"{NAME}.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    for name in [name for name in SETS if name not in results]:
+        results[name] = measure_set(name, options.images, options.rounds)
+        store(NAME, {"threads": 1, "rounds": options.rounds, "images": options.images}, results)
+    tables = [rates_table(results), stages_table(results), modes_table(results[next(iter(SETS))]["modes"])]
+    block = f"{hardware()}, one thread of torch and one for everything else.\n\n" + "\n\n".join(tables)
+    print(block)
+    if options.into is not None:
+        write_block(options.into, NAME, block)
+
+
+if __name__ == "__main__":
+    main()
