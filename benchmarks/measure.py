@@ -91,14 +91,24 @@ def peak_memory(call: Callable[[], object]) -> float:
     return int(kibibytes) / 1024
 
 
-def resident_memory() -> float:
-    """Return the resident memory of this process in MiB."""
-    return _process_status("VmRSS") / 1024
+def resident_memory(process: int | str = "self") -> float:
+    """Return the resident memory of a process in MiB."""
+    return _process_status("VmRSS", process) / 1024
 
 
-def anonymous_memory() -> float:
-    """Return the memory that this process holds itself, without pages of mapped files, in MiB."""
-    return _process_status("RssAnon") / 1024
+def anonymous_memory(process: int | str = "self") -> float:
+    """Return the memory that a process holds itself, without pages of mapped files, in MiB."""
+    return _process_status("RssAnon", process) / 1024
+
+
+def count_threads(process: int | str = "self") -> int:
+    """Return how many threads a process has."""
+    return _process_status("Threads", process)
+
+
+def count_open_files(process: int | str = "self") -> int:
+    """Return how many files, sockets and pipes a process has open."""
+    return len(os.listdir(f"/proc/{process}/fd"))
 
 
 def highest_resident_memory() -> float:
@@ -122,8 +132,8 @@ def store(name: str, settings: dict[str, Any], results: Any) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _process_status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def _process_status(field: str, process: int | str = "self") -> int:
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1])
-    raise RuntimeError(f"No {field} in /proc/self/status.")
+    raise RuntimeError(f"No {field} in /proc/{process}/status.")

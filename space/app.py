@@ -149,7 +149,7 @@ def serve(inputs: Inputs, path: Path) -> None:
     page = build_page(inputs.pipeline, inputs.labelled_set, inputs.examples)
     sweeper = threading.Thread(target=folder.sweep_until, args=(stopped,), daemon=True)
     sweeper.start()
-    page.launch(**launch_settings(inputs.pipeline.model.config, folder))
+    page.launch(**launch_settings(page, inputs.pipeline.model.config, folder))
     stopped.set()
     sweeper.join()
     folder.close()  # cuts off uploads that are still arriving

@@ -26,6 +26,7 @@ from rendering import (
     problem_html,
 )
 from request_gate import RequestGate
+from unread_answers import UnreadAnswers
 from upload_folder import UploadFolder
 
 
@@ -230,19 +231,19 @@ def refuse_addresses(component: gr.File) -> None:
     component.async_move_resource_to_block_cache = move_upload
 
 
-def launch_settings(config: Any, folder: UploadFolder) -> dict[str, Any]:
+def launch_settings(page: gr.Blocks, config: Any, folder: UploadFolder) -> dict[str, Any]:
     """Return what `gradio.Blocks.launch` is called with."""
     fonts = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]  # installed ones: nothing is fetched
     theme = gr.themes.Default(font=fonts, font_mono=[gr.themes.Font("monospace")])
     theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
     script = (HERE / "page.js").read_text("utf-8")
     start = ", ".join(map(json.dumps, (config.threshold, slider_start(config), look_again_threshold(config))))
-    uploads = RateLimiter(quotas.MAX_UPLOADS_PER_MINUTE)
+    uploads, answers = RateLimiter(quotas.MAX_UPLOADS_PER_MINUTE), UnreadAnswers(page._queue)
     return {
         "theme": theme,
         "css_paths": HERE / "page.css",
         "js": f"() => ({script})({start})",
-        "app_kwargs": {"middleware": [Middleware(RequestGate, uploads=uploads, folder=folder)]},
+        "app_kwargs": {"middleware": [Middleware(RequestGate, uploads=uploads, folder=folder, answers=answers)]},
         "max_file_size": quotas.MAX_FILE_BYTES,
         "state_session_capacity": quotas.MAX_SESSIONS,
         "show_error": False,

@@ -12,6 +12,7 @@ MAX_CLIENTS = 1_000  # with an account in a rate limiter; those seen longest ago
 MAX_REQUEST_BYTES = 1_000_000  # of any request that is not an upload
 MAX_STORED_BYTES = 2_000_000_000  # of all uploads together
 MAX_QUEUED_REQUESTS = 32  # of all clients
+ANSWER_SECONDS = 120  # for which the answers of a client that does not read them are kept
 MAX_SESSIONS = 100  # whose labelled sets are remembered
 
 MAX_LABELLED_ROWS = 100_000

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import quotas
 from rate_limiter import RateLimiter
+from unread_answers import UnreadAnswers
 from upload_folder import UploadFolder
 
 
-UPLOAD = "/gradio_api/upload"
-POST_PATHS = (UPLOAD, "/gradio_api/queue/join")
+UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
+POST_PATHS = (UPLOAD, JOIN)
 GET_PATHS = (
     "", "/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/robots.txt",
     "/gradio_api/startup-events", "/gradio_api/app_id", "/gradio_api/queue/data", "/gradio_api/upload_progress",
@@ -19,8 +20,8 @@ GET_PREFIXES = ("/assets/", "/static/", "/gradio_api/heartbeat/")
 class RequestGate:
     """ASGI middleware in front of Gradio's server: admit the page's own requests, refuse all others."""
 
-    def __init__(self, app: Callable, uploads: RateLimiter, folder: UploadFolder) -> None:
-        self._app, self._uploads, self._folder = app, uploads, folder
+    def __init__(self, app: Callable, uploads: RateLimiter, folder: UploadFolder, answers: UnreadAnswers) -> None:
+        self._app, self._uploads, self._folder, self._answers = app, uploads, folder, answers
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -35,6 +36,8 @@ class RequestGate:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": message.encode()})
             return
+        if path == JOIN:
+            self._answers.drop()
         await self._app(scope, self._limited(receive, path), send)
 
     def _refusal(self, path: str, scope: dict) -> tuple[int, str] | None:

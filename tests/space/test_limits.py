@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 from space_server import JOIN, UPLOAD, write
@@ -10,6 +11,7 @@ from space_server import JOIN, UPLOAD, write
 import quotas
 from rate_limiter import RateLimiter
 from request_gate import RequestGate
+from unread_answers import UnreadAnswers
 from upload_folder import UploadFolder
 
 
@@ -50,6 +52,34 @@ def test_closed_upload_folder_has_no_room(tmp_path):
     assert folder.has_room(quotas.MAX_STORED_BYTES) and not folder.has_room(quotas.MAX_STORED_BYTES + 1)
     folder.close()
     assert not folder.has_room()
+
+
+def gradio_queue(*pages: str, busy: tuple[str, ...] = ()) -> SimpleNamespace:
+    """Return what the app knows of Gradio's queue, of pages that wait for an answer or for nothing."""
+    return SimpleNamespace(
+        event_ids_to_events={page: SimpleNamespace(session_hash=page) for page in busy},
+        pending_messages_per_session=dict.fromkeys(pages),
+        pending_event_ids_session=dict.fromkeys(pages),
+    )
+
+
+def test_unread_answers_are_dropped(monkeypatch):
+    monkeypatch.setattr(quotas, "ANSWER_SECONDS", 10)
+    now, queue = [0.0], gradio_queue("left", "waits", "returns", busy=("waits",))
+    answers = UnreadAnswers(queue, clock=lambda: now[0])
+    answers.drop()
+    now[0] = 9
+    queue.event_ids_to_events["returns"] = SimpleNamespace(session_hash="returns")
+    answers.drop()
+    assert list(queue.pending_messages_per_session) == ["left", "waits", "returns"]
+    now[0] = 10
+    queue.event_ids_to_events.clear()
+    answers.drop()
+    assert list(queue.pending_messages_per_session) == list(queue.pending_event_ids_session) == ["waits", "returns"]
+    now[0] = 20
+    answers.drop()
+    answers.drop()
+    assert not queue.pending_messages_per_session and not queue.pending_event_ids_session
 
 
 def ask(
@@ -102,7 +132,7 @@ async def application(scope, receive, send):
 )
 @pytest.mark.parametrize("root", ["", "/x"])
 def test_gate_admits_only_requests_of_the_page(method, path, headers, status, root, tmp_path):
-    gate = RequestGate(application, RateLimiter(1), UploadFolder(tmp_path))
+    gate = RequestGate(application, RateLimiter(1), UploadFolder(tmp_path), UnreadAnswers(gradio_queue()))
     assert ask(gate, method, root + path, headers, root)[0] == status
     if (path, status) == (UPLOAD, 200):
         again, message = ask(gate, method, root + path, headers, root)
@@ -111,7 +141,7 @@ def test_gate_admits_only_requests_of_the_page(method, path, headers, status, ro
 
 def test_gate_counts_received_bytes(tmp_path, monkeypatch):
     folder = UploadFolder(tmp_path)
-    gate = RequestGate(application, RateLimiter(9), folder)
+    gate = RequestGate(application, RateLimiter(9), folder, UnreadAnswers(gradio_queue()))
     short = {"content-length": "5"}
     half = bytes(quotas.MAX_REQUEST_BYTES // 2)
     assert ask(gate, "POST", JOIN, short, chunks=(half, half)) == (200, "whole")

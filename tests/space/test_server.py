@@ -1,6 +1,8 @@
 """The app's server in the Space's environment, which has no kgl, asked by other programs than the page."""
 
 import json
+import time
+import urllib.request
 
 from space_server import JOIN, ROOT, UPLOAD, call_event, raw_post, request, served, stored_names, wait_until
 
@@ -19,7 +21,7 @@ config = {"threshold": 0.5, "label2id": {"good": 0, "bad": 1}, "defect_free_labe
           "heat_threshold": 0.5, "has_heat_map": True}
 model = argparse.Namespace(config=argparse.Namespace(**config))
 app.load_pipeline = lambda *_: argparse.Namespace(model=model)
-quotas.UPLOAD_SECONDS, quotas.LEFTOVER_SECONDS, quotas.SWEEP_SECONDS = 1, 2, 0.1
+quotas.UPLOAD_SECONDS, quotas.LEFTOVER_SECONDS, quotas.SWEEP_SECONDS, quotas.ANSWER_SECONDS = 1, 2, 0.1, 0.5
 app.main()
 """
 WITHOUT_SWEEP = QUICK.replace("app.main()", "app.UploadFolder.sweep = lambda self: None; app.main()")
@@ -96,6 +98,22 @@ def test_requests_behind_a_proxy_with_hostile_variables(tmp_path):
         with raw_post(address, f"/x{UPLOAD}", FORM, "Content-Length: 20000000", body=CANCELLED):
             wait_until(lambda: stored_names(tmp_path))  # and is there at SIGTERM; `served` checks what it leaves
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_answers_that_nobody_reads_are_dropped(tmp_path):
+    with served(tmp_path, "--model", "m", "--trust_remote_code", code=QUICK, **START) as (address, _):
+        events = json.loads(request(address, "/config")[1])["dependencies"]
+        event = next(one for one in events if len(one["inputs"]) == len(one["outputs"]) == 2)
+        body = {"data": [[], 0.5], "fn_index": event["id"]}
+        for wait, answered in ((0, True), (1, False)):
+            assert request(address, JOIN, body | {"session_hash": "left"})[0] == 200
+            for _ in range(3):  # the first after the answer of the client that left
+                call_event(address, body)
+            time.sleep(wait)
+            call_event(address, body)
+            with urllib.request.urlopen(f"{address}/gradio_api/queue/data?session_hash=left", timeout=30) as stream:
+                first = stream.readline().decode()
+            assert ('session_not_found":true' in first) != answered, first
 
 
 def test_gradio_leaves_incomplete_uploads(tmp_path):
