@@ -20,7 +20,7 @@ from kgl.evaluation.calibration import calibrate
 from kgl.evaluation.charts import loss_chart
 from kgl.evaluation.metrics import paired_bootstrap
 from kgl.evaluation.predictions import Predictions
-from kgl.evaluation.report import comparison_table, results_rows, write_report
+from kgl.evaluation.report import comparison_table, render_report, results_rows, write_report
 from kgl.evaluation.results import evaluate_predictions
 from kgl.evaluation.run_outputs import print_results
 
@@ -184,12 +184,40 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
 
 def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path, capsys):
     _, report, _, _ = page
-    point = report["validation"]["final"]["operating_point"] | {"marks_all_good": True}
+    point = report["validation"]["final"]["operating_point"] | {
+        "marks_all_good": True, "false_alarm_rate": 1.0,
+    }  # fmt: skip
     print_results(report, tmp_path)
     assert "does not sort" not in capsys.readouterr().out
     validation = {"final": report["validation"]["final"] | {"operating_point": point}}
     print_results(report | {"validation": validation}, tmp_path)
     assert f"calls all {point['good']} good validation images defective" in capsys.readouterr().out
+
+
+def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, capsys):
+    _, report, test_predictions, labels = page
+    point = report["validation"]["final"]["operating_point"] | {"defective": 5, "recall": 1.0, "false_alarm_rate": 0.5}
+    calibration = report["validation"]["final"] | {"operating_point": point, "defect_ap": 0.6}
+    worse = report | {
+        "differences": {"defect_ap": {"difference": -0.1, "interval": [-0.2, -0.05]}},
+        "validation": {"primary": calibration | {"defect_ap": 0.7}, "final": calibration},
+        "settings": report["settings"] | {"model": {"fine_tune": False}},
+    }
+    (tmp_path / "gallery.json").write_bytes(page[0].with_name("gallery.json").read_bytes())
+    config = tiny_model(id2label=dict(enumerate(NAMES)), operating_point=point).config
+    probabilities = {model: one.probabilities for model, one in test_predictions.items()}
+    render_report(tmp_path / "report.html", worse, np.array(labels), probabilities, {}, config, GROUPS)
+    text = (tmp_path / "report.html").read_text()
+    top = text[: text.index("Results on the test images")]
+    print_results(worse, tmp_path)
+    printed = capsys.readouterr().out
+    for place, run in ((top, "RUN"), (printed, str(tmp_path))):
+        assert "ranks the 60 test images worse than the primary one" in place
+        assert "rank it worse too (0.600 against 0.700): use primary/" in place
+        assert "rests on only 5 defective validation images" in place
+        assert f"kgl threshold {run} --wanted_recall 0.8" in place
+    assert printed.index("use primary/") < printed.index("Report:")
+    assert "ranks the 60" not in page[0].read_text()
 
 
 @pytest.mark.parametrize("width", [360, 1200])
