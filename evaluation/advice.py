@@ -8,16 +8,16 @@ from ..errors import format_count
 from .metrics import METRIC_TITLES
 
 
-MIN_LOSS = 0.01  # of AP, below which two classifiers count as equal
-FEW_DEFECTIVE = 20  # validation images, with fewer of which a threshold is rough
-MANY_FALSE_ALARMS = 0.2  # of the good validation images
+_MIN_LOSS = 0.01  # of AP, below which two classifiers count as equal
+_FEW_DEFECTIVE = 20  # validation images, with fewer of which a threshold is rough
+_MANY_FALSE_ALARMS = 0.2  # of the good validation images
 
 
 def describe_loss(report: dict[str, Any]) -> str | None:
     """
     Return that the final classifier ranks the test images worse than the primary one, None if it does not.
 
-    It is worse by [`MIN_LOSS`] AP at least, of defects against good images where a class is free of them.
+    It is worse by .01 AP at least, of defects against good images where a class is free of them.
 
     Args:
         report: the content of `metrics.json`.
@@ -25,12 +25,12 @@ def describe_loss(report: dict[str, Any]) -> str | None:
     primary, final = (report["results"][model] for model in ("primary", "final"))
     name = _ranking_metric(report)
     paired = report["differences"].get(name)
-    if paired is None or not paired["difference"] <= -MIN_LOSS:  # NaN with images of one kind
+    if paired is None or not paired["difference"] <= -_MIN_LOSS:  # NaN with images of one kind
         return None
     low, high = paired["interval"]
     return (
-        f"The final classifier ranks the {format_count(report['images']['test'], 'test image')} worse than the primary "
-        f"one: {METRIC_TITLES[name]} {final[name]:.3f} against {primary[name]:.3f} (difference "
+        f"The final classifier ranks the {format_count(report['images']['test'], 'test image')} worse than the "
+        f"primary one: {METRIC_TITLES[name]} {final[name]:.3f} against {primary[name]:.3f} (difference "
         f"{paired['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
         f"{': it may be chance' if high >= 0 else ''})."
     )
@@ -54,6 +54,7 @@ def _ranking_metric(report: dict[str, Any]) -> str:
 
 
 def _choose(report: dict[str, Any], name: str, clear: bool) -> str:
+    """Return what to do, by the validation images where both classifiers' AP on them is known."""
     on_validation = [(report["validation"][model] or {}).get(name) for model in ("primary", "final")]
     use = "use primary/, which has no heat map"
     if not report["settings"]["model"]["fine_tune"]:
@@ -80,8 +81,8 @@ def describe_threshold(point: dict[str, Any], run: str) -> str | None:
         run: the run's folder, for the command that helps.
     """
     defective, recall, alarms = point["defective"], point["recall"], point["false_alarm_rate"]
-    few = defective < FEW_DEFECTIVE
-    if not few and alarms <= MANY_FALSE_ALARMS:
+    few = defective < _FEW_DEFECTIVE
+    if not few and alarms <= _MANY_FALSE_ALARMS:
         return None
     found = round(recall * defective)
     images = f"{'only ' if few else ''}{format_count(defective, 'defective validation image')}"
@@ -103,11 +104,4 @@ def describe_threshold(point: dict[str, Any], run: str) -> str | None:
     return f"{sentence}. What helps: {'; '.join(helps)}." if helps else f"{sentence}."
 
 
-__all__ = [
-    "FEW_DEFECTIVE",
-    "MANY_FALSE_ALARMS",
-    "MIN_LOSS",
-    "compare_classifiers",
-    "describe_loss",
-    "describe_threshold",
-]
+__all__ = ["compare_classifiers", "describe_loss", "describe_threshold"]

@@ -26,20 +26,21 @@ LOSS = (
 )
 CLEAR, CHANCE = [-0.25, -0.01], [-0.25, 0.02]
 PRIMARY = "use primary/, which has no heat map, or try --fine_tune true, which pays on some sets."
+DECIDE = "The 12 validation images, which should decide, "
 COMPARE = "ompare both on more labelled images before you choose."
 
 
 @pytest.mark.parametrize(
     ("interval", "validation", "advice"),
     [
-        (CLEAR, (0.9, 0.8), "The 12 validation images, which should decide, rank it worse too (0.800 against 0.900): " + PRIMARY),
-        (CHANCE, (0.9, 0.8), "The 12 validation images, which should decide, rank it worse too (0.800 against 0.900): " + PRIMARY),
-        (CLEAR, (0.8, 0.9), "The 12 validation images, which should decide, do not (0.900 against 0.800): c" + COMPARE),
-        (CHANCE, (0.8, 0.8), "The 12 validation images, which should decide, do not (0.800 against 0.800): keep final/."),
+        (CLEAR, (0.9, 0.8), DECIDE + "rank it worse too (0.800 against 0.900): " + PRIMARY),
+        (CHANCE, (0.9, 0.8), DECIDE + "rank it worse too (0.800 against 0.900): " + PRIMARY),
+        (CLEAR, (0.8, 0.9), DECIDE + "do not (0.900 against 0.800): c" + COMPARE),
+        (CHANCE, (0.8, 0.8), DECIDE + "do not (0.800 against 0.800): keep final/."),
         (CLEAR, (None, None), "U" + PRIMARY[1:]),
         (CHANCE, (None, None), "C" + COMPARE),
     ],
-)  # fmt: skip
+)
 def test_validation_images_decide_where_the_final_classifier_is_worse(interval, validation, advice):
     high = "-0.010" if interval is CLEAR else "+0.020: it may be chance"
     assert compare_classifiers(report_with(-0.126, interval, validation)) == LOSS.format(high=high) + advice

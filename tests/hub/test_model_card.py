@@ -239,8 +239,8 @@ def test_worse_than_the_primary_classifier_is_stated():
     worse = {"ap": {"difference": -0.1, "interval": [-0.18, -0.02]}}
     text = card(report=copy.deepcopy(REPORT) | {"differences": worse})
     assert (
-        "\n\nThe final classifier ranks the 60 test images worse than the primary one: AP 0.900 against 0.800 (difference "
-        "-0.100, 95 % interval -0.180 to -0.020).\n\nIn brackets:"
+        "\n\nThe final classifier ranks the 60 test images worse than the primary one: AP 0.900 against 0.800 "
+        "(difference -0.100, 95 % interval -0.180 to -0.020).\n\nIn brackets:"
     ) in text
 
 
