@@ -94,11 +94,11 @@ def describe_threshold(point: dict[str, Any], run: str) -> str | None:
         sentence += f"all {point['good']} good validation images defective, so it does not sort"
     else:
         sentence += f"{100 * alarms:.0f} % of the {point['good']} good validation images defective"
-    helps = ["more defective validation images make it firmer (label more, or --validation_share)"] if few else []
+    helps = ["more defective validation images (label more, or --validation_share)"] if few else []
     lower = int(100 * (found - 1) / defective + 1e-9) / 100  # the next recall below, for fewer alarms
     if alarms > 0 and lower > 0:
         helps.append(
-            f"`kgl threshold {run} --wanted_recall {lower:g}` gives fewer false alarms for more missed defects, "
+            f"`kgl threshold {run} --wanted_recall {lower:g}`, for fewer false alarms and more missed defects, "
             "without training"
         )
     return f"{sentence}. What helps: {'; '.join(helps)}." if helps else f"{sentence}."

@@ -86,8 +86,8 @@ def test_threshold_that_rests_on_few_defective_images():
     assert said == (
         "The threshold rests on only 4 defective validation images: on average one from so few finds 4 of 5 further "
         "defects, and this one calls 50 % of the 4 good validation images defective. What helps: more defective "
-        "validation images make it firmer (label more, or --validation_share); `kgl threshold runs/boards "
-        "--wanted_recall 0.75` gives fewer false alarms for more missed defects, without training."
+        "validation images (label more, or --validation_share); `kgl threshold runs/boards --wanted_recall 0.75`, for "
+        "fewer false alarms and more missed defects, without training."
     )
     said = describe_threshold(point_of([0.9], [0.1]), "RUN")
     assert "only 1 defective validation image: on average one from so few finds 1 of 2 further defects" in said
@@ -99,7 +99,7 @@ def test_threshold_that_alarms_often():
     said = describe_threshold(point_of(defective, [0.4] * 4 + [0.1] * 6), "RUN")
     assert said == (
         "The threshold rests on 30 defective validation images: it calls 40 % of the 10 good validation images "
-        "defective. What helps: `kgl threshold RUN --wanted_recall 0.96` gives fewer false alarms for more missed "
+        "defective. What helps: `kgl threshold RUN --wanted_recall 0.96`, for fewer false alarms and more missed "
         "defects, without training."
     )
     said = describe_threshold(point_of(defective, [0.4] * 4), "RUN")
