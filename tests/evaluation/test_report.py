@@ -138,7 +138,9 @@ def test_page_in_a_browser(page, width, tmp_path):
         predicted = final.argmax(axis=1)
         assert cells == [int(((np.array(labels) == i) & (predicted == j)).sum()) for i in range(3) for j in range(3)]
         titles = [one.text for one in driver.find_elements("css selector", "h2")]
-        assert {"Missed defects", "False alarms", "Hardest images", "Decision threshold"} <= set(titles)
+        assert {"Missed defects", "False alarms", "Found defects", "Hardest images", "Decision threshold"} <= set(
+            titles
+        )
         counts = driver.find_elements("css selector", ".decisions tbody td:not(:first-child)")
         decided = [int(one.text.split()[0]) for one in counts]
         called, defective = 1 - final[:, 0] >= point["threshold"], np.array(labels) > 0
@@ -249,7 +251,8 @@ def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
         driver.get(path.as_uri())
         count, shown = loaded_images(driver)
-        assert count == shown == 1 + 6 * 5 + 6
+        recognised = int((probabilities.argmax(axis=1) == np.arange(6) % 2).sum())
+        assert count == shown == 1 + (6 + recognised) * 5 + 6
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         images = (
             "return [...document.querySelectorAll('.gallery img')].map(i => [i.alt, i.clientWidth, i.clientHeight])"
@@ -259,6 +262,17 @@ def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
             assert max(across, down) >= (250 if "300 x 300" not in alt else 75), alt
         driver.set_window_size(width, 3000)
         driver.save_screenshot(str(tmp_path / "page.png"))
+
+
+@pytest.mark.parametrize(("width", "least"), [(360, 160), (1200, 165)])
+def test_tiles_are_large_enough_to_read(page, width, least):
+    with chromium(width, 900) as driver:
+        window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        driver.get(page[0].as_uri())
+        sizes = "return [...document.querySelectorAll('.tiles img')].map(i => [i.clientWidth, i.naturalWidth])"
+        for across, stored in driver.execute_script(sizes):
+            assert across >= least and stored == 320
 
 
 def test_losses_of_a_fine_tuned_stage_are_drawn():
