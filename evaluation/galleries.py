@@ -91,7 +91,8 @@ def read_galleries(
     thumbnails = stored["thumbnails"]
     facts = {row: _facts(int(row), one, labels, final, config) for row, one in thumbnails.items()}
     decided = {row: facts[row] | _as_decided(case, facts[row]) for row, case in stored["cases"].items()}
-    galleries = [  # a run of an earlier version has not stored the images of all of them
+    # At another threshold, or in a run of an earlier version, some found defects have no stored tiles.
+    galleries = [
         Gallery(title, chosen, [decided[str(row)] for row in rows[:_GALLERY_SIZE] if str(row) in decided], len(rows))
         for title, chosen, rows in _select(labels, final, config)
     ]
@@ -115,8 +116,17 @@ def _ranked(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -> dict[st
         scores, defective = defect_scores(final, config.defect_free_id), labels != config.defect_free_id
         ranked["defective"] = rows[defective][np.argsort(scores[defective], kind="stable")]
         ranked["good"] = rows[~defective][np.argsort(-scores[~defective], kind="stable")]
-    ranked["surest"] = ranked["hardest" if config.defect_free_id is None else "defective"][::-1]
+    ranked["surest"] = _surest(ranked["hardest" if config.defect_free_id is None else "defective"][::-1], labels)
     return ranked
+
+
+def _surest(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return rows, the surest first, with a few of each class before all others: one class may be the easiest."""
+    classes, of_row = np.unique(labels[rows], return_inverse=True)
+    place = np.empty(len(rows), dtype=int)  # within the class
+    for index in range(len(classes)):
+        place[of_row == index] = np.arange((of_row == index).sum())
+    return rows[np.argsort(place >= max(1, _GALLERY_SIZE // max(1, len(classes))), kind="stable")]
 
 
 def _select(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -> list[tuple[str, str, np.ndarray]]:
@@ -131,11 +141,11 @@ def _select(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -> list[tu
         galleries = [
             ("Missed defects", "those with the lowest P(defect)", missed),
             ("False alarms", "those with the highest P(defect)", false_alarms),
-            ("Found defects", "those with the highest P(defect)", found),
+            ("Found defects", "those with the highest P(defect), of each class", found),
         ]
     else:
         recognised = ranked["surest"][(final.argmax(axis=1) == labels)[ranked["surest"]]]
-        galleries = [("Recognised images", "those with the highest probability of their true class", recognised)]
+        galleries = [("Recognised images", "the most probable of each class", recognised)]
     return [*galleries, ("Hardest images", "those with the lowest probability of their true class", ranked["hardest"])]
 
 
