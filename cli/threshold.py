@@ -91,7 +91,7 @@ def run(args: ThresholdArguments) -> None:
     finally:
         held.release()
     print(format_table(comparison_rows(points)))
-    print_limits(points.configs["final"].operating_point)
+    print_limits(points.configs["final"].operating_point, folder)
     for path in graphs:
         print(f"{path} has the new threshold.")
     for path in others:

@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor
 
 from ..modeling_kgl import KGLForImageClassification
 from ..training.arguments import OperatingArguments
-from .metrics import defect_scores, expected_calibration_error
+from .metrics import average_precisions, defect_scores, expected_calibration_error
 from .predictions import predict
 
 
@@ -88,8 +88,9 @@ def calibrate(
 
     Returns:
         The number of `images`; the `temperature`, which is 1 where not every class has an image; the expected
-        calibration errors `ece_uncalibrated` at temperature 1 and `ece`; and `operating_point`, the result of
-        [`choose_operating_point`], None where no class is defect-free or all images are of one kind.
+        calibration errors `ece_uncalibrated` at temperature 1 and `ece`; the [`average_precisions`], which may choose
+        between classifiers; and `operating_point`, the result of [`choose_operating_point`], None where no class is
+        defect-free or all images are of one kind.
     """
     temperature = 1.0
     if len(np.unique(labels)) == probabilities.shape[1]:
@@ -106,6 +107,7 @@ def calibrate(
         "temperature": temperature,
         "ece_uncalibrated": expected_calibration_error(probabilities, labels),
         "ece": expected_calibration_error(calibrated, labels),
+        **average_precisions(calibrated, labels, defect_free_id),
         "operating_point": operating_point,
     }
 

@@ -38,18 +38,27 @@ def curve_sentences(curve: dict[str, Any]) -> list[str]:
         f"From {forecast['from']} to {forecast['to']} images per class expect {_gain(forecast['gain'])} "
         f"({_gain(low)} .. {_gain(high)}) AP."
     )
-    flat = ap["flat_from"]
+    flat, interval = ap["flat_from"], _flat_interval(ap)
     if flat is None:
-        said.append("Not yet flat: AP still rises by .01 or more each time the labels double.")
-    elif flat <= labels[-1]:
-        said.append(f"Flat from {flat} images per class: twice as many bring less than .01 AP.")
+        said.append(f"Not yet flat{interval}: AP still rises by .01 or more each time the labels double.")
     else:
-        said.append(f"By the power law, flat from {flat} images per class: twice as many bring less than .01 AP.")
+        law = "Flat" if flat <= labels[-1] else "By the power law, flat"
+        said.append(f"{law} from {flat} images per class{interval}: twice as many bring less than .01 AP.")
     scarce = curve["scarcest_class"]
     said.append(
         f"The next step, {2 * labels[-1]} labels, could not be tried: {scarce} has too few images outside a fold."
     )
     return said
+
+
+def _flat_interval(ap: dict[str, Any]) -> str:
+    """Return the interval of `flat_from` in brackets; nothing of curves of earlier versions, which have none."""
+    if "flat_from_interval" not in ap:
+        return ""
+    low, high = ap["flat_from_interval"]
+    if low is None:
+        return " (95 % interval: not flat either)"
+    return f" (95 % interval: from {low} on, with no upper end)" if high is None else f" ({low} .. {high})"
 
 
 def _labels(per_class: int, curve: dict[str, Any]) -> str:

@@ -91,14 +91,15 @@ def read_galleries(
     thumbnails = stored["thumbnails"]
     facts = {row: _facts(int(row), one, labels, final, config) for row, one in thumbnails.items()}
     decided = {row: facts[row] | _as_decided(case, facts[row]) for row, case in stored["cases"].items()}
+    # At another threshold, or in a run of an earlier version, some found defects have no stored tiles.
     galleries = [
-        Gallery(title, chosen, [decided[str(row)] for row in rows[:_GALLERY_SIZE]], len(rows))
+        Gallery(title, chosen, [decided[str(row)] for row in rows[:_GALLERY_SIZE] if str(row) in decided], len(rows))
         for title, chosen, rows in _select(labels, final, config)
     ]
     by_score = sorted(facts, key=lambda row: -facts[row]["score"])
     small = [facts[row] | {"src": _source(thumbnails[row], facts[row])} for row in by_score]
-    return galleries, Gallery("All test images", "those with the lowest probability of their true class", small,
-                              len(labels))  # fmt: skip
+    chosen = "those above, and those with the lowest probability of their true class"
+    return galleries, Gallery("All test images", chosen, small, len(labels))
 
 
 def kinds_of_cases(cases: list[dict[str, Any]]) -> list[str]:
@@ -115,7 +116,17 @@ def _ranked(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -> dict[st
         scores, defective = defect_scores(final, config.defect_free_id), labels != config.defect_free_id
         ranked["defective"] = rows[defective][np.argsort(scores[defective], kind="stable")]
         ranked["good"] = rows[~defective][np.argsort(-scores[~defective], kind="stable")]
+    ranked["surest"] = _surest(ranked["hardest" if config.defect_free_id is None else "defective"][::-1], labels)
     return ranked
+
+
+def _surest(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return rows, the surest first, with a few of each class before all others: one class may be the easiest."""
+    classes, of_row = np.unique(labels[rows], return_inverse=True)
+    place = np.empty(len(rows), dtype=int)  # within the class
+    for index in range(len(classes)):
+        place[of_row == index] = np.arange((of_row == index).sum())
+    return rows[np.argsort(place >= max(1, _GALLERY_SIZE // max(1, len(classes))), kind="stable")]
 
 
 def _select(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -> list[tuple[str, str, np.ndarray]]:
@@ -126,10 +137,15 @@ def _select(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -> list[tu
         scores = defect_scores(final, config.defect_free_id)
         missed = ranked["defective"][scores[ranked["defective"]] < config.good_below]
         false_alarms = ranked["good"][scores[ranked["good"]] >= config.threshold]
+        found = ranked["surest"][scores[ranked["surest"]] >= config.threshold]
         galleries = [
             ("Missed defects", "those with the lowest P(defect)", missed),
             ("False alarms", "those with the highest P(defect)", false_alarms),
+            ("Found defects", "those with the highest P(defect), of each class", found),
         ]
+    else:
+        recognised = ranked["surest"][(final.argmax(axis=1) == labels)[ranked["surest"]]]
+        galleries = [("Recognised images", "the most probable of each class", recognised)]
     return [*galleries, ("Hardest images", "those with the lowest probability of their true class", ranked["hardest"])]
 
 
@@ -208,7 +224,7 @@ def _thumbnails(test: Dataset, rows: np.ndarray, final: Predictions, config: KGL
     for row, image in zip(rows.tolist(), images, strict=True):
         across, down = tile_size(image["image"])
         small = (max(1, round(across * _THUMBNAIL_SCALE)), max(1, round(down * _THUMBNAIL_SCALE)))
-        pixels = np.asarray(image["image"].convert("L").resize(small))
+        pixels = np.asarray(image["image"].convert("RGB").resize(small))
         heat = final.saliency[row]
         facts = {"file": image["file_name"], "label": names[image["label"]], "shape": strip_shape(image["image"])}
         thumbnails[str(row)] = facts | {"heat": float(heat.max())} | _heat_tile(pixels, heat, config)
@@ -217,9 +233,9 @@ def _thumbnails(test: Dataset, rows: np.ndarray, final: Predictions, config: KGL
 
 def _gallery_tiles(image: dict[str, Any], maps: dict[str, np.ndarray], config: KGLConfig) -> list[dict[str, str]]:
     """Return `title` and `src` of the image, of each map `(h, w)` over it, and of its mask where it has one."""
-    grey = image["image"].convert("L")
-    grey = grey.resize(tile_size(grey))
-    size, pixels = (grey.height, grey.width), np.asarray(grey)
+    photo = image["image"].convert("RGB")
+    photo = photo.resize(tile_size(photo))
+    size, pixels = (photo.height, photo.width), np.asarray(photo)
     tiles = [{"title": "image", "src": jpeg_uri(pixels)}]
     for title, of_image in maps.items():
         if title == _HEAT_MAP:
@@ -235,12 +251,12 @@ def _gallery_tiles(image: dict[str, Any], maps: dict[str, np.ndarray], config: K
 
 def _heat_tile(pixels: np.ndarray, of_image: np.ndarray, config: KGLConfig) -> dict[str, str]:
     """
-    Return `src` of the heat map `(h, w)` over a grey image, drawn from its threshold on.
+    Return `src` of the heat map `(h, w)` over an image `(H, W, 3)`, drawn from its threshold on.
 
     Unless the image is passed as good its highest cells are drawn at least; where that differs, `src_if_passed` is
     the tile without them.
     """
-    heat = upsample_maps(of_image[None], pixels.shape)[0]
+    heat = upsample_maps(of_image[None], pixels.shape[:2])[0]
     lowest = shown_from(of_image, config.heat_threshold, True, config.top_cells)
     tile = {"src": jpeg_uri(overlay_heat_map(pixels, heat, lowest))}
     if lowest < config.heat_threshold:

@@ -13,7 +13,7 @@ from ..data.masks import mask_to_array
 from .fonts import font_families, legible_names
 from .maps import upsample_maps
 from .overlay import overlay_heat_map
-from .tiles import POINTS, Layout, add_titles, new_figure, wrap
+from .tiles import POINTS, Layout, add_titles, enlarge, new_figure, wrap
 
 
 _NUMBERED = " (classes by their number in config.json: no installed font has the letters of all names)"
@@ -36,12 +36,13 @@ def draw_image_grid(
         path: the PNG to write.
         dataset: columns `image`, `label` and `mask` of the images.
         maps: heading to maps `(N, h, w)` in 0..1, upsampled bilinearly.
-        size: height and width of the tiles in pixels.
+        size: height and width of the model's images, whose aspect ratio the tiles have.
         title: title of the figure.
         scale: label of the colour bar.
         captions: heading (`image` or one of `maps`) to the captions of its tiles.
         thresholds: heading to a value of each of its maps, below which nothing is drawn; other maps have none.
     """
+    size = enlarge(size)
     height, width = size
     names = dataset.features["label"].names
     shown = legible_names(names)
@@ -52,14 +53,14 @@ def draw_image_grid(
     with rc_context({"font.family": font_families(names), "text.parse_math": False}):
         figure, axes, bar = new_figure(layout, len(dataset))
         for index, row in enumerate(dataset):
-            image = np.asarray(row["image"].convert("L").resize((width, height)))
+            image = np.asarray(row["image"].convert("RGB").resize((width, height)))
             for axis, heading in zip(layout.axes_of(axes, index), headings, strict=True):
                 axis.set_axis_on()
                 if heading in maps:
                     lowest = thresholds[heading][index] if heading in thresholds else None
                     axis.imshow(overlay_heat_map(image, upsampled[heading][index], lowest))
                 elif heading == "image":
-                    axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+                    axis.imshow(image)
                 elif masks[index] is not None:
                     axis.imshow(masks[index], cmap="gray", vmin=0, vmax=1)
                 axis.set_aspect(layout.stretch)

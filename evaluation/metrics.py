@@ -229,6 +229,12 @@ def _binary_metrics(positive: np.ndarray, scores: np.ndarray, false_alarm_rate: 
     return {name: float(value) for name, value in zip((*_RANKING_METRICS, *_THRESHOLD_METRICS), values, strict=True)}
 
 
+def average_precisions(probabilities: np.ndarray, labels: np.ndarray, defect_free_id: int | None) -> dict[str, float]:
+    """Return `ap` and, with more than two classes, `defect_ap` of [`DefectClassification`], where images tell them."""
+    metrics = _classification_metrics(probabilities, labels, defect_free_id, FALSE_ALARM_RATE)
+    return {name: metrics[name] for name in ("ap", "defect_ap") if name in metrics and not np.isnan(metrics[name])}
+
+
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """
     Return the mean gap between confidence and accuracy over equal bins of the confidence (Guo et al. 2017).
@@ -311,6 +317,7 @@ __all__ = [
     "FALSE_ALARM_RATE",
     "METRIC_TITLES",
     "DefectClassification",
+    "average_precisions",
     "count_decisions",
     "decision_rates",
     "defect_scores",

@@ -362,7 +362,7 @@ def encode_overlay(image: PILImage.Image, prediction: dict[str, Any], threshold:
     heat = np.asarray(prediction["heat_map"]) / 255
     suspect = prediction["decision"] != "good"  # also where the model makes no decision
     lowest = shown_from(heat, threshold, suspect, share)
-    overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("L")), heat, lowest))
+    overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("RGB")), heat, lowest))
     pen = ImageDraw.Draw(overlay)
     for box in prediction["boxes"] if suspect else []:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)

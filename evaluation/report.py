@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 from ..configuration_kgl import KGLConfig
 from ..data.storage import write_text
 from ..data.validation import DataIssue
+from .advice import compare_classifiers, describe_threshold
 from .charts import (
     Chart,
     class_precision_recall_chart,
@@ -144,6 +145,7 @@ def render_report(
         decisions=_count_decisions(labels, final, config),
         config=config,
         expectation=describe_expectation(labels, final, config),
+        advice=_advice(report, config),
         groups=group_table(groups, labels, final, config),
         galleries=galleries,
         thumbnails=thumbnails,
@@ -197,6 +199,13 @@ def _count_decisions(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -
         return None
     defective, scores = labels != config.defect_free_id, defect_scores(final, config.defect_free_id)
     return count_decisions(defective, scores, config.threshold, config.look_again_threshold)
+
+
+def _advice(report: dict[str, Any], config: KGLConfig) -> list[str]:
+    """Return the sentences on the threshold and on the better classifier, those that are needed."""
+    point = config.operating_point
+    limits = None if point is None else describe_threshold(point, "RUN")
+    return [sentence for sentence in (limits, compare_classifiers(report)) if sentence is not None]
 
 
 def _group_issues(issues: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from ..errors import format_count
 from ..knowledge.arguments import PriorArguments, TrainPriorArguments
 from ..knowledge.saliency_priors import add_saliency_priors
 from ..modeling_kgl import KGLForImageClassification
+from .advice import compare_classifiers, describe_threshold
 from .predictions import Predictions, predict, write_predictions
 from .report import comparison_table, write_report
 from .results import evaluate_run
@@ -132,8 +133,6 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
     """Print the comparison of both models and where the files are."""
     print(f"\n{comparison_table(report['results'])}\n")
     final, count, validation = report["results"]["final"], report["images"]["test"], report["validation"]["final"]
-    if validation is not None and validation["operating_point"] is not None:
-        print_limits(validation["operating_point"])
     if "recall_at_operating_point" in final:
         print(
             f"At its threshold the final classifier finds {final['recall_at_operating_point']:.0%} of the defects in "
@@ -145,25 +144,27 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
             f"With the images to look at again it finds {final['recall_with_look_again']:.0%} of the defects, and "
             f"{final['false_alarm_rate_with_look_again']:.0%} of the good images are not passed."
         )
+    if validation is not None and validation["operating_point"] is not None:
+        print_limits(validation["operating_point"], folder)
+    comparison = compare_classifiers(report)
+    if comparison is not None:
+        print(comparison)
     print(
         f"Report: {folder / 'report.html'}, with metrics.json and predictions.csv beside it. "
         f"Classifier: {folder / 'final'}"
     )
 
 
-def print_limits(operating_point: dict[str, Any]) -> None:
-    """Print where a threshold calls every good validation image defective, or there are no images to look at again."""
+def print_limits(operating_point: dict[str, Any], folder: Path) -> None:
+    """Print where a run's threshold is rough or alarms often, or there are no images to look at again."""
     if "look_again_chosen" in operating_point and "look_again_threshold" not in operating_point:
         print(
             f"No images are to be looked at again: the threshold itself finds {operating_point['recall']:.1%} of the "
             f"{operating_point['defective']} validation defects. More validation images tell thresholds apart."
         )
-    if operating_point["marks_all_good"]:
-        print(
-            f"The chosen threshold calls all {operating_point['good']} good validation images defective, so it does "
-            "not sort. Give more validation images (--validation_share) or ask for fewer of the defects "
-            "(--wanted_recall)."
-        )
+    limits = describe_threshold(operating_point, str(folder))
+    if limits is not None:
+        print(limits)
 
 
 __all__ = ["Evaluation", "evaluate_models", "print_limits", "print_results", "training_logs", "write_outputs"]

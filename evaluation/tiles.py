@@ -18,9 +18,10 @@ from .overlay import COLOURMAP
 
 POINTS = 8  # font size of captions
 _STRIP = 2.5  # ratio of its sides from which on an image is a strip
-_SIDE = 224  # pixels of the longer side of a tile; those of a strip have as many pixels as a square
+_SIDE = 320  # pixels of the longer side of a tile; those of a strip have as many pixels as a square
 _STRIP_SIDES = (24, 900)  # pixels of its shorter side at least, and of its longer side at most
 _DPI = 110
+_INCHES = 2.4  # of an image's width in a figure
 _MIN_INCHES = 0.35  # of a strip's shorter side in a figure
 _MAX_INCHES = 13.5  # of upright strips side by side
 _SQUARES = 6  # tiles in a row of a figure
@@ -41,6 +42,12 @@ def tile_size(image: PILImage.Image) -> tuple[int, int]:
     least, most = _STRIP_SIDES
     scale = min(_SIDE / (image.width * image.height) ** 0.5, most / max(image.size))
     return max(least, round(image.width * scale)), max(least, round(image.height * scale))
+
+
+def enlarge(size: tuple[int, int]) -> tuple[int, int]:
+    """Return a size whose longer side has the pixels of a tile at least, of the same aspect ratio."""
+    scale = max(1, _SIDE / max(size))
+    return round(size[0] * scale), round(size[1] * scale)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Layout:
             width = max(4 * aspect, 1.2)  # room for captions
             blocks = max(1, int(_MAX_INCHES / (tiles * (width + 0.15))))
             return cls(1, tiles, blocks, width, 4.0, stretch=min(4 * aspect / _MIN_INCHES, 1))
-        return cls(1, tiles, max(1, _SQUARES // tiles), 1.9, 1.9 / aspect)
+        return cls(1, tiles, max(1, _SQUARES // tiles), _INCHES, _INCHES / aspect)
 
     def axes_of(self, axes: np.ndarray, image: int) -> list[Axes]:
         """Return the axes of an image's tiles among all `axes (rows, columns)`."""
@@ -113,4 +120,4 @@ def wrap(text: str, inches: float) -> str:
     return textwrap.fill(text, max(letters, 8), max_lines=3, placeholder=" …")
 
 
-__all__ = ["POINTS", "Layout", "add_titles", "new_figure", "strip_shape", "tile_size", "wrap"]
+__all__ = ["POINTS", "Layout", "add_titles", "enlarge", "new_figure", "strip_shape", "tile_size", "wrap"]

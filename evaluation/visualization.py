@@ -43,7 +43,7 @@ def draw_comparison_grid(
         path: the PNG to write.
         dataset: the images, with `mask` and, for training images, `saliency_prior`.
         predictions: `primary` and `final` predictions of `dataset`.
-        size: height and width of each tile in pixels.
+        size: height and width of the model's images, whose aspect ratio the tiles have.
         title: title of the figure.
         config: the final classifier's.
     """

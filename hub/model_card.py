@@ -14,6 +14,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 from ..configuration_kgl import KGLConfig
 from ..data.storage import write_text
 from ..errors import InputError
+from ..evaluation.advice import describe_loss
 from ..evaluation.metrics import METRIC_TITLES
 from ..evaluation.report import data_name, results_rows
 from ..training.arguments import KGL_TINY
@@ -179,6 +180,7 @@ def render_card(report: dict[str, Any], config: KGLConfig, user: UserPart, repo:
         user=user,
         report=report,
         rows=results_rows(report),
+        loss=describe_loss(report),
         names=list(config.id2label.values()),
         config=config,
         guided=guided,

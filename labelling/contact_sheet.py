@@ -40,7 +40,7 @@ def draw_contact_sheet(
         config: of the classifier.
     """
     count = min(len(images), _MAX_IMAGES)
-    shown = [image.convert("L").resize(tile_size(image)) for image in images.select(range(count))["image"]]
+    shown = [image.convert("RGB").resize(tile_size(image)) for image in images.select(range(count))["image"]]
     layout = Layout.of(2, float(np.median([image.width / image.height for image in shown])))
     names, files = list(config.label2id), columns["file"][:count]
     with rc_context({"font.family": font_families([*files, *names]), "text.parse_math": False}):
@@ -48,12 +48,12 @@ def draw_contact_sheet(
         place = "left" if layout.rows > 1 else "center"
         titles = zip(_image_titles(columns, count), _heat_titles(columns, names, count), strict=True)
         for index, (image, heat, texts) in enumerate(zip(shown, heat_maps[:count], titles, strict=True)):
-            grey = np.asarray(image)
+            photo = np.asarray(image)
             lowest = shown_from(heat, config.heat_threshold, None, config.top_cells)
-            overlay = overlay_heat_map(grey, upsample_maps(heat[None], grey.shape)[0], lowest)
-            tiles = zip(layout.axes_of(axes, index), (grey, overlay), texts, ("bold", "normal"), strict=True)
+            overlay = overlay_heat_map(photo, upsample_maps(heat[None], photo.shape[:2])[0], lowest)
+            tiles = zip(layout.axes_of(axes, index), (photo, overlay), texts, ("bold", "normal"), strict=True)
             for axis, pixels, text, weight in tiles:
-                axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect=layout.stretch)
+                axis.imshow(pixels, aspect=layout.stretch)
                 axis.set_title(wrap(text, layout.width), loc=place, fontsize=POINTS, pad=2, fontweight=weight)
         scale = f"heat map: 0.5 at its threshold {config.heat_threshold:.3g}"
         add_titles(figure, bar, _title(columns, names, count), scale)

@@ -227,14 +227,24 @@ def _summarize_metric(budgets: np.ndarray, values: np.ndarray, rising: bool, wid
             "gain": float(gain),
             "interval": interval.tolist(),
         },
-        "flat_from": _flat_from(law, budgets),
+        **_flat_from(law, resampled, budgets, widening),
     }
 
 
-def _flat_from(law: PowerLaw, budgets: np.ndarray) -> int | None:
-    """Return the first number of labels whose doubling gains less than [`FLAT`], None if none is near."""
+def _flat_from(law: PowerLaw, resampled: PowerLaw, budgets: np.ndarray, widening: float) -> dict[str, Any]:
+    """
+    Return `flat_from`, the number of labels from which a doubling gains less than [`FLAT`], None if none is near, and
+    its `flat_from_interval`, whose ends may be None as well.
+    """
     sizes = [*budgets.tolist(), *(int(budgets[-1]) * 2**power for power in range(1, _SEARCHED + 1))]
-    return next((size for size in sizes if law.gain(size)[0] < FLAT), None)
+    gains = np.concatenate([law.gain(size) for size in sizes])
+    spread = widening * (np.stack([resampled.gain(size) for size in sizes], axis=1) - gains)
+    # After the last one that is not flat: widened gains need not fall all the way, as those of a law do.
+    rises = np.column_stack([np.ones(len(spread) + 1, dtype=bool), np.vstack([gains, gains + spread]) >= FLAT])
+    first, *of_draws = len(sizes) - rises[:, ::-1].argmax(axis=1)
+    ends = np.quantile(of_draws, (0.025, 0.975), method="closest_observation")
+    found = [None if index == len(sizes) else sizes[index] for index in (first, *ends)]
+    return {"flat_from": found[0], "flat_from_interval": found[1:]}
 
 
 def _table(curve: dict[str, Any]) -> pd.DataFrame:

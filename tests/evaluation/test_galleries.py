@@ -1,5 +1,8 @@
 """Galleries of the report: kinds of decisions, and sorting and filtering in a browser."""
 
+import base64
+import io
+import json
 import re
 
 import numpy as np
@@ -56,8 +59,9 @@ def test_images_are_of_the_kind_that_the_operating_point_decides(tmp_path):
     assert [case["file"] for case in small.cases] == [FILES[row] for row in np.argsort(-np.array(SCORES))]
     assert small.cases[0]["heat"] == pytest.approx(0.1) and small.cases[0]["label"] == "good"
     assert [(one.title, len(one.cases), one.total) for one in galleries] == [
-        ("Missed defects", 1, 1), ("False alarms", 1, 1), ("Hardest images", 7, 7),
+        ("Missed defects", 1, 1), ("False alarms", 1, 1), ("Found defects", 2, 2), ("Hardest images", 7, 7),
     ]  # fmt: skip
+    assert [case["file"] for case in galleries[2].cases] == [FILES[3], FILES[6]]  # the surest first
     assert kinds_of_cases(small.cases) == ["missed defect", "false alarm", "another class", "look again", "right"]
     _, small = read_galleries(path, np.array(LABELS), final, make_config({"threshold": 0.95}))
     assert {case["kind"] for case in small.cases if case["label"] == "good"} == {"right"}
@@ -72,7 +76,59 @@ def test_thumbnails_are_the_hardest_images_where_there_are_many(tmp_path, monkey
     write_galleries(tmp_path / "gallery.json", test, predictions, None, make_config(BAND))
     final = predictions["final"].probabilities
     _, small = read_galleries(tmp_path / "gallery.json", np.array(LABELS), final, make_config(BAND))
-    assert [case["file"] for case in small.cases] == [FILES[1], FILES[6], FILES[4]] and small.total == 7
+    # the three hardest, and the surest find
+    assert [case["file"] for case in small.cases] == [FILES[1], FILES[3], FILES[6], FILES[4]] and small.total == 7
+    assert "those above" in small.chosen
+
+
+def test_found_defects_are_bounded_and_left_out_where_an_earlier_version_stored_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("kgl.evaluation.galleries._GALLERY_SIZE", 1)
+    test, predictions = inputs()
+    path, final = tmp_path / "gallery.json", predictions["final"].probabilities
+    write_galleries(path, test, predictions, None, make_config(BAND))
+    found = read_galleries(path, np.array(LABELS), final, make_config(BAND))[0][2]
+    assert [case["file"] for case in found.cases] == [FILES[3]] and found.total == 2
+    stored = json.loads(path.read_text())
+    del stored["cases"]["3"]
+    path.write_text(json.dumps(stored))
+    found = read_galleries(path, np.array(LABELS), final, make_config(BAND))[0][2]
+    assert (found.cases, found.total) == ([], 2)
+
+
+def test_found_defects_are_of_each_class(tmp_path):
+    """Twelve sure scratches and twelve unsure pits: four of each."""
+    labels = np.repeat([1, 2], 12)
+    scores = np.concatenate([np.linspace(0.99, 0.9, 12), np.linspace(0.8, 0.6, 12)])
+    final = np.column_stack([1 - scores, *(np.where(labels == label, scores, 0) for label in (1, 2))])
+    test = defect_dataset(
+        images=[np.zeros((8, 8), dtype=np.uint8)] * 24, labels=[NAMES[label] for label in labels], names=NAMES,
+        file_names=[f"{index}.png" for index in range(24)],
+    )  # fmt: skip
+    predictions = dict.fromkeys(("primary", "final"), Predictions(final, *np.zeros((2, 24, 4, 4))))
+    write_galleries(tmp_path / "gallery.json", test, predictions, None, make_config(BAND))
+    found = read_galleries(tmp_path / "gallery.json", labels, final, make_config(BAND))[0][2]
+    assert [case["file"] for case in found.cases] == [f"{index}.png" for index in (0, 1, 2, 3, 12, 13, 14, 15)]
+    assert found.total == 24
+
+
+def test_colours_of_a_photograph_are_kept(tmp_path):
+    """A green image under a cold map is green in every tile and thumbnail."""
+    green = np.zeros((32, 40, 3), dtype=np.uint8)
+    green[..., 1] = 200
+    test, predictions = inputs()
+    test = defect_dataset(images=[green] * 7, labels=[NAMES[label] for label in LABELS], names=NAMES, file_names=FILES)
+    cold = Predictions(predictions["final"].probabilities, *np.zeros((2, 7, 4, 4)))
+    path = tmp_path / "gallery.json"
+    write_galleries(path, test, dict.fromkeys(predictions, cold), None, make_config(BAND))
+    galleries, small = read_galleries(path, np.array(LABELS), cold.probabilities, make_config(BAND))
+    tiles = [tile["src"] for case in galleries[3].cases for tile in case["tiles"]] + [
+        one["src"] for one in small.cases
+    ]
+    assert len(tiles) == 7 * 4 + 7
+    for src in tiles:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2]))), dtype=int)
+        assert np.abs(pixels - [0, 200, 0]).max() < 8
+    assert Image.open(io.BytesIO(base64.b64decode(tiles[0].partition(",")[2]))).size == (320, 256)
 
 
 def test_no_class_without_defects(tmp_path):
@@ -81,8 +137,10 @@ def test_no_class_without_defects(tmp_path):
     write_galleries(tmp_path / "gallery.json", test, predictions, None, config)
     final = predictions["final"].probabilities
     galleries, small = read_galleries(tmp_path / "gallery.json", np.array(LABELS), final, config)
-    assert [one.title for one in galleries] == ["Hardest images"]
+    assert [one.title for one in galleries] == ["Recognised images", "Hardest images"]
     right = final.argmax(axis=1) == LABELS
+    recognised = [FILES.index(case["file"]) for case in galleries[0].cases]
+    assert recognised == [0, 3, 2] and galleries[0].total == right.sum() == 3  # .9, .8 and .6
     assert {case["file"] for case in small.cases if case["kind"] == "right"} == {
         name for name, is_right in zip(FILES, right, strict=True) if is_right
     }
@@ -112,8 +170,8 @@ def page(tmp_path):
 
 def test_page_without_a_script_shows_everything_and_no_dead_controls(page):
     text = page.read_text()
-    assert text.count('<form class="controls" hidden>') == 2  # hardest images and thumbnails; one image needs none
-    assert text.count('<figure class="case"') == 9 and text.count('<figure class="thumbnail') == 7
+    assert text.count('<form class="controls" hidden>') == 3  # found, hardest and thumbnails; one image needs none
+    assert text.count('<figure class="case"') == 11 and text.count('<figure class="thumbnail') == 7
     assert "Of 1000 good parts, expect about 333 to be called defective" in text
     assert not re.search(r"<script[^>]+src", text) and 'data-file="&#34;part&#34; 4.png"' in text
 

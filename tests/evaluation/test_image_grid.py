@@ -35,9 +35,9 @@ def figures(monkeypatch):
     return saved
 
 
-def draw(path, size, names, count=6):
-    """Draw a comparison grid of black images, each of another class in turn, under maps without heat."""
-    images = [Image.new("L", size[::-1])] * count
+def draw(path, size, names, count=6, colour=(0, 0, 0)):
+    """Draw a comparison grid of images of one colour, each of another class in turn, under maps without heat."""
+    images = [Image.new("RGB", size[::-1], colour)] * count
     features = Features(image=ImageFeature(), mask=ImageFeature(), label=ClassLabel(names=names))
     labels = [index % len(names) for index in range(count)]
     dataset = Dataset.from_dict({"image": images, "mask": [None] * count, "label": labels}, features)
@@ -73,6 +73,16 @@ def test_tiles_are_large_enough_and_no_texts_overlap(size, count, tmp_path, figu
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1, text
     for (one, box), (other, place) in combinations(texts(figures[0]), 2):
         assert not box.shrunk(0.98, 0.98).overlaps(place), (one, other)
+
+
+def test_colour_images_are_drawn_in_colour(tmp_path, figures):
+    draw(tmp_path / "grid.png", (40, 48), LONG, count=2, colour=(0, 200, 0))
+    tiles = [axis.get_window_extent() for axis in figures[0].axes if axis.images]
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    for tile in tiles:
+        top, left = round(len(pixels) - tile.y1) + 5, round(tile.x0) + 5
+        assert (pixels[top : top + 100, left : left + 100] == [0, 200, 0]).all()
+        assert tile.width >= 250
 
 
 def test_names_are_shown_as_they_are(tmp_path, figures):

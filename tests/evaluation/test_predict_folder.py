@@ -1,6 +1,7 @@
 """Prediction of image folders: the table, the overlays, unusable images, and resuming."""
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ import kgl.evaluation.predict_folder as module
 from kgl.cli.predict import main
 from kgl.data.schema import defect_dataset
 from kgl.errors import InputError
-from kgl.evaluation.predict_folder import FolderPredictions, overlay_path, predict_folder
+from kgl.evaluation.predict_folder import FolderPredictions, encode_overlay, overlay_path, predict_folder
 from kgl.evaluation.prediction_table import PredictionTable
 from kgl.evaluation.training_range import set_training_range
 from kgl.modeling_kgl import KGLForImageClassification
@@ -108,6 +109,13 @@ def test_threshold_is_the_models_by_default(tmp_path, images):
         assert len(json.loads(row["boxes"])) == (1 if name == "low" else 0)
     with pytest.raises(InputError, match=r"box_threshold is 0\.0 there and 0\.5 here"):
         predict_folder([images / "scratch" / "0.png"], str(tmp_path / "low"), tmp_path / "out_low", box_threshold=0.5)
+
+
+def test_overlays_keep_the_colours_of_a_photograph():
+    photo = Image.new("RGB", (48, 40), (0, 200, 0))
+    prediction = {"heat_map": Image.new("L", (48, 40)), "decision": "good", "boxes": []}
+    overlay = np.asarray(Image.open(io.BytesIO(encode_overlay(photo, prediction, 0.5, 0.05))), dtype=int)
+    assert np.abs(overlay - [0, 200, 0]).max() < 8
 
 
 def test_files_of_the_same_name_have_separate_overlays(tmp_path, saved, images):

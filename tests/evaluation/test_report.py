@@ -20,7 +20,7 @@ from kgl.evaluation.calibration import calibrate
 from kgl.evaluation.charts import loss_chart
 from kgl.evaluation.metrics import paired_bootstrap
 from kgl.evaluation.predictions import Predictions
-from kgl.evaluation.report import comparison_table, results_rows, write_report
+from kgl.evaluation.report import comparison_table, render_report, results_rows, write_report
 from kgl.evaluation.results import evaluate_predictions
 from kgl.evaluation.run_outputs import print_results
 
@@ -138,7 +138,9 @@ def test_page_in_a_browser(page, width, tmp_path):
         predicted = final.argmax(axis=1)
         assert cells == [int(((np.array(labels) == i) & (predicted == j)).sum()) for i in range(3) for j in range(3)]
         titles = [one.text for one in driver.find_elements("css selector", "h2")]
-        assert {"Missed defects", "False alarms", "Hardest images", "Decision threshold"} <= set(titles)
+        assert {"Missed defects", "False alarms", "Found defects", "Hardest images", "Decision threshold"} <= set(
+            titles
+        )
         counts = driver.find_elements("css selector", ".decisions tbody td:not(:first-child)")
         decided = [int(one.text.split()[0]) for one in counts]
         called, defective = 1 - final[:, 0] >= point["threshold"], np.array(labels) > 0
@@ -184,12 +186,40 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
 
 def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path, capsys):
     _, report, _, _ = page
-    point = report["validation"]["final"]["operating_point"] | {"marks_all_good": True}
+    point = report["validation"]["final"]["operating_point"] | {
+        "marks_all_good": True, "false_alarm_rate": 1.0,
+    }  # fmt: skip
     print_results(report, tmp_path)
     assert "does not sort" not in capsys.readouterr().out
     validation = {"final": report["validation"]["final"] | {"operating_point": point}}
     print_results(report | {"validation": validation}, tmp_path)
     assert f"calls all {point['good']} good validation images defective" in capsys.readouterr().out
+
+
+def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, capsys):
+    _, report, test_predictions, labels = page
+    point = report["validation"]["final"]["operating_point"] | {"defective": 5, "recall": 1.0, "false_alarm_rate": 0.5}
+    calibration = report["validation"]["final"] | {"operating_point": point, "defect_ap": 0.6}
+    worse = report | {
+        "differences": {"defect_ap": {"difference": -0.1, "interval": [-0.2, -0.05]}},
+        "validation": {"primary": calibration | {"defect_ap": 0.7}, "final": calibration},
+        "settings": report["settings"] | {"model": {"fine_tune": False}},
+    }
+    (tmp_path / "gallery.json").write_bytes(page[0].with_name("gallery.json").read_bytes())
+    config = tiny_model(id2label=dict(enumerate(NAMES)), operating_point=point).config
+    probabilities = {model: one.probabilities for model, one in test_predictions.items()}
+    render_report(tmp_path / "report.html", worse, np.array(labels), probabilities, {}, config, GROUPS)
+    text = (tmp_path / "report.html").read_text()
+    top = text[: text.index("Results on the test images")]
+    print_results(worse, tmp_path)
+    printed = capsys.readouterr().out
+    for place, run in ((top, "RUN"), (printed, str(tmp_path))):
+        assert "ranks the 60 test images worse than the primary one" in place
+        assert "rank it worse too (0.600 against 0.700): use primary/" in place
+        assert "rests on only 5 defective validation images" in place
+        assert f"kgl threshold {run} --wanted_recall 0.8" in place
+    assert printed.index("use primary/") < printed.index("Report:")
+    assert "ranks the 60" not in page[0].read_text()
 
 
 @pytest.mark.parametrize("width", [360, 1200])
@@ -221,7 +251,8 @@ def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
         driver.get(path.as_uri())
         count, shown = loaded_images(driver)
-        assert count == shown == 1 + 6 * 5 + 6
+        recognised = int((probabilities.argmax(axis=1) == np.arange(6) % 2).sum())
+        assert count == shown == 1 + (6 + recognised) * 5 + 6
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         images = (
             "return [...document.querySelectorAll('.gallery img')].map(i => [i.alt, i.clientWidth, i.clientHeight])"
@@ -231,6 +262,17 @@ def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
             assert max(across, down) >= (250 if "300 x 300" not in alt else 75), alt
         driver.set_window_size(width, 3000)
         driver.save_screenshot(str(tmp_path / "page.png"))
+
+
+@pytest.mark.parametrize(("width", "least"), [(360, 160), (1200, 165)])
+def test_tiles_are_large_enough_to_read(page, width, least):
+    with chromium(width, 900) as driver:
+        window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        driver.get(page[0].as_uri())
+        sizes = "return [...document.querySelectorAll('.tiles img')].map(i => [i.clientWidth, i.naturalWidth])"
+        for across, stored in driver.execute_script(sizes):
+            assert across >= least and stored == 320
 
 
 def test_losses_of_a_fine_tuned_stage_are_drawn():

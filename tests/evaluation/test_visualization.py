@@ -27,6 +27,25 @@ def test_overlay_covers_the_image_with_the_heat():
     assert np.abs(overlay[0, 2] - (0.25 * 100 + 0.75 * np.array([252, 255, 164]))).max() < 2
 
 
+def test_colours_of_an_image_fade_under_the_heat():
+    image = np.zeros((1, 3, 3), dtype=np.uint8)
+    image[..., 1] = 200  # green, of grey level 117.4
+    before, heat = image.copy(), np.array([[0.0, 0.5, 1.0]])
+    overlay = overlay_heat_map(image, heat)
+    assert (overlay[0, 0] == [0, 200, 0]).all() and (image == before).all()
+    grey = overlay_heat_map(np.full((1, 3), 117, dtype=np.uint8), heat)
+    assert np.abs(overlay[0, 2].astype(int) - grey[0, 2]).max() <= 1
+    half = 0.625 * (np.array([0, 200, 0]) + 117.4) / 2  # half of its colour, under three eighths of the map's
+    assert np.abs(overlay[0, 1] - half - (grey[0, 1] - 0.625 * 117)).max() <= 2
+
+
+def test_grey_images_in_colour_channels_are_drawn_as_grey_ones():
+    image = np.random.default_rng(0).integers(0, 255, (8, 9), dtype=np.uint8)
+    heat = np.random.default_rng(1).random((8, 9))
+    drawn = overlay_heat_map(np.repeat(image[..., None], 3, axis=2), heat).astype(int)
+    assert np.abs(drawn - overlay_heat_map(image, heat)).max() <= 1
+
+
 def test_nothing_is_drawn_below_the_threshold():
     image = np.full((1, 4), 100, dtype=np.uint8)
     heat = np.array([[0.0, 0.19, 0.2, 1.0]])

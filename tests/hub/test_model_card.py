@@ -234,6 +234,16 @@ def test_look_again_band_is_stated_where_there_is_one():
     assert "| Defects found or looked at again |  | 0.975 |  |" in text
 
 
+def test_worse_than_the_primary_classifier_is_stated():
+    assert "worse than the primary" not in card()
+    worse = {"ap": {"difference": -0.1, "interval": [-0.18, -0.02]}}
+    text = card(report=copy.deepcopy(REPORT) | {"differences": worse})
+    assert (
+        "\n\nThe final classifier ranks the 60 test images worse than the primary one: AP 0.900 against 0.800 "
+        "(difference -0.100, 95 % interval -0.180 to -0.020).\n\nIn brackets:"
+    ) in text
+
+
 def test_frozen_heads_show_no_settings_of_training():
     text = card(report=changed("model", fine_tune=False))
     assert (

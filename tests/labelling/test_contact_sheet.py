@@ -26,10 +26,10 @@ def draw(tmp_path, monkeypatch):
     saved, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args: saved.append(self) or save(self, *args))
 
-    def draw(size, count=4, name=LONG, has_score=True):
+    def draw(size, count=4, name=LONG, has_score=True, colour=(99, 99, 99)):
         files = [f"{name}_{index}.png" for index in range(count)]
         images = defect_dataset(
-            images=[np.full(size, 99, dtype=np.uint8)] * count, labels=["unknown"] * count, names=["unknown"],
+            images=[np.full((*size, 3), colour, np.uint8)] * count, labels=["unknown"] * count, names=["unknown"],
             file_names=files,
         )  # fmt: skip
         columns = {"rank": list(range(1, count + 1)), "file": files, "predicted_label": [CHINESE] * count}
@@ -62,6 +62,12 @@ def test_images_are_large_enough_and_titles_do_not_overlap(draw, size):
     assert len(places) == 8
     assert not any(one.overlaps(other) for one, other in combinations(places, 2))
     assert not any(place.padded(-1).overlaps(tile) for place in places for tile in tiles)
+
+
+def test_colour_images_are_drawn_in_colour(draw):
+    figure = draw((200, 240), count=2, colour=(0, 200, 0))
+    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert len(shown) == 4 and all((pixels == [0, 200, 0]).all() for pixels in shown)
 
 
 @pytest.mark.filterwarnings("error:Glyph")

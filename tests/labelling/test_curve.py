@@ -50,7 +50,7 @@ def test_summary_of_exact_values():
     assert alarms["forecast"]["gain"] == pytest.approx(-ap["forecast"]["gain"])
     assert ap["interval"][0] == pytest.approx([ap["mean"][0] - spread, ap["mean"][0] + spread], abs=1e-3)
     # .8 n^-.5 (1 - 2^-.5) < .01 from n = 550 on
-    assert ap["flat_from"] == 1024
+    assert ap["flat_from"] == 1024 and ap["flat_from_interval"] == [1024, 1024]
 
 
 def test_interval_of_the_forecast_is_that_of_the_repetitions():
@@ -65,15 +65,34 @@ def test_interval_of_the_forecast_is_that_of_the_repetitions():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({size: 0.9 - 0.8 * size**-0.5 for size in SIZES}, "By the power law, flat from 1024 images per class"),
-        ({size: 0.8 for size in SIZES}, "Flat from 2 images per class"),
-        ({size: 1 - size**-0.05 for size in SIZES}, "Not yet flat"),
+        (
+            {size: 0.9 - 0.8 * size**-0.5 for size in SIZES},
+            "By the power law, flat from 1024 images per class (1024 .. 1024): ",
+        ),
+        ({size: 0.8 for size in SIZES}, "Flat from 2 images per class (2 .. 2): "),
+        ({size: 1 - size**-0.05 for size in SIZES}, "Not yet flat (95 % interval: not flat either): "),
     ],
 )
 def test_sentences_say_where_it_flattens(values, expected):
     sentences = " ".join(curve_sentences(summarize_curve(fits(values), "pit", "final", 3)))
     assert expected in sentences
     assert "From 16 to 32 images per class expect +." in sentences and "pit has too few images" in sentences
+
+
+def test_interval_of_where_it_flattens_is_that_of_the_repetitions():
+    table = fits({size: 0.5 for size in SIZES})
+    rising = table["repetition"] == 0
+    table.loc[rising, "ap"] = 0.9 - 0.8 * table.loc[rising, "per_class"] ** -0.5
+    curve = summarize_curve(table, "pit", "final", 3)
+    ap = curve["metrics"]["ap"]
+    flat, (low, high) = ap["flat_from"], ap["flat_from_interval"]
+    assert low == 2 < flat < high  # some draws have no repetition that rises, some have several
+    said = curve_sentences(curve)
+    assert any(f"flat from {flat} images per class ({low} .. {high}): twice" in one for one in said)
+    ap["flat_from_interval"] = [4, None]
+    assert any("(95 % interval: from 4 on, with no upper end): twice" in one for one in curve_sentences(curve))
+    del ap["flat_from_interval"]  # a curve of an earlier version
+    assert any(f"flat from {flat} images per class: twice" in one for one in curve_sentences(curve))
 
 
 def test_forecast_needs_three_budgets():
