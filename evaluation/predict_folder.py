@@ -359,7 +359,7 @@ def _draw_overlay(
 
 def encode_overlay(image: PILImage.Image, prediction: dict[str, Any], threshold: float, share: float) -> bytes:
     """Return the image under its heat map as a JPEG, with boxes and its highest cells unless it is called good."""
-    heat = np.asarray(prediction["heat_map"]) / 255
+    heat = np.asarray(prediction["heat_map"]) / np.float32(255)
     suspect = prediction["decision"] != "good"  # also where the model makes no decision
     lowest = shown_from(heat, threshold, suspect, share)
     overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("RGB")), heat, lowest))
