@@ -55,12 +55,14 @@ class Unlabelled:
         unusable: names of files that cannot be read, with the reason.
         known: how many are near-duplicates of labelled images.
         repeated: how many are near-duplicates of another one in the folder.
+        distance: bits of 256 within which images are near-duplicates.
     """
 
     images: Dataset
     unusable: list[str]
     known: int
     repeated: int
+    distance: int
 
 
 def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> tuple[Unlabelled, Dataset]:
@@ -107,7 +109,7 @@ def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> t
             "images, or a smaller --duplicate_distance."
         )
     repeated = len(usable) - known - len(fresh)
-    return Unlabelled(images.select(usable[fresh]), unusable, known, repeated), split.splits["train"]
+    return Unlabelled(images.select(usable[fresh]), unusable, known, repeated, distance), split.splits["train"]
 
 
 def keep_unlike(labelled: np.ndarray, hashes: np.ndarray, distance: int) -> tuple[np.ndarray, int]:

@@ -139,6 +139,8 @@ def test_next_images(surfaces, tmp_path, capsys):
     main(["next", str(surfaces / "run"), str(folder), "--count", "6", "--output", str(output)])
     said = capsys.readouterr()
     assert "14 images to choose among; left out: 1 near-duplicates of labelled images and 1 of each other" in said.out
+    assert "of each other (within 16 of 256 bits; a smaller --duplicate_distance keeps more)." in said.out
+    assert "add them to the folders of their classes, and train again with another --output_dir" in said.out
     assert "broken.png: not an image" in said.err
     table = pd.read_csv(output / "next.csv")
     assert table["rank"].tolist() == [1, 2, 3, 4, 5, 6] and table["file"].is_unique
@@ -153,6 +155,17 @@ def test_next_by_uncertainty_is_sorted_by_it(surfaces, tmp_path):
     main(["next", str(surfaces / "run"), str(folder), "--by", "uncertainty", "--output", str(tmp_path / "out")])
     table = pd.read_csv(tmp_path / "out" / "next.csv")
     assert len(table) == 10 and table["uncertainty"].is_monotonic_decreasing
+
+
+def test_next_with_another_count_is_refused_before_images_are_read(surfaces, tmp_path, capsys, monkeypatch):
+    folder, output = save_surfaces(tmp_path / "new", {"good": 3}, 700), tmp_path / "out"
+    main(["next", str(surfaces / "run"), str(folder), "--count", "2", "--output", str(output)])
+    assert "--duplicate_distance" not in capsys.readouterr().out  # nothing was left out
+    monkeypatch.setattr("kgl.labelling.next_images.inspect_images", lambda *_: pytest.fail("images were read"))
+    said = refused(capsys, "next", surfaces / "run", folder, "--count", "3", "--output", output)
+    assert f"--output {output} holds a run with other settings: count is 2 there and 3 here. Give another" in said
+    said = refused(capsys, "next", surfaces / "run", folder, "--output", surfaces / "images")
+    assert "the folder holds other files" in said
 
 
 def test_next_images_for_a_run_from_scratch(finished_run, tmp_path):
@@ -180,6 +193,12 @@ def test_audit_finds_a_flipped_label(surfaces, tmp_path, capsys):
     shown = min(len(table), 60)
     assert page.count('<section class="case">') == shown and page.count("data:image/jpeg") == 5 * shown
     assert "http" not in page and str(tmp_path) not in page and not (output / "cache").exists()
+
+
+def test_audit_of_a_run_says_how_to_go_on(surfaces, tmp_path, capsys):
+    main(["audit", str(surfaces / "run"), "--output", str(tmp_path / "audit")])
+    assert len(pd.read_csv(tmp_path / "audit" / "audit.csv")) > 0
+    assert "Correct what is wrong and train again with another --output_dir" in capsys.readouterr().out
 
 
 def test_output_of_another_command_or_user_is_refused(surfaces, tmp_path, capsys):
@@ -220,7 +239,8 @@ def test_run_whose_images_changed(surfaces, copied_run, tmp_path, capsys):
     (copied_run / "run.json").write_text(json.dumps(stored))
     assert read_labelled_images(copied_run, None).labels.shape == (59,)
     (images / "pit" / "0.png").rename(images / "stain" / "moved.png")
-    assert "images or labels have changed since the run" in refused(capsys, "curve", copied_run)
+    said = refused(capsys, "curve", copied_run)
+    assert "images or labels have changed since the run" in said and "train again into another --output_dir" in said
     shutil.rmtree(images)
     assert "cannot be read again" in refused(capsys, "curve", copied_run)
 
