@@ -59,7 +59,10 @@ def read_run(folder: Path) -> Run:
     splits = {f"{split}_images" for split in ("train", "validation", "test")}
     same = known <= data.keys() and images.keys() <= splits and model.keys() == _names(ModelArguments)
     if not same or "seed" not in stored["training"]:
-        raise InputError(f"{folder}: the run was made by another version of kgl; train again with this one, into another --output_dir.")
+        raise InputError(
+            f"{folder}: the run was made by another version of kgl; train again with this one, into another "
+            "--output_dir."
+        )
     return Run(
         folder,
         DataArguments(**{name: data[name] for name in known}),

@@ -241,9 +241,7 @@ def _check_and_write_settings(
         raise _other_settings(folder, differences, flag)
 
 
-def _read_settings(
-    folder: Path, settings: dict[str, dict[str, Any]], flag: str
-) -> dict[str, dict[str, Any]] | None:
+def _read_settings(folder: Path, settings: dict[str, dict[str, Any]], flag: str) -> dict[str, dict[str, Any]] | None:
     """Return the stored settings of the same groups, None where the folder is as good as empty."""
     stored = folder / SETTINGS_FILE
     if not stored.exists():
