@@ -81,11 +81,14 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
     configs = {model: _read_config(run, model) for model in MODELS}
     good = configs["final"].defect_free_label
     if good is None:
-        raise InputError(f"{run}: none of its classes is free of defects, so there is no threshold to choose.")
+        raise InputError(
+            f"{run}: none of its classes is named as free of defects, so there is no threshold to choose; if one "
+            "is, train again with --defect_free_label and another --output_dir."
+        )
     if before["validation"]["final"] is None:
         raise InputError(
-            f"{run}: it has no validation images, which choose the threshold; train again with --validation_share "
-            "above 0 and two independent images of each class, of different groups."
+            f"{run}: it has no validation images, which choose the threshold; train again into another "
+            "--output_dir, with --validation_share above 0 and two independent images of each class."
         )
     scores = [f"{model}_defect_score" for model in MODELS]
     validation = _read_table(run, VALIDATION_FILE, ["label", *scores])
@@ -98,8 +101,8 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
     if defective.all() or not defective.any():
         kind = "defective" if defective.all() else "good"
         raise InputError(
-            f"{run}: all its validation images are {kind}, and a threshold needs both kinds; train again with more "
-            "images of the other kind, of different groups, or with a larger --validation_share."
+            f"{run}: all its validation images are {kind}, and a threshold needs both kinds; train again into another "
+            "--output_dir, with more images of the other kind, of different groups, or a larger --validation_share."
         )
     after = copy.deepcopy(before)
     after["settings"]["operating"] |= {

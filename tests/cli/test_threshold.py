@@ -288,13 +288,14 @@ def test_runs_without_two_kinds_of_validation_images_are_refused(run, capsys):
     assert "all its validation images are defective, and a threshold needs both kinds" in refused(capsys, run)
     metrics["validation"] = {"primary": None, "final": None}
     (run / "metrics.json").write_text(json.dumps(metrics))
-    assert "train again with --validation_share above 0 and two independent images of each class" in refused(
-        capsys, run
-    )
+    said = refused(capsys, run)
+    assert "--output_dir, with --validation_share above 0 and two independent images of each class" in said
     for model in ("primary", "final"):
         config = read_json(run / model / "config.json") | {"defect_free_label": None, "operating_point": None}
         (run / model / "config.json").write_text(json.dumps(config))
-    assert "none of its classes is free of defects" in refused(capsys, run)
+    said = refused(capsys, run)
+    assert "none of its classes is named as free of defects" in said
+    assert "train again with --defect_free_label and another --output_dir" in said
 
 
 def test_runs_of_another_version_are_refused_and_left_alone(run, capsys):
