@@ -12,6 +12,7 @@ from ..data.arguments import MAX_DUPLICATE_DISTANCE, MAX_MEGAPIXELS_HELP, check_
 from ..errors import InputError, check_choices, expand_home, format_count
 from ..labelling.choices import DEFAULT_STRATEGY, STRATEGIES
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
+from .unusable import report_unusable
 
 
 if TYPE_CHECKING:
@@ -100,8 +101,9 @@ def run(args: NextArguments) -> None:
     with claimed_output(output, "next", settings | {"images": unlabelled.images["file_name"][:]}):
         chosen = run_next(unlabelled, train, of_run, output, args.count, args.by)
     print(f"{format_count(len(unlabelled.images), 'image')} to choose among; left out: {_left_out(unlabelled)}.")
-    for line in unlabelled.unusable:
-        print(f"  unusable: {line}", file=sys.stderr)
+    if unlabelled.unusable:
+        print(f"{format_count(len(unlabelled.unusable), 'unusable image')} left out:", file=sys.stderr)
+    report_unusable(unlabelled.unusable, output)
     for index in range(min(5, len(chosen["file"]))):
         print(f"  {chosen['rank'][index]}. {chosen['file'][index]}: {chosen['why'][index]}")
     print(f"{format_count(len(chosen['file']), 'image')} to label next: {output / 'next.csv'}, shown in next.png.")

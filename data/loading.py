@@ -338,7 +338,7 @@ def _important_issues(issues: list[DataIssue]) -> list[str]:
         of_kind = [issue.shortened() for issue in issues if issue.kind == kind]
         if of_kind:
             examples = "; ".join(of_kind[:_MAX_EXAMPLES])
-            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. `kgl data` lists all.")
+            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. `kgl data --output FILE.json` lists all.")
     return sentences
 
 

@@ -134,8 +134,6 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
     final, count, validation = report["results"]["final"], report["images"]["test"], report["validation"]["final"]
     if validation is not None and validation["operating_point"] is not None:
         print_limits(validation["operating_point"])
-    else:
-        print(missing_threshold(validation is not None, report["settings"]["data"]["defect_free_label"]))
     if "recall_at_operating_point" in final:
         print(
             f"At its threshold the final classifier finds {final['recall_at_operating_point']:.0%} of the defects in "
@@ -150,24 +148,6 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
     print(
         f"Report: {folder / 'report.html'}, with metrics.json and predictions.csv beside it. "
         f"Classifier: {folder / 'final'}"
-    )
-
-
-def missing_threshold(has_validation: bool, defect_free_label: str | None) -> str:
-    """Return why a run has no threshold, and how one is got."""
-    if defect_free_label is None:
-        return (
-            "No threshold was chosen: no class is named as free of defects. If one is, train again with "
-            "--defect_free_label and another --output_dir."
-        )
-    if has_validation:
-        return (
-            "No threshold was chosen, so 0.5 is used: the validation images are all good or all defective. Give more "
-            "images of the other kind, of different groups, and train again with another --output_dir."
-        )
-    return (
-        "No threshold was chosen, so 0.5 is used: there are no validation images. Train again with --validation_share "
-        "above 0 (default: 0.2), two or more independent images of each class, and another --output_dir."
     )
 
 

@@ -311,9 +311,13 @@ def check_run(run: Path, files: Sequence[str]) -> None:
         raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
     if not (run / SETTINGS_FILE).is_file() and (run.absolute().parent / SETTINGS_FILE).is_file():
         raise InputError(f"{run}: this is one classifier of a run; give the folder of the run, {run.parent}.")
+    if not (run / SETTINGS_FILE).is_file():
+        raise InputError(
+            f"{run}: this is no run of kgl train, {SETTINGS_FILE} is missing; give the --output_dir of one."
+        )
     missing = [name for name in files if not (run / name).is_file()]
     if missing:
-        raise InputError(f"{run}: this is no finished run of kgl train, {missing[0]} is missing; finish the run.")
+        raise InputError(_unfinished(run, missing[0]))
 
 
 def read_finished_report(run: Path) -> dict[str, Any]:
@@ -325,7 +329,7 @@ def read_finished_report(run: Path) -> dict[str, Any]:
     """
     check_run(run, (SETTINGS_FILE, "metrics.json"))
     if RunState(run).record("report") is None:
-        raise InputError(f"{run}: this is no finished run of kgl train, its report is missing; finish the run.")
+        raise InputError(_unfinished(run, "its report"))
     path = run / "metrics.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -334,6 +338,14 @@ def read_finished_report(run: Path) -> dict[str, Any]:
     if not {"settings", "results", "validation"} <= report.keys():
         raise InputError(of_another_version(run, path.name))
     return report
+
+
+def _unfinished(run: Path, missing: str) -> str:
+    """Return the message of a run in which something is missing."""
+    return (
+        f"{run}: this is no finished run of kgl train, {missing} is missing; give its kgl train command again, which "
+        "finishes it."
+    )
 
 
 def of_another_version(run: Path, what: str) -> str:
