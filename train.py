@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import datasets
-import torch
-import transformers
 from filelock import FileLock
 
 from kgl.data.loading import LoadedDataset, read_defect_dataset
@@ -25,7 +20,7 @@ from kgl.data.storage import full_disk_as_input_error, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.errors import format_count
 from kgl.evaluation.calibration import calibrate_model, without_scores
-from kgl.evaluation.operating_points import VALIDATION_FILE, write_validation_scores
+from kgl.evaluation.operating_points import VALIDATION_FILE, missing_threshold, write_validation_scores
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.evaluation.training_range import set_training_range
 from kgl.evaluation.training_range_report import TRAINING_IMAGES_FILE, write_image_values
@@ -51,6 +46,7 @@ from kgl.training.settings import (
     check_settings,
     check_trainable,
     default_output_dir,
+    installed_versions,
     repository_name,
     run_settings,
 )
@@ -129,7 +125,7 @@ def run(settings: Settings) -> dict[str, Any]:
 def run_steps(job: Job, state: RunState, held: FileLock | None) -> dict[str, Any]:
     """Run the steps of a job that are not finished, and return the content of `metrics.json`."""
     if job.is_main_process:
-        print_loaded_dataset(job.data)
+        print_loaded_dataset(job.data, job.settings.model.size)
     by_steps = job.settings.model.fine_tune and not job.settings.model.tunes_stage
     inputs, primary, priors, final = (train_phases if by_steps else fit_phases)(job, state)
     # A process that ends with its group standing may abort, and end the others' work.
@@ -137,6 +133,7 @@ def run_steps(job: Job, state: RunState, held: FileLock | None) -> dict[str, Any
     if not job.is_main_process:
         leave_host(job.output_dir, held)
         return {}
+    print(f"Evaluation on {format_count(len(job.data.splits['test']), 'test image')}, and the report ...")
     evaluation = evaluate(job, primary, final)
     report = write_run(job, inputs, primary, priors, final, evaluation)
     state.finish("report")
@@ -335,10 +332,7 @@ def write_run(
         "issues": [asdict(issue) for issue in job.data.issues],
         "settings": strip_paths(job.stored),
         "licenses": asdict(job.settings.licenses),
-        "versions": {
-            "python": platform.python_version(),
-            **{module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
-        },
+        "versions": installed_versions(),
     }
     write_outputs(
         job.output_dir,
@@ -367,6 +361,8 @@ def finish(job: Job, report: dict[str, Any], held: FileLock) -> None:
             if phase.is_dir():
                 delete_checkpoints(phase, keep=[])
     print_results(report, job.output_dir)
+    if sentence := missing_threshold(report):
+        print(sentence)
     held.release()
     if training.push_to_hub:
         address = push(

@@ -59,6 +59,8 @@ def run(args: AuditArguments, labelled_args: LabelledArguments, data_args: DataA
     for row in table.head(_PRINTED).itertuples():
         print(f"  {row.rank}. {row.file}: {row.label}, perhaps {row.suggested_label} ({row.reason})")
     print(f"Images side by side: {output / 'audit.html'}, all rows: {output / 'audit.csv'}")
+    if len(table) and labelled.run is not None:
+        print("Correct what is wrong and train again with another --output_dir: a finished run is not overwritten.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.arguments import DataArguments
 from ..errors import InputError, expand_home, format_count
+from ..training.arguments import ModelArguments
 from .parser import DATA_SOURCES, CommandHelp, HelpGroup, images_to_flags, parse_settings, run_command
 
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class SummaryArguments:
     """Settings of the printed and written summary."""
 
-    listed: int = field(default=10, metadata={"help": "Issues of each kind to print; the others are counted."})
+    listed: int = field(default=3, metadata={"help": "Issues of each kind to print; the others are counted."})
     output: str | None = field(default=None, metadata={"help": "A new .json file for all issues."})
 
     to_shards: str | None = field(
@@ -65,7 +66,7 @@ def run(args: SummaryArguments, data_args: DataArguments) -> bool:
     from ..data.loading import read_images
     from ..data.shard_writer import check_shards_folder
     from ..data.storage import full_disk_as_input_error, write_json
-    from ..data.summary import format_summary, summarize_images
+    from ..data.summary import format_summary, squeeze_warning, summarize_images
     from ..data.validation import UNUSABLE
 
     if args.to_shards is not None:
@@ -73,9 +74,12 @@ def run(args: SummaryArguments, data_args: DataArguments) -> bool:
     loaded = read_images(replace(data_args, on_bad_image="skip"))
     summary = summarize_images(loaded, data_args)
     print(format_summary(summary, args.listed))
+    if squeezed := squeeze_warning(loaded, ModelArguments().size):
+        print(squeezed)
     if args.output is not None:
         with full_disk_as_input_error(Path(args.output).parent):
             write_json(Path(args.output), summary)
+        print(f"All issues and figures: {args.output}")
     unusable = any(issue["kind"] == UNUSABLE for issue in summary["issues"]) and data_args.on_bad_image == "error"
     if args.to_shards is not None:
         if unusable:

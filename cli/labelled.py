@@ -92,12 +92,16 @@ def read(args: LabelledArguments, data_args: DataArguments) -> LabelledImages:
         raise InputError(f"Settings of images go with IMAGES; the run {args.run} has its own.")
     if args.backbone is not None:
         check_path_or_repo("--backbone", args.backbone)
+    from ..data.summary import squeeze_warning
     from ..labelling.labelled_images import read_labelled_images
 
     size = None
     if args.image_height is not None or args.image_width is not None:
         size = args.image_height or 160, args.image_width or 160
-    return read_labelled_images(args.run and Path(args.run), data_args, args.backbone, size)
+    labelled = read_labelled_images(args.run and Path(args.run), data_args, args.backbone, size)
+    if labelled.run is None and (squeezed := squeeze_warning(labelled.loaded, labelled.model_args.size)):
+        print(squeezed)
+    return labelled
 
 
 def output_of(args: LabelledArguments, labelled: LabelledImages, command: str) -> Path:

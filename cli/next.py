@@ -6,12 +6,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.arguments import MAX_DUPLICATE_DISTANCE, MAX_MEGAPIXELS_HELP, check_megapixels
 from ..errors import InputError, check_choices, expand_home, format_count
 from ..labelling.choices import DEFAULT_STRATEGY, STRATEGIES
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
+from .unusable import report_unusable
+
+
+if TYPE_CHECKING:
+    from ..labelling.next_images import Unlabelled
 
 
 @dataclass
@@ -79,29 +84,41 @@ def run(args: NextArguments) -> None:
     """Choose the images."""
     from ..data.images import set_max_megapixels
     from ..labelling.next_images import find_unlabelled, run_next
-    from ..labelling.output import claimed_output
+    from ..labelling.output import check_output, claimed_output
     from ..labelling.runs import read_run
 
     set_max_megapixels(args.max_image_megapixels)
     of_run, folder = read_run(Path(args.run)), Path(args.unlabelled)
-    unlabelled, train = find_unlabelled(folder, of_run, args.duplicate_distance)
     output = Path(args.output) if args.output is not None else _default_output(of_run.folder, folder)
     settings = {
         "run": of_run.fingerprints,
         "unlabelled": str(folder.resolve()),
-        "images": unlabelled.images["file_name"][:],
         "count": args.count,
         "by": args.by,
     }
-    with claimed_output(output, "next", settings):
+    check_output(output, "next", settings)
+    unlabelled, train = find_unlabelled(folder, of_run, args.duplicate_distance)
+    with claimed_output(output, "next", settings | {"images": unlabelled.images["file_name"][:]}):
         chosen = run_next(unlabelled, train, of_run, output, args.count, args.by)
-    left_out = f"{unlabelled.known} near-duplicates of labelled images and {unlabelled.repeated} of each other"
-    print(f"{format_count(len(unlabelled.images), 'image')} to choose among; left out: {left_out}.")
-    for line in unlabelled.unusable:
-        print(f"  unusable: {line}", file=sys.stderr)
+    print(f"{format_count(len(unlabelled.images), 'image')} to choose among; left out: {_left_out(unlabelled)}.")
+    if unlabelled.unusable:
+        print(f"{format_count(len(unlabelled.unusable), 'unusable image')} left out:", file=sys.stderr)
+    report_unusable(unlabelled.unusable, output)
     for index in range(min(5, len(chosen["file"]))):
         print(f"  {chosen['rank'][index]}. {chosen['file'][index]}: {chosen['why'][index]}")
     print(f"{format_count(len(chosen['file']), 'image')} to label next: {output / 'next.csv'}, shown in next.png.")
+    print(
+        "Label them, add them to the folders of their classes, and train again with another --output_dir: a finished "
+        "run is not overwritten."
+    )
+
+
+def _left_out(unlabelled: Unlabelled) -> str:
+    """Return how many images were left out, and the setting that keeps more of them."""
+    counts = f"{unlabelled.known} near-duplicates of labelled images and {unlabelled.repeated} of each other"
+    if unlabelled.known + unlabelled.repeated == 0:
+        return counts
+    return f"{counts} (within {unlabelled.distance} of 256 bits; a smaller --duplicate_distance keeps more)"
 
 
 def _default_output(run_folder: Path, unlabelled: Path) -> Path:

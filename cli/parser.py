@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -20,10 +19,12 @@ from typing import Any, NoReturn
 
 from ..data.readers.layouts import OTHER_SPREADSHEETS, TABLE_ENDINGS
 from ..errors import InputError, Terminated
+from .recipe import read_recipe, recipe_to_flags, without_config
 
 
 _BOOLEANS = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
 _NOT_A_BOOLEAN = re.compile(r"argument (--\w+).*: Truthy value expected: got (.*) but expected")
+_NOT_A_NUMBER = re.compile(r"argument (--\w+).*: invalid (int|float) value: '(.*)'$")
 DATA_SOURCES = frozenset({"--dataset", "--data_dir", "--data_file", "--hub_dataset"})
 # What other tools, or other commands of this one, call a setting.
 _OTHER_NAMES = {
@@ -146,7 +147,7 @@ def parse_settings(
     Raises:
         InputError: an unknown recipe or setting, a missing one, or a value that a setting does not take.
     """
-    argv, recipes = _without_config(list(argv))
+    argv, recipes = without_config(list(argv))
     dataclasses = dataclasses or tuple(group.arguments for group in page.groups)
     parser = _parser(page.command, dataclasses)
     loose, argv, after_switch = _split_loose(parser, argv)
@@ -154,7 +155,7 @@ def parse_settings(
     loose = [one for one in loose if Path(one).suffix not in (".yaml", ".yml")]
     if len(recipes) > 1:
         raise InputError(f"Give one recipe, not {' and '.join(recipes)}.")
-    recipe_settings = {} if not recipes else _read_recipe(Path(recipes[0]).expanduser())
+    recipe_settings = {} if not recipes else read_recipe(Path(recipes[0]).expanduser())
     try:
         named = positional(loose) if loose else []
         twice = [flag for flag in named if flag.startswith("--") and flag in argv]
@@ -166,7 +167,7 @@ def parse_settings(
         raise InputError(after_switch)
     if sources & {*named, *argv}:  # another source replaces all that the recipe says of its own
         recipe_settings = {name: value for name, value in recipe_settings.items() if f"--{name}" not in sources}
-    flags = [*_to_flags(recipe_settings), *named, *argv]
+    flags = [*recipe_to_flags(recipe_settings), *named, *argv]
     given = _known_flags(parser, dataclasses, flags)
     missing = [page.positional[0]] if sources and not sources & given else []
     try:
@@ -201,10 +202,20 @@ def _parser(command: str, dataclasses: tuple[type, ...]) -> Any:
             required = message.removeprefix("the following arguments are required: ")
             if required != message:
                 raise _MissingError([flags.partition("/")[0] for flags in required.split(", ")])
-            switch = _NOT_A_BOOLEAN.match(message)
-            raise InputError(message if switch is None else "{} {}: give true or false.".format(*switch.groups()))
+            switch, number = _NOT_A_BOOLEAN.match(message), _NOT_A_NUMBER.match(message)
+            if switch is not None:
+                raise InputError("{} {}: give true or false.".format(*switch.groups()))
+            raise InputError(message if number is None else _number_wanted(*number.groups()))
 
     return Parser(dataclasses, prog=command, allow_abbrev=False)
+
+
+def _number_wanted(flag: str, kind: str, value: str) -> str:
+    """Return what a setting takes in place of a value that is no number, such as `0,4`."""
+    with_point = value.replace(",", ".")
+    if kind == "float" and _is_number(with_point):
+        return f"{flag} {value}: write the number with a point, {flag} {with_point}."
+    return f"{flag} {value}: give {'a whole number' if kind == 'int' else 'a number, such as 0.4'}."
 
 
 def _known_flags(parser: Any, dataclasses: tuple[type, ...], arguments: list[str]) -> set[str]:
@@ -265,52 +276,6 @@ def _is_number(argument: str) -> bool:
     return True
 
 
-def _without_config(argv: list[str]) -> tuple[list[str], list[str]]:
-    recipes, rest = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == "--config":
-            recipes.append(next(arguments, ""))
-        elif argument.startswith("--config="):
-            recipes.append(argument.removeprefix("--config="))
-        else:
-            rest.append(argument)
-    if any(not recipe or recipe.startswith("-") for recipe in recipes):
-        raise InputError("--config: name a recipe, a .yaml file.")
-    return rest, recipes
-
-
-def _read_recipe(recipe: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = recipe.read_text(encoding="utf-8")
-        settings, as_written = (yaml.load(text, Loader=loader) for loader in (yaml.SafeLoader, yaml.BaseLoader))
-    except OSError as error:
-        raise InputError(f"{recipe}: the recipe cannot be read. {error}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{recipe}: the recipe is not valid YAML. {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{recipe}: a recipe consists of `setting: value` lines.")
-    # Text stays as it is written: YAML would make numbers and booleans of classes such as 00 and no.
-    names = zip(settings, as_written, strict=True)
-    return {
-        written: settings[name] if settings[name] is None or isinstance(settings[name], dict) else as_written[written]
-        for name, written in names
-    }
-
-
-def _to_flags(settings: dict[str, Any]) -> list[str]:
-    """Return a recipe's settings as flags, so that they are checked like flags."""
-    flags = []
-    for name, value in settings.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}", *(json.dumps(one) if isinstance(one, (bool, dict)) else str(one) for one in values)]
-    return flags
-
-
 def images_to_flags(arguments: list[str]) -> list[str]:
     """
     Return the flags of a positional IMAGES argument: a folder, or a table by its ending.
@@ -331,9 +296,10 @@ def run_command(command: str, job: Callable[[], object]) -> None:
     Ctrl-C and SIGTERM end it with one line and exit codes 130 and 143.
     """
     _silence_libraries()
-    for stream in (sys.stdout, sys.stderr):  # a terminal's code page may lack the letters of a class name
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            # A terminal's code page may lack the letters of a class name; a file or pipe shows each line at once.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         with _terminated_by_sigterm():
             job()

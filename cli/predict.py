@@ -13,6 +13,7 @@ from ..data.arguments import MAX_MEGAPIXELS_HELP, check_megapixels
 from ..errors import InputError, expand_home, format_count
 from ..training.arguments import check_path_or_repo
 from .parser import CommandHelp, HelpGroup, parse_settings, run_command
+from .unusable import report_unusable
 
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def run(args: PredictArguments) -> None:
     if not several:
         check_path_or_repo("--model", args.model)
     from ..data.images import set_max_megapixels
-    from ..evaluation.predict_folder import changed_sentence, predict_folder
+    from ..evaluation.predict_folder import changed_sentence, predict_folder, utf8_name
     from ..evaluation.predict_shards import find_shards, predict_shards
     from ..evaluation.predict_together import predict_together
     from ..evaluation.watch_folders import watch_folders
@@ -115,9 +116,9 @@ def run(args: PredictArguments) -> None:
     images = format_count(done.images, "image")
     print(f"{images}: {format_decisions(done)}{len(done.unusable)} unusable. Table: {output / 'predictions.csv'}")
     print_unlike(done, warn=args.watch is None)  # a watch has warned as the images came
-    if done.unusable:
-        for one in done.unusable if args.watch is None else ():  # named as they were found
-            print(f"  {one.path}: {one.reason}", file=sys.stderr)
+    unusable = [(utf8_name(str(one.path)), one.reason) for one in done.unusable]
+    report_unusable(unusable, output, say=args.watch is None)  # a watch has named them as they were found
+    if unusable:
         raise SystemExit(1)
 
 

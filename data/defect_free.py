@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,17 @@ from ..errors import InputError
 from .readers.layouts import LAYOUTS
 
 
-# Compared without case, spaces and separators. "negative" is a crack set's class without cracks, "none" a wafer set's.
+# Compared without case, accents, spaces and separators. "negative" is a crack set's class without cracks, "none" that
+# of a wafer set.
 USUAL_NAMES = frozenset({
     "good", "ok", "okay", "io", "normal", "free", "clean", "intact", "flawless", "undamaged", "healthy", "pass",
     "passed", "negative", "none", "faultfree", "faultless", "defectfree", "defectless", "nodefect", "nodefects",
-    "nondefect", "nondefective", "notdefective", "withoutdefect", "withoutdefects",
+    "nondefect", "nondefective", "notdefective", "withoutdefect", "withoutdefects", "acceptable", "accepted",
+    "gut", "gutteil", "gutteile", "inordnung", "fehlerfrei", "einwandfrei", "intakt",
+    "bon", "bonne", "bons", "bonnes", "conforme", "sansdefaut", "sansdefauts",
+    "bueno", "buena", "buenos", "buenas", "aceptable", "sindefecto", "sindefectos",
+    "buono", "buona", "buoni", "accettabile", "senzadifetti", "nessundifetto",
+    "良品", "合格", "合格品", "正常", "无缺陷", "無缺陷", "無欠陥", "欠陥なし", "양품", "정상", "합격",
 })  # fmt: skip
 SWITCHED_OFF = "none"
 
@@ -61,10 +68,16 @@ def find_defect_free_class(given: str | None, dataset: str, class_names: Sequenc
         return DefectFreeClass(given, "given")
     if dataset in LAYOUTS and LAYOUTS[dataset].defect_free_label in (None, *class_names):  # a part of it may lack it
         return DefectFreeClass(LAYOUTS[dataset].defect_free_label, "layout")
-    recognised = [name for name in class_names if re.sub(r"[\W_]", "", name).casefold() in USUAL_NAMES]
+    usual = {_normalize(name) for name in USUAL_NAMES}
+    recognised = [name for name in class_names if _normalize(name) in usual]
     if len(recognised) != 1:
         return DefectFreeClass(None, "unknown")
     return DefectFreeClass(recognised[0], "recognised")
+
+
+def _normalize(name: str) -> str:
+    """Return a name without case, accents, spaces, separators and full-width forms."""
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKD", name)).casefold()
 
 
 __all__ = ["SWITCHED_OFF", "USUAL_NAMES", "DefectFreeClass", "find_defect_free_class"]

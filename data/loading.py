@@ -57,6 +57,11 @@ _FOLDER_READERS = {
 }
 _DUPLICATE_DISTANCE = 16  # copies, recompressed or resized
 _MAX_EXAMPLES = 3
+_NO_DEFECT_FREE_CLASS = (
+    "No class is recognised as free of defects, so images are sorted by class and none is decided good or defective: "
+    "no threshold, no P(defect), no priors from good parts. Name it with --defect_free_label, or give "
+    "--defect_free_label none if every class is a defect."
+)
 
 
 @dataclass(frozen=True)
@@ -222,6 +227,8 @@ def split_images(loaded: LoadedDataset, args: DataArguments) -> LoadedDataset:
     """
     with no_library_progress_bars():
         splits, notes = _hold_out_test(loaded.splits, args), list(loaded.notes)
+        if loaded.defect_free.origin == "unknown":
+            notes.append(_NO_DEFECT_FREE_CLASS)
         train, share, names = splits["train"], 0.0, loaded.class_names
         if "validation" not in splits and args.validation_share > 0:
             share = args.validation_share
@@ -331,7 +338,7 @@ def _important_issues(issues: list[DataIssue]) -> list[str]:
         of_kind = [issue.shortened() for issue in issues if issue.kind == kind]
         if of_kind:
             examples = "; ".join(of_kind[:_MAX_EXAMPLES])
-            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. `kgl data` lists all.")
+            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. `kgl data --output FILE.json` lists all.")
     return sentences
 
 

@@ -17,6 +17,10 @@ from .masks import count_masks
 from .validation import DataIssue, Inspection
 
 
+_MIN_SQUEEZE = 2  # ratio of aspect ratios from which it is warned of
+_MULTIPLE = 16  # that suggested sides are of
+
+
 def summarize_dataset(args: DataArguments) -> dict[str, Any]:
     """
     Return the dataset summary as a dictionary for JSON.
@@ -94,7 +98,9 @@ def format_summary(summary: dict[str, Any], max_listed: int) -> str:
         lines.append(f"Issue, {kind}: {len(issues)}")
         lines += [f"  {issue.shortened()}" for issue in issues[:max_listed]]
         if len(issues) > max_listed:
-            lines.append(f"  and {len(issues) - max_listed} more")
+            lines.append(
+                f"  and {len(issues) - max_listed} more (--listed {len(issues)}, or --output FILE.json for all)"
+            )
     if not issues_of_kind:
         lines.append("No issues.")
     return "\n".join(lines)
@@ -110,16 +116,47 @@ def _format_splits(title: str, splits: dict[str, Any]) -> list[str]:
     return lines
 
 
-def print_loaded_dataset(loaded: LoadedDataset) -> None:
-    """Print where a dataset comes from, its defect-free class, its splits, and what its owner should know."""
+def squeeze_warning(loaded: LoadedDataset, size: tuple[int, int]) -> str | None:
+    """
+    Return a sentence on images whose shape is far from the one that they are resized to, with the settings that keep
+    it; None where the median aspect ratios differ by less than a factor of 2 or are unknown.
+
+    Args:
+        loaded: the images.
+        size: height and width that they are resized to.
+    """
+    sizes = [loaded.inspection.sizes[row] for row in loaded.inspection.usable]
+    ratios = [width / height for width, height in sizes if height > 0]  # of streamed images there are no sizes
+    if not ratios:
+        return None
+    ratio, (height, width) = float(np.median(ratios)), size
+    if max(ratio * height / width, width / height / ratio) < _MIN_SQUEEZE:
+        return None
+    sides = (max(1, round((height * width * one) ** 0.5 / _MULTIPLE)) * _MULTIPLE for one in (ratio, 1 / ratio))
+    shape = f"{ratio:.1f} times as wide as high" if ratio > 1 else f"{1 / ratio:.1f} times as high as wide"
+    return (
+        f"The images are {shape} (median) and are resized to {width} x {height} pixels (width x height), which "
+        "squeezes fine defects; --image_width {} --image_height {} keeps their shape.".format(*sides)
+    )
+
+
+def print_loaded_dataset(loaded: LoadedDataset, size: tuple[int, int]) -> None:
+    """
+    Print where a dataset comes from, its defect-free class, its splits, and what its owner should know.
+
+    Args:
+        loaded: the dataset.
+        size: height and width that its images are resized to.
+    """
     print(f"Data: {loaded.source} ({loaded.dataset}). Defect-free class: {loaded.defect_free}.")
     for name, split in loaded.splits.items():
         summary = summarize_split(split)
         classes = ", ".join(f"{count} {label}" for label, count in summary["classes"].items())
         masks = f"; {summary['masks']} with a mask" if summary["masks"] else ""
         print(f"  {name}: {format_count(summary['images'], 'image')} ({classes}{masks})")
-    for warning in loaded.warnings:
+    squeezed = squeeze_warning(loaded, size)
+    for warning in loaded.warnings + ([] if squeezed is None else [squeezed]):
         print(f"  {warning}")
 
 
-__all__ = ["format_summary", "print_loaded_dataset", "summarize_dataset", "summarize_images"]
+__all__ = ["format_summary", "print_loaded_dataset", "squeeze_warning", "summarize_dataset", "summarize_images"]

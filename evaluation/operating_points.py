@@ -80,13 +80,7 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
     check_run(run, [f"{model}/config.json" for model in MODELS])
     configs = {model: _read_config(run, model) for model in MODELS}
     good = configs["final"].defect_free_label
-    if good is None:
-        raise InputError(f"{run}: none of its classes is free of defects, so there is no threshold to choose.")
-    if before["validation"]["final"] is None:
-        raise InputError(
-            f"{run}: it has no validation images, which choose the threshold; train again with --validation_share "
-            "above 0 and two independent images of each class, of different groups."
-        )
+    _check_choosable(run, good, before)
     scores = [f"{model}_defect_score" for model in MODELS]
     validation = _read_table(run, VALIDATION_FILE, ["label", *scores])
     predictions = _read_table(run, "predictions.csv", ["label", *scores, *(f"{model}_decision" for model in MODELS)])
@@ -98,8 +92,8 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
     if defective.all() or not defective.any():
         kind = "defective" if defective.all() else "good"
         raise InputError(
-            f"{run}: all its validation images are {kind}, and a threshold needs both kinds; train again with more "
-            "images of the other kind, of different groups, or with a larger --validation_share."
+            f"{run}: all its validation images are {kind}, and a threshold needs both kinds; train again into another "
+            "--output_dir, with more images of the other kind, of different groups, or a larger --validation_share."
         )
     after = copy.deepcopy(before)
     after["settings"]["operating"] |= {
@@ -123,6 +117,19 @@ def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoi
         for name, column in decision_columns(model, of_test, config).items():
             predictions[name] = column
     return OperatingPoints(run, configs, before, after, predictions)
+
+
+def _check_choosable(run: Path, good: str | None, before: dict[str, Any]) -> None:
+    if good is None:
+        raise InputError(
+            f"{run}: none of its classes is named as free of defects, so there is no threshold to choose; if one "
+            "is, train again with --defect_free_label and another --output_dir."
+        )
+    if before["validation"]["final"] is None:
+        raise InputError(
+            f"{run}: it has no validation images, which choose the threshold; train again into another "
+            "--output_dir, with --validation_share above 0 and two independent images of each class."
+        )
 
 
 def write_operating_points(points: OperatingPoints) -> None:
@@ -151,6 +158,33 @@ def write_operating_points(points: OperatingPoints) -> None:
         training_logs(run),
         config,
         table["group"].to_list() if "group" in table else [""] * len(table),
+    )
+
+
+def missing_threshold(report: dict[str, Any]) -> str | None:
+    """
+    Return why a run has no decision threshold, and how one is got; None where it has one.
+
+    Args:
+        report: the content of `metrics.json`.
+    """
+    validation = report["validation"]["final"]
+    if validation is not None and validation["operating_point"] is not None:
+        return None
+    if report["settings"]["data"]["defect_free_label"] is None:
+        return (
+            "No threshold was chosen: no class is named as free of defects. If one is, train again with "
+            "--defect_free_label and another --output_dir."
+        )
+    if validation is None:
+        return (
+            "No threshold was chosen, so 0.5 is used: there are no validation images. Train again with "
+            "--validation_share above 0 (default: 0.2), two or more independent images of each class, and another "
+            "--output_dir."
+        )
+    return (
+        "No threshold was chosen, so 0.5 is used: the validation images are all good or all defective. Give more "
+        "images of the other kind, of different groups, and train again with another --output_dir."
     )
 
 
@@ -223,6 +257,7 @@ __all__ = [
     "OperatingPoints",
     "choose_operating_points",
     "comparison_rows",
+    "missing_threshold",
     "write_operating_points",
     "write_validation_scores",
 ]

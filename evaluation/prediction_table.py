@@ -8,11 +8,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
+from ..data.storage import write_text
 from ..errors import InputError
 
 
@@ -141,4 +144,13 @@ def _text(content: bytes) -> io.StringIO:
     return io.StringIO(content.decode(errors="backslashreplace"), newline="")
 
 
-__all__ = ["PredictionTable", "Row", "Stamp", "file_stamp"]
+def write_unusable(path: Path, unusable: Sequence[tuple[str, str]]) -> None:
+    """Write a CSV of the images that could not be used, `file_name` and `reason`; without any it is removed."""
+    if unusable:
+        table = pd.DataFrame(unusable, columns=["file_name", "reason"])
+        write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    else:
+        path.unlink(missing_ok=True)
+
+
+__all__ = ["PredictionTable", "Row", "Stamp", "file_stamp", "write_unusable"]

@@ -58,7 +58,9 @@ def files_to_push(run: Path) -> dict[str, Path]:
     paths += [path for name in _RUN_FILES for path in sorted(run.glob(name))]
     weights = [path for path in paths if path.suffix == ".safetensors"]
     if not weights:
-        raise InputError(f"{final}: the weights (model.safetensors) are missing; finish the run.")
+        raise InputError(
+            f"{final}: the weights (model.safetensors) are missing; train again into another --output_dir."
+        )
     for path in weights:
         try:
             with safe_open(path, framework="numpy"):

@@ -118,6 +118,9 @@ def run_curve(labelled: LabelledImages, output: Path, repetitions: int, heads: s
     done = {(line["repetition"], line["per_class"]) for line in lines}
     missing = [(split, budget) for split, budget in wanted if (split.number, budget) not in done]
     if missing:
+        print(
+            f"{len(missing)} of {len(wanted)} fits to do: {len(budgets)} budgets of labels, {len(splits)} splits each."
+        )
         with (output / _FITS).open("a", encoding="utf-8") as file:
             for line in _fit_all(labelled, missing, len(wanted), output, heads):
                 file.write(json.dumps(line) + "\n")

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import BaseImageProcessor
 
+from ..configuration_kgl import KGLConfig
 from ..data.duplicates import find_near_duplicates
 from ..data.images import decode_image, find_images, to_pixel_values, without_decoding
 from ..data.schema import defect_dataset, image_digests
@@ -52,15 +53,17 @@ class Unlabelled:
 
     Attributes:
         images: columns `image` and `file_name`, one image of each group of near-duplicates.
-        unusable: names of files that cannot be read, with the reason.
+        unusable: name of each file that cannot be read, and why.
         known: how many are near-duplicates of labelled images.
         repeated: how many are near-duplicates of another one in the folder.
+        distance: bits of 256 within which images are near-duplicates.
     """
 
     images: Dataset
-    unusable: list[str]
+    unusable: list[tuple[str, str]]
     known: int
     repeated: int
+    distance: int
 
 
 def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> tuple[Unlabelled, Dataset]:
@@ -95,9 +98,7 @@ def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> t
     )
     found = inspect_images(images)
     usable = found.usable
-    unusable = [
-        f"{name}: {problem}" for name, problem in zip(names, found.problems, strict=True) if problem is not None
-    ]
+    unusable = [(name, problem) for name, problem in zip(names, found.problems, strict=True) if problem is not None]
     distance = loaded.duplicate_distance if duplicate_distance is None else duplicate_distance
     fresh, known = keep_unlike(loaded.inspection.hashes[loaded.inspection.usable], found.hashes[usable], distance)
     if len(fresh) == 0:
@@ -107,7 +108,7 @@ def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> t
             "images, or a smaller --duplicate_distance."
         )
     repeated = len(usable) - known - len(fresh)
-    return Unlabelled(images.select(usable[fresh]), unusable, known, repeated), split.splits["train"]
+    return Unlabelled(images.select(usable[fresh]), unusable, known, repeated, distance), split.splits["train"]
 
 
 def keep_unlike(labelled: np.ndarray, hashes: np.ndarray, distance: int) -> tuple[np.ndarray, int]:
@@ -215,14 +216,14 @@ def _describe(
     columns["uncertainty"] = candidates.uncertainty[chosen].tolist()
     columns["anomaly"] = candidates.anomaly[chosen].tolist()
     columns["why"] = [
-        _why(strategy, candidates.uncertainty[row], unusual, columns, index, config.threshold)
+        _why(strategy, candidates.uncertainty[row], unusual, columns, index, config)
         for index, (row, unusual) in enumerate(zip(chosen, more_unusual, strict=True))
     ]
     return columns
 
 
 def _why(
-    strategy: str, uncertainty: float, unusual: float, columns: dict[str, list[Any]], index: int, threshold: float
+    strategy: str, uncertainty: float, unusual: float, columns: dict[str, list[Any]], index: int, config: KGLConfig
 ) -> str:
     """Return why an image was chosen, in words."""
     reasons = []
@@ -231,7 +232,9 @@ def _why(
     if "uncertainty" in strategy or "both" in strategy:
         point = ""
         if "defect_score" in columns:
-            point = f" (P(defect) {columns['defect_score'][index]:.2f}, threshold {threshold:.2f})"
+            chosen = config.operating_point is not None
+            threshold = f"threshold {config.threshold:.2f}" if chosen else "no threshold was chosen"
+            point = f" (P(defect) {columns['defect_score'][index]:.2f}, {threshold})"
         reasons.append(f"undecided by {uncertainty:.2f} bits{point}")
     if "anomaly" in strategy or "both" in strategy:
         reasons.append(f"more unusual than {unusual:.0%} of the folder")

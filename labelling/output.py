@@ -10,10 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from ..data.storage import full_disk_as_input_error
-from ..training.run_dir import CACHE_FOLDER, claim
+from ..training.run_dir import CACHE_FOLDER, check_claimable, claim
 
 
 CACHE = CACHE_FOLDER
+
+
+def check_output(folder: Path, command: str, settings: dict[str, Any]) -> None:
+    """
+    Check before the images are read that the output folder is not one of other settings.
+
+    Args:
+        folder: as that of [`claimed_output`].
+        command: such as `next`.
+        settings: those that are known without the images.
+
+    Raises:
+        InputError: the folder holds something else, or was made with other settings.
+    """
+    check_claimable(folder, {command: settings}, flag="--output")
 
 
 @contextmanager
@@ -53,4 +68,4 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete.decode().splitlines()]
 
 
-__all__ = ["CACHE", "claimed_output", "delete_cache", "read_lines"]
+__all__ = ["CACHE", "check_output", "claimed_output", "delete_cache", "read_lines"]

@@ -59,7 +59,10 @@ def read_run(folder: Path) -> Run:
     splits = {f"{split}_images" for split in ("train", "validation", "test")}
     same = known <= data.keys() and images.keys() <= splits and model.keys() == _names(ModelArguments)
     if not same or "seed" not in stored["training"]:
-        raise InputError(f"{folder}: the run was made by another version of kgl; train again with this one.")
+        raise InputError(
+            f"{folder}: the run was made by another version of kgl; train again with this one, into another "
+            "--output_dir."
+        )
     return Run(
         folder,
         DataArguments(**{name: data[name] for name in known}),
@@ -90,7 +93,7 @@ def read_run_images(run: Run) -> tuple[LoadedDataset, LoadedDataset]:
     if changed:
         raise InputError(
             f"{run.folder}: images or labels have changed since the run ({', '.join(sorted(changed))} images); train "
-            "again first, or give the images in place of the run."
+            "again into another --output_dir first. kgl curve and kgl audit also take the images in place of the run."
         )
     return loaded, split
 

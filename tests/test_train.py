@@ -39,6 +39,7 @@ def test_run_writes_models_priors_metrics_and_images(finished_run):
     assert set(metrics["results"]["primary"]) == expected  # no masks, so no map metrics
     assert comparison_table(metrics["results"]) in printed
     assert metrics["images"] == {"train": 9, "test": 9}
+    assert {"kgl", "python", "torch", "transformers", "datasets", "accelerate"} == metrics["versions"].keys()
     assert set(metrics["differences"]) == with_intervals
     assert metrics["validation"] == {"primary": None, "final": None}
     assert set(metrics["seconds"]) == {"feature_cache", "primary", "priors", "final"}
@@ -80,7 +81,13 @@ def test_output_fits_a_screen_without_bars(finished_run):
     _, _, printed = finished_run
     assert len(printed.splitlines()) <= 24
     assert "%|" not in printed  # a bar
-    for step in ("Phase 1, primary classifier: 9 steps", "Priors: gradcam++", "Phase 2, final classifier: 9 steps"):
+    for step in (
+        "Phase 1, primary classifier: 9 steps",
+        "Priors: gradcam++",
+        "Phase 2, final classifier: 9 steps",
+        "Evaluation on 9 test images",
+        "No threshold was chosen, so 0.5 is used: there are no validation images",
+    ):
         assert printed.count(step) == 1
 
 

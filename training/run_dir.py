@@ -150,6 +150,25 @@ def claim(
     return held
 
 
+def check_claimable(folder: Path, settings: dict[str, dict[str, Any]], *, flag: str = "--output_dir") -> None:
+    """
+    Check early that a folder holds no run with other settings; settings that are left out may be any.
+
+    Raises:
+        InputError: it holds something else, or a run with other settings, each difference named.
+    """
+    if not folder.is_dir():
+        return
+    settings = json.loads(json.dumps(settings, default=str))
+    try:
+        existing = _read_settings(folder, settings, flag) or settings
+    except OSError as error:
+        raise _unusable(folder, error, flag) from error
+    differences = _differences(existing, settings, {group: sorted(settings[group]) for group in settings})
+    if differences and not _is_replaceable(folder):
+        raise _other_settings(folder, differences, flag)
+
+
 def claim_on_hosts(
     folder: Path,
     settings: dict[str, dict[str, Any]],
@@ -205,42 +224,75 @@ def read_state(folder: Path) -> RunState:
 def _check_and_write_settings(
     folder: Path, settings: dict[str, dict[str, Any]], flag: str, ignored: Collection[str]
 ) -> None:
-    stored = folder / SETTINGS_FILE
-    unused = all(path.name in _OWN_FILES or _is_empty(path) for path in folder.iterdir())
     try:
-        if not stored.exists():
-            if not unused:
-                raise InputError(f"{flag} {folder}: the folder holds other files; choose a new or empty one.")
-            write_json(stored, settings)
+        existing = _read_settings(folder, settings, flag)
+        if existing is None:
+            write_json(folder / SETTINGS_FILE, settings)
             return
-        existing = json.loads(stored.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{flag} {folder}: it cannot be used as a folder. {error}") from error
+        raise _unusable(folder, error, flag) from error
+    names = {group: sorted((settings[group].keys() | existing[group].keys()) - set(ignored)) for group in settings}
+    differences = _differences(existing, settings, names)
+    if differences and _is_replaceable(folder):
+        shutil.rmtree(folder / CACHE_FOLDER, ignore_errors=True)
+        (folder / STATE_FILE).unlink(missing_ok=True)
+        write_json(folder / SETTINGS_FILE, settings)
+    elif differences:
+        raise _other_settings(folder, differences, flag)
+
+
+def _read_settings(folder: Path, settings: dict[str, dict[str, Any]], flag: str) -> dict[str, dict[str, Any]] | None:
+    """Return the stored settings of the same groups, None where the folder is as good as empty."""
+    stored = folder / SETTINGS_FILE
+    if not stored.exists():
+        if not _is_unused(folder):
+            raise InputError(f"{flag} {folder}: the folder holds other files; choose a new or empty one.")
+        return None
+    try:
+        existing = json.loads(stored.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{stored} is damaged ({error}); choose another {flag}.") from error
     if existing.keys() != settings.keys():
         raise InputError(f"{flag} {folder} holds the files of another command; choose a new or empty folder.")
-    differences = [
+    return existing
+
+
+def _is_unused(folder: Path) -> bool:
+    return all(path.name in _OWN_FILES or _is_empty(path) for path in folder.iterdir())
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Return whether a run failed before it trained or wrote anything."""
+    return _is_unused(folder) and RunState(folder).is_empty
+
+
+def _differences(
+    existing: dict[str, dict[str, Any]], settings: dict[str, dict[str, Any]], names: dict[str, list[str]]
+) -> list[str]:
+    return [
         _difference(name, existing[group].get(name), settings[group].get(name))
-        for group in settings
-        for name in sorted(settings[group].keys() | existing[group].keys())
-        if name not in ignored and existing[group].get(name) != settings[group].get(name)
+        for group, of_group in names.items()
+        for name in of_group
+        if existing[group].get(name) != settings[group].get(name)
     ]
-    if differences and unused and RunState(folder).is_empty:
-        shutil.rmtree(folder / CACHE_FOLDER, ignore_errors=True)
-        (folder / STATE_FILE).unlink(missing_ok=True)
-        write_json(stored, settings)
-    elif differences:
-        raise InputError(
-            f"{flag} {folder} holds a run with other settings: {'; '.join(differences)}. "
-            f"Give another {flag}, or the same settings to resume."
-        )
+
+
+def _unusable(folder: Path, error: OSError, flag: str) -> InputError:
+    return InputError(f"{flag} {folder}: it cannot be used as a folder. {error}")
+
+
+def _other_settings(folder: Path, differences: list[str], flag: str) -> InputError:
+    return InputError(
+        f"{flag} {folder} holds a run with other settings: {'; '.join(differences)}. "
+        f"Give another {flag}, or the same settings to resume."
+    )
 
 
 def _difference(name: str, there: Any, here: Any) -> str:
-    if name.endswith("images") or name == "model":  # of which digests are stored
-        what = name.replace("_", " ")
-        return f"the {what} {'is another one' if name == 'model' else 'have changed since'}"
+    if name in ("model", "run"):  # of which digests are stored
+        return f"the {name} is another one"
+    if name.endswith("images"):  # as above
+        return f"the {name.replace('_', ' ')} have changed since"
     return f"{name} is {there!r} there and {here!r} here"
 
 
@@ -259,9 +311,13 @@ def check_run(run: Path, files: Sequence[str]) -> None:
         raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
     if not (run / SETTINGS_FILE).is_file() and (run.absolute().parent / SETTINGS_FILE).is_file():
         raise InputError(f"{run}: this is one classifier of a run; give the folder of the run, {run.parent}.")
+    if not (run / SETTINGS_FILE).is_file():
+        raise InputError(
+            f"{run}: this is no run of kgl train, {SETTINGS_FILE} is missing; give the --output_dir of one."
+        )
     missing = [name for name in files if not (run / name).is_file()]
     if missing:
-        raise InputError(f"{run}: this is no finished run of kgl train, {missing[0]} is missing; finish the run.")
+        raise InputError(_unfinished(run, missing[0]))
 
 
 def read_finished_report(run: Path) -> dict[str, Any]:
@@ -273,7 +329,7 @@ def read_finished_report(run: Path) -> dict[str, Any]:
     """
     check_run(run, (SETTINGS_FILE, "metrics.json"))
     if RunState(run).record("report") is None:
-        raise InputError(f"{run}: this is no finished run of kgl train, its report is missing; finish the run.")
+        raise InputError(_unfinished(run, "its report"))
     path = run / "metrics.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -282,6 +338,14 @@ def read_finished_report(run: Path) -> dict[str, Any]:
     if not {"settings", "results", "validation"} <= report.keys():
         raise InputError(of_another_version(run, path.name))
     return report
+
+
+def _unfinished(run: Path, missing: str) -> str:
+    """Return the message of a run in which something is missing."""
+    return (
+        f"{run}: this is no finished run of kgl train, {missing} is missing; give its kgl train command again, which "
+        "finishes it."
+    )
 
 
 def of_another_version(run: Path, what: str) -> str:
@@ -320,6 +384,7 @@ __all__ = [
     "SETTINGS_FILE",
     "RunState",
     "absolute_paths",
+    "check_claimable",
     "check_run",
     "claim",
     "claim_on_hosts",

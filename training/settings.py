@@ -6,9 +6,11 @@ import copy
 import json
 import math
 import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -270,6 +272,16 @@ def _default_of(one: Field) -> Any:
     return one.default_factory() if one.default is MISSING else one.default
 
 
+def installed_versions() -> dict[str, str]:
+    """Return the versions of kgl, Python and the libraries that a run depends on."""
+    libraries = ("torch", "transformers", "datasets", "accelerate")
+    return {
+        "kgl": version("kgl-defects"),
+        "python": platform.python_version(),
+        **{library: version(library) for library in libraries},
+    }
+
+
 def repository_name(training_args: KGLTrainingArguments) -> str:
     """Return the repository that a run is pushed to: `--hub_model_id`, or the output folder's name."""
     return training_args.hub_model_id or Path(training_args.output_dir).absolute().name
@@ -300,6 +312,7 @@ __all__ = [
     "check_settings",
     "check_trainable",
     "default_output_dir",
+    "installed_versions",
     "repository_name",
     "run_settings",
 ]

@@ -39,10 +39,20 @@ def test_issues_are_printed_and_written(image_folder, tmp_path, capsys):
         "Issue, near-duplicates: 1\n  good/1.png, good/near.jpg",
     ):
         assert line in out
+    assert out.endswith(f"All issues and figures: {output}\n")
     summary = json.loads(output.read_text())
     assert summary["splits"].keys() == {"train", "validation", "test"}
     assert sum(split["images"] for split in summary["splits"].values()) == 21
     assert run(capsys, image_folder, "--output", output)[0] == 2
+
+
+def test_few_issues_of_a_kind_are_printed(image_folder, capsys):
+    for index in range(5):
+        Image.new("RGB", (60, 60), (50 * index,) * 3).save(image_folder / "good" / f"plain{index}.png")
+    lines = run(capsys, image_folder)[1].splitlines()
+    first = lines.index("Issue, single grey value: 5")
+    assert lines[first + 3].startswith("  good/plain2.png")
+    assert lines[first + 4] == "  and 2 more (--listed 5, or --output FILE.json for all)"
 
 
 def test_folder_that_cannot_be_split(image_folder, capsys):

@@ -256,14 +256,16 @@ def test_bad_settings_are_one_sentence(arguments, sentence, capsys):
 
 def test_folders_that_are_no_finished_run_are_refused_and_left_alone(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "no finished run of kgl train, run.json is missing" in refused(capsys, tmp_path / "empty")
+    assert "no run of kgl train, run.json is missing; give the --output_dir of one" in refused(
+        capsys, tmp_path / "empty"
+    )
     assert list((tmp_path / "empty").iterdir()) == []
     assert f"give the folder of the run, {run}" in refused(capsys, run / "final")
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for name, sentence in (
         ("gallery.json", "gallery.json is missing, which runs of earlier versions do not have; train it again"),
         ("validation.csv", "validation.csv is missing, which runs of earlier versions do not have; train it again"),
-        ("metrics.json", "no finished run of kgl train, metrics.json is missing; finish the run"),
+        ("metrics.json", "no finished run of kgl train, metrics.json is missing; give its kgl train command"),
     ):
         content = json.loads((run / "gallery.json").read_text()) if name == "gallery.json" else None
         if content:
@@ -288,13 +290,14 @@ def test_runs_without_two_kinds_of_validation_images_are_refused(run, capsys):
     assert "all its validation images are defective, and a threshold needs both kinds" in refused(capsys, run)
     metrics["validation"] = {"primary": None, "final": None}
     (run / "metrics.json").write_text(json.dumps(metrics))
-    assert "train again with --validation_share above 0 and two independent images of each class" in refused(
-        capsys, run
-    )
+    said = refused(capsys, run)
+    assert "--output_dir, with --validation_share above 0 and two independent images of each class" in said
     for model in ("primary", "final"):
         config = read_json(run / model / "config.json") | {"defect_free_label": None, "operating_point": None}
         (run / model / "config.json").write_text(json.dumps(config))
-    assert "none of its classes is free of defects" in refused(capsys, run)
+    said = refused(capsys, run)
+    assert "none of its classes is named as free of defects" in said
+    assert "train again with --defect_free_label and another --output_dir" in said
 
 
 def test_runs_of_another_version_are_refused_and_left_alone(run, capsys):

@@ -9,7 +9,8 @@ from kgl.errors import InputError
 @pytest.mark.parametrize(
     "name",
     ["good", "OK", "Normal", "free", "no_defect", "No Defects", "defect-free", "DefectFree", "nodefect", "i.O.",
-     "non-defective", "Negative", "none"],
+     "non-defective", "Negative", "none", "Gut", "in Ordnung", "bon", "Sans défaut", "sans de\u0301faut",
+     "sin defectos", "BUONO", "良品", "合格品", "\uff2f\uff2b", "無欠陥", "정상"],
 )  # fmt: skip
 def test_usual_names_are_recognised(name):
     found = find_defect_free_class(None, "imagefolder", ["crack", name, "dent"])
@@ -17,7 +18,18 @@ def test_usual_names_are_recognised(name):
     assert str(found) == f"{name} (recognised by its name; --defect_free_label changes it)"
 
 
-@pytest.mark.parametrize("names", [["crack", "dent"], ["good", "ok"], ["not good", "goods"], ["n.i.O.", "NG"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["crack", "dent"],
+        ["good", "ok"],
+        ["not good", "goods"],
+        ["n.i.O.", "NG"],
+        ["不良品", "不合格"],
+        ["ungut", "불량"],
+        ["below 0.4", "from 0.4"],
+    ],
+)
 def test_no_name_or_several_are_not_recognised(names):
     found = find_defect_free_class(None, "table", names)
     assert (found.label, found.origin) == (None, "unknown")

@@ -117,6 +117,15 @@ def test_validation_of_one_kind_only_is_noted(image_folder, tmp_path):
     assert read_defect_dataset(replace(args, defect_free_label="none")).notes == []
 
 
+def test_unrecognised_defect_free_class_is_noted(image_folder):
+    (image_folder / "good").rename(image_folder / "below 0.4")
+    args = DataArguments(data_dir=str(image_folder))
+    (note,) = read_defect_dataset(args).notes
+    assert "No class is recognised as free of defects" in note and "Name it with --defect_free_label" in note
+    for label in ("below 0.4", "none"):
+        assert read_defect_dataset(replace(args, defect_free_label=label)).notes == []
+
+
 def test_unusable_images_are_all_named(image_folder):
     (image_folder / "good" / "3.png").write_bytes(b"no image")
     content = (image_folder / "scratch" / "1.png").read_bytes()

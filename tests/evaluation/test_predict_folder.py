@@ -175,12 +175,16 @@ def test_unusable_images_are_skipped_and_named(tmp_path, saved, images, monkeypa
         command("line", "line/scratch/notes.txt", "--model", saved, "--output", "out")
     printed = capsys.readouterr()
     assert printed.out.startswith("13 images: ") and "6 unusable. Table: " in printed.out
+    with (tmp_path / "out" / "unusable.csv").open() as table:
+        reasons = {row["file_name"]: row["reason"] for row in csv.DictReader(table)}
     for name, why in (
         ("good/3.png", ""), ("good/4.png", "not an image"), ("good/5.png", "No such file"),
         ("good/6.png", "more than 8 bits per channel"), ("good/7.png", "megapixels, more than the limit"),
         ("scratch/notes.txt", "not an image"),
     ):  # fmt: skip
-        assert f"{images / name}: " in printed.err and why in printed.err
+        assert why in reasons[str(images / name)]
+    assert printed.err.count("\n  ") == 5 and printed.err.startswith(f"  {images / 'good' / '3.png'}: ")
+    assert "  and 1 more, all in out/unusable.csv\n" in printed.err
     assert len(rows_of(tmp_path / "out")) == 18 - 5
     assert len(list((tmp_path / "out" / "overlays").rglob("*.jpg"))) == 18 - 5
 

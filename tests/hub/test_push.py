@@ -367,7 +367,7 @@ def test_run_writes_a_card_beside_its_model(finished):
 
 def test_unfinished_runs_are_refused(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no finished run of kgl train, metrics\.json is missing"):
+    with pytest.raises(InputError, match=r"no run of kgl train, run\.json is missing"):
         files_to_push(tmp_path / "empty")
     with pytest.raises(InputError, match="there is no such folder; give the --output_dir of a run"):
         files_to_push(tmp_path / "nowhere")

@@ -103,7 +103,8 @@ def test_curve_of_a_run(surfaces, capsys, monkeypatch):
     assert not (output / "cache").exists()
     monkeypatch.setattr("kgl.labelling.curve.compute_features", lambda *_: pytest.fail("computed again"))
     main(command)
-    assert capsys.readouterr().out == said
+    _, fits, rest = said.split("\n", 2)
+    assert fits == "5 of 9 fits to do: 3 budgets of labels, 3 splits each." and capsys.readouterr().out == rest
 
 
 def test_budgets_are_nested_and_leave_the_test_groups_out(copied_run, tmp_path, monkeypatch):
@@ -139,7 +140,10 @@ def test_next_images(surfaces, tmp_path, capsys):
     main(["next", str(surfaces / "run"), str(folder), "--count", "6", "--output", str(output)])
     said = capsys.readouterr()
     assert "14 images to choose among; left out: 1 near-duplicates of labelled images and 1 of each other" in said.out
-    assert "broken.png: not an image" in said.err
+    assert "of each other (within 16 of 256 bits; a smaller --duplicate_distance keeps more)." in said.out
+    assert "add them to the folders of their classes, and train again with another --output_dir" in said.out
+    assert "1 unusable image left out:\n  broken.png: not an image" in said.err
+    assert pd.read_csv(output / "unusable.csv")["file_name"].tolist() == ["broken.png"]
     table = pd.read_csv(output / "next.csv")
     assert table["rank"].tolist() == [1, 2, 3, 4, 5, 6] and table["file"].is_unique
     assert not set(table["file"]) & {"known.png", "broken.png"}
@@ -153,6 +157,30 @@ def test_next_by_uncertainty_is_sorted_by_it(surfaces, tmp_path):
     main(["next", str(surfaces / "run"), str(folder), "--by", "uncertainty", "--output", str(tmp_path / "out")])
     table = pd.read_csv(tmp_path / "out" / "next.csv")
     assert len(table) == 10 and table["uncertainty"].is_monotonic_decreasing
+
+
+def test_next_without_a_threshold_says_so(surfaces, tmp_path):
+    copied, folder = tmp_path / "run", save_surfaces(tmp_path / "new", {"good": 2}, 800)
+    shutil.copytree(surfaces / "run", copied)
+    for chosen in (True, False):
+        if not chosen:
+            config = json.loads((copied / "final" / "config.json").read_text())
+            (copied / "final" / "config.json").write_text(json.dumps(config | {"operating_point": None}))
+        main(["next", str(copied), str(folder), "--output", str(tmp_path / f"out{chosen}")])
+        reasons = pd.read_csv(tmp_path / f"out{chosen}" / "next.csv")["why"]
+        assert reasons.str.contains("no threshold was chosen").all() == (not chosen)
+        assert reasons.str.contains(", threshold 0.", regex=False).all() == chosen
+
+
+def test_next_with_another_count_is_refused_before_images_are_read(surfaces, tmp_path, capsys, monkeypatch):
+    folder, output = save_surfaces(tmp_path / "new", {"good": 3}, 700), tmp_path / "out"
+    main(["next", str(surfaces / "run"), str(folder), "--count", "2", "--output", str(output)])
+    assert "--duplicate_distance" not in capsys.readouterr().out  # nothing was left out
+    monkeypatch.setattr("kgl.labelling.next_images.inspect_images", lambda *_: pytest.fail("images were read"))
+    said = refused(capsys, "next", surfaces / "run", folder, "--count", "3", "--output", output)
+    assert f"--output {output} holds a run with other settings: count is 2 there and 3 here. Give another" in said
+    said = refused(capsys, "next", surfaces / "run", folder, "--output", surfaces / "images")
+    assert "the folder holds other files" in said
 
 
 def test_next_images_for_a_run_from_scratch(finished_run, tmp_path):
@@ -182,6 +210,12 @@ def test_audit_finds_a_flipped_label(surfaces, tmp_path, capsys):
     assert "http" not in page and str(tmp_path) not in page and not (output / "cache").exists()
 
 
+def test_audit_of_a_run_says_how_to_go_on(surfaces, tmp_path, capsys):
+    main(["audit", str(surfaces / "run"), "--output", str(tmp_path / "audit")])
+    assert len(pd.read_csv(tmp_path / "audit" / "audit.csv")) > 0
+    assert "Correct what is wrong and train again with another --output_dir" in capsys.readouterr().out
+
+
 def test_output_of_another_command_or_user_is_refused(surfaces, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
@@ -194,14 +228,16 @@ def test_output_of_another_command_or_user_is_refused(surfaces, tmp_path, capsys
 def test_runs_that_cannot_be_used(surfaces, copied_run, tmp_path, capsys):
     new = save_surfaces(tmp_path / "new", {"good": 1}, 0)
     assert "there is no such folder" in refused(capsys, "next", tmp_path / "missing", new)
+    said = refused(capsys, "next", new, new)
+    assert "this is no run of kgl train, run.json is missing; give the --output_dir of one" in said
     final = surfaces / "run" / "final"
     for command in (["next", final, new], ["curve", final], ["audit", final]):
         said = refused(capsys, *command)
         assert f"this is one classifier of a run; give the folder of the run, {surfaces / 'run'}." in said
     (copied_run / "metrics.json").unlink()
     for command in (["curve"], ["audit"]):
-        assert "metrics.json is missing; finish the run" in refused(capsys, *command, copied_run)
-    assert "metrics.json is missing; finish the run" in refused(capsys, "next", copied_run, new)
+        assert "metrics.json is missing; give its kgl train command again" in refused(capsys, *command, copied_run)
+    assert "metrics.json is missing; give its kgl train command again" in refused(capsys, "next", copied_run, new)
 
 
 def test_run_of_another_version(copied_run, capsys):
@@ -220,7 +256,8 @@ def test_run_whose_images_changed(surfaces, copied_run, tmp_path, capsys):
     (copied_run / "run.json").write_text(json.dumps(stored))
     assert read_labelled_images(copied_run, None).labels.shape == (59,)
     (images / "pit" / "0.png").rename(images / "stain" / "moved.png")
-    assert "images or labels have changed since the run" in refused(capsys, "curve", copied_run)
+    said = refused(capsys, "curve", copied_run)
+    assert "images or labels have changed since the run" in said and "train again into another --output_dir" in said
     shutil.rmtree(images)
     assert "cannot be read again" in refused(capsys, "curve", copied_run)
 
