@@ -174,13 +174,13 @@ def draw_seconds(runs: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(with_good), figsize=(3.2 * len(with_good), 3.4), squeeze=False, layout="constrained", sharex=True
     )
-    colours = {arm: f"C{index}" for index, arm in enumerate(runs["arm"].unique())}
+    styles = {arm: f"C{index % 10}{'os'[index // 10]}" for index, arm in enumerate(runs["arm"].unique())}
     labelled = {}
     for axis, ((dataset, budget), of_place) in zip(axes[0], with_good, strict=True):
         metric = metric_of(GOOD_PARTS_ONLY[0], of_place)
         for arm, of_arm in of_place.groupby("arm", sort=False):
             seconds, ap = of_arm["seconds"].median(), of_arm[metric].mean()
-            labelled[arm] = axis.plot(seconds, ap, "o", color=colours[arm])[0]
+            labelled[arm] = axis.plot(seconds, ap, styles[arm][2], color=styles[arm][:2])[0]
         axis.set(title=f"{dataset}, {budget} per class", xscale="log", xlabel="seconds (median)")
     axes[0][0].set_ylabel("AP, defects against good")
     figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=5, fontsize=8)
