@@ -88,7 +88,7 @@ def describe_threshold(point: dict[str, Any], run: str) -> str | None:
     images = f"{'only ' if few else ''}{format_count(defective, 'defective validation image')}"
     sentence = f"The threshold rests on {images}"
     if few:
-        sentence += f": on average one from so few finds {found} of {defective + 1} further defects"
+        sentence += f": a threshold from so few finds {found} of {defective + 1} further defects on average"
     sentence += f"{', and this one' if few else ': it'} calls "
     if point["marks_all_good"]:
         sentence += f"all {point['good']} good validation images defective, so it does not sort"
