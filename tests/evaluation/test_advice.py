@@ -85,9 +85,9 @@ def test_threshold_that_rests_on_few_defective_images():
     said = describe_threshold(point_of([0.4, 0.5, 0.8, 0.9], [0.1, 0.2, 0.45, 0.6]), "runs/boards")
     assert said == (
         "The threshold rests on only 4 defective validation images: a threshold from so few finds 4 of 5 further "
-        "defects on average, and this one calls 50 % of the 4 good validation images defective. What helps: more defective "
-        "validation images (label more, or --validation_share); `kgl threshold runs/boards --wanted_recall 0.75`, for "
-        "fewer false alarms and more missed defects, without training."
+        "defects on average, and this one calls 50 % of the 4 good validation images defective. What helps: more "
+        "defective validation images (label more, or --validation_share); `kgl threshold runs/boards --wanted_recall "
+        "0.75`, for fewer false alarms and more missed defects, without training."
     )
     said = describe_threshold(point_of([0.9], [0.1]), "RUN")
     assert "only 1 defective validation image: a threshold from so few finds 1 of 2 further defects on average" in said
