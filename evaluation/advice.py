@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import format_count
 from .metrics import METRIC_TITLES
+from .validation_scores import ValidationScores, difference_interval
 
 
 _MIN_LOSS = 0.01  # of AP, below which two classifiers count as equal
@@ -36,38 +37,74 @@ def describe_loss(report: dict[str, Any]) -> str | None:
     )
 
 
-def compare_classifiers(report: dict[str, Any]) -> str | None:
+def compare_classifiers(report: dict[str, Any], scores: ValidationScores | None) -> str | None:
     """
-    Return what [`describe_loss`] does and what to do about it.
+    Return what [`describe_loss`] does, how both classifiers decide, and what to do about it.
 
     Which classifier to use is for the validation images where its AP on them is known: they chose the thresholds and
-    nothing else, and a choice by the test images would make their figures too good.
+    nothing else, and a choice by the test images would make their figures too good. Only a clear difference on them
+    advises the primary one.
+
+    Args:
+        report: the content of `metrics.json`.
+        scores: of the validation images; None where they are not stored.
     """
     loss, name = describe_loss(report), _ranking_metric(report)
     if loss is None:
         return None
-    return f"{loss} {_choose(report, name, clear=report['differences'][name]['interval'][1] < 0)}"
+    interval = None if scores is None else difference_interval(scores)
+    clear = report["differences"][name]["interval"][1] < 0
+    parts = [loss, _describe_decisions(report["results"]), _choose(report, name, clear, interval)]
+    return " ".join(part for part in parts if part)
 
 
 def _ranking_metric(report: dict[str, Any]) -> str:
     return "defect_ap" if "defect_ap" in report["results"]["final"] else "ap"
 
 
-def _choose(report: dict[str, Any], name: str, clear: bool) -> str:
-    """Return what to do, by the validation images where both classifiers' AP on them is known."""
+def _describe_decisions(results: dict[str, Any]) -> str:
+    """Return both classifiers' defects found and false alarms on the test images, "" where they decide none."""
+    texts = []
+    for model in ("primary", "final"):
+        counts = results[model].get("decisions_at_operating_point")
+        if counts is None:
+            return ""
+        found, alarms = (counts[kind]["called_defective"] for kind in ("defective", "good"))
+        defects, good = (sum(counts[kind].values()) for kind in ("defective", "good"))
+        texts.append(f"{model}/ finds {found} of {defects} defects and calls {alarms} of {good} good images defective")
+    return f"Each at its own threshold, {'; '.join(texts)}."
+
+
+def _choose(report: dict[str, Any], name: str, clear: bool, interval: list[float] | None) -> str:
+    """
+    Return what to do, by the validation images where both classifiers' AP on them is known.
+
+    Args:
+        report: the content of `metrics.json`.
+        name: of the AP.
+        clear: whether the interval on the test images lies below 0.
+        interval: of the difference on the validation images, None where they are too few.
+    """
     on_validation = [(report["validation"][model] or {}).get(name) for model in ("primary", "final")]
     use = "use primary/, which has no heat map"
     if not report["settings"]["model"]["fine_tune"]:
         use += ", or try --fine_tune true, which pays on some sets"
-    compare = "compare both on more labelled images before you choose"
+    keep = "keep final/, unless it ranks more labelled images worse too"
     if None in on_validation:
-        return f"{use[0].upper()}{use[1:]}." if clear else f"{compare[0].upper()}{compare[1:]}."
+        advice = use if clear else keep
+        return f"{advice[0].upper()}{advice[1:]}."
     primary, final = on_validation
-    images = format_count(report["validation"]["final"]["images"], "validation image")
-    figures = f"{final:.3f} against {primary:.3f}"
-    if final < primary:
-        return f"The {images}, which should decide, rank it worse too ({figures}): {use}."
-    return f"The {images}, which should decide, do not ({figures}): {compare if clear else 'keep final/'}."
+    images = f"The {format_count(report['validation']['final']['images'], 'validation image')}"
+    if final >= primary:
+        figures = f"AP {final:.3f}, primary {primary:.3f}"
+        advice = "compare both on more labelled images before you choose" if clear else "keep final/"
+        return f"{images} rank final no worse: {figures}; {advice}."
+    figures = f"AP of final {final:.3f}, of primary {primary:.3f}"
+    if interval is not None:
+        figures += f", 95 % interval of the difference {interval[0]:+.3f} to {interval[1]:+.3f}"
+        if interval[1] < 0:
+            return f"{images} rank final worse too ({figures}): {use}."
+    return f"{images} are too few to tell ({figures}): {keep}."
 
 
 def describe_threshold(point: dict[str, Any], run: str) -> str | None:

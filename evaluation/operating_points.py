@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_kgl import KGLConfig
@@ -24,9 +23,9 @@ from .predictions import decision_columns
 from .report import render_report
 from .results import operating_rates
 from .run_outputs import training_logs
+from .validation_scores import VALIDATION_FILE
 
 
-VALIDATION_FILE = "validation.csv"
 MODELS = ("primary", "final")
 
 
@@ -48,21 +47,6 @@ class OperatingPoints:
     before: dict[str, Any]
     after: dict[str, Any]
     predictions: pd.DataFrame
-
-
-def write_validation_scores(path: Path, validation: Dataset, scores: dict[str, list[float]]) -> None:
-    """
-    Write `validation.csv`: `file_name`, `label` and `MODEL_defect_score` of the images that chose the thresholds.
-
-    Args:
-        path: the CSV to write.
-        validation: columns `file_name` and `label`.
-        scores: model to calibrated `P(defect)` of the images.
-    """
-    names = validation.features["label"].names
-    columns = {"file_name": validation["file_name"][:], "label": [names[label] for label in validation["label"][:]]}
-    columns |= {f"{model}_defect_score": of_model for model, of_model in scores.items()}
-    write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
 
 
 def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoints:
@@ -253,11 +237,9 @@ def _percent(value: float | None) -> str:
 
 __all__ = [
     "MODELS",
-    "VALIDATION_FILE",
     "OperatingPoints",
     "choose_operating_points",
     "comparison_rows",
     "missing_threshold",
     "write_operating_points",
-    "write_validation_scores",
 ]

@@ -22,6 +22,7 @@ from .predictions import Predictions, predict, write_predictions
 from .report import comparison_table, write_report
 from .results import evaluate_run
 from .training_range_report import TRAINING_IMAGES_FILE, write_test_values
+from .validation_scores import read_validation_scores
 from .visualization import draw_comparison_grid, select_grid_rows
 
 
@@ -146,7 +147,8 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
         )
     if validation is not None and validation["operating_point"] is not None:
         print_limits(validation["operating_point"], folder)
-    comparison = compare_classifiers(report)
+    scores = read_validation_scores(folder, report["settings"]["data"]["defect_free_label"])
+    comparison = compare_classifiers(report, scores)
     if comparison is not None:
         print(comparison)
     print(

@@ -6,6 +6,7 @@ import pytest
 from kgl.evaluation.advice import compare_classifiers, describe_loss, describe_threshold
 from kgl.evaluation.calibration import apply_temperature, calibrate, choose_operating_point
 from kgl.evaluation.metrics import DefectClassification
+from kgl.evaluation.validation_scores import MIN_GROUPS, ValidationScores, difference_interval
 
 
 def report_with(difference, interval, validation=(None, None), fine_tune=False, name="ap"):
@@ -25,42 +26,93 @@ LOSS = (
     "-0.126, 95 % interval -0.250 to {high}). "
 )
 CLEAR, CHANCE = [-0.25, -0.01], [-0.25, 0.02]
-PRIMARY = "use primary/, which has no heat map, or try --fine_tune true, which pays on some sets."
-DECIDE = "The 12 validation images, which should decide, "
-COMPARE = "ompare both on more labelled images before you choose."
+PRIMARY = "se primary/, which has no heat map, or try --fine_tune true, which pays on some sets."
+COMPARE = "compare both on more labelled images before you choose."
+KEEP = "eep final/, unless it ranks more labelled images worse too."
+NO_WORSE = "The 12 validation images rank final no worse: "
+TOO_FEW = "The 12 validation images are too few to tell (AP of final 0.800, of primary 0.900): k"
+
+
+def validation_scores(count, worse, groups=None):
+    """Scores of as many good and defective images; the final classifier's are drawn at random if it is `worse`."""
+    defective = np.arange(2 * count) < count
+    sure = np.where(defective, 0.9, 0.1) + np.linspace(0, 0.01, 2 * count)
+    random = np.random.default_rng(0).random(2 * count)
+    return ValidationScores(defective, sure, random if worse else sure, groups)
 
 
 @pytest.mark.parametrize(
     ("interval", "validation", "advice"),
     [
-        (CLEAR, (0.9, 0.8), DECIDE + "rank it worse too (0.800 against 0.900): " + PRIMARY),
-        (CHANCE, (0.9, 0.8), DECIDE + "rank it worse too (0.800 against 0.900): " + PRIMARY),
-        (CLEAR, (0.8, 0.9), DECIDE + "do not (0.900 against 0.800): c" + COMPARE),
-        (CHANCE, (0.8, 0.8), DECIDE + "do not (0.800 against 0.800): keep final/."),
-        (CLEAR, (None, None), "U" + PRIMARY[1:]),
-        (CHANCE, (None, None), "C" + COMPARE),
+        (CLEAR, (0.9, 0.8), TOO_FEW + KEEP),
+        (CHANCE, (0.9, 0.8), TOO_FEW + KEEP),
+        (CLEAR, (0.8, 0.9), NO_WORSE + "AP 0.900, primary 0.800; " + COMPARE),
+        (CHANCE, (0.8, 0.8), NO_WORSE + "AP 0.800, primary 0.800; keep final/."),
+        (CLEAR, (None, None), "U" + PRIMARY),
+        (CHANCE, (None, None), "K" + KEEP),
     ],
 )
-def test_validation_images_decide_where_the_final_classifier_is_worse(interval, validation, advice):
+def test_few_validation_images_advise_no_change(interval, validation, advice):
     high = "-0.010" if interval is CLEAR else "+0.020: it may be chance"
-    assert compare_classifiers(report_with(-0.126, interval, validation)) == LOSS.format(high=high) + advice
+    report = report_with(-0.126, interval, validation)
+    assert compare_classifiers(report, None) == LOSS.format(high=high) + advice
+    assert compare_classifiers(report, validation_scores(4, worse=True)) == LOSS.format(high=high) + advice
+
+
+def test_only_a_clear_difference_on_validation_images_advises_the_primary_classifier():
+    report = report_with(-0.126, CHANCE, (0.9, 0.8))
+    said = compare_classifiers(report, validation_scores(40, worse=True))
+    assert (
+        said.endswith("): u" + PRIMARY)
+        and "rank final worse too (AP of final 0.800, of primary 0.900, 95 % interval" in said
+    )
+    said = compare_classifiers(report, validation_scores(40, worse=False))  # alike, so the interval reaches 0
+    assert said.endswith("95 % interval of the difference +0.000 to +0.000): k" + KEEP)
+
+
+def test_near_duplicates_make_no_interval():
+    assert difference_interval(validation_scores(MIN_GROUPS, worse=True))[1] < 0
+    assert difference_interval(validation_scores(MIN_GROUPS - 1, worse=True)) is None
+    groups = np.repeat(np.arange(16).astype(str), 5)  # 8 of good, 8 of defective images
+    assert difference_interval(validation_scores(40, worse=True, groups=groups)) is None
+
+
+def test_interval_of_a_difference_draws_whole_groups():
+    groups = np.repeat(np.arange(20).astype(str), 4)
+    single, grouped = (
+        np.subtract(*difference_interval(validation_scores(40, worse=True, groups=one))) for one in (None, groups)
+    )
+    assert single != grouped
+
+
+def test_decisions_of_both_classifiers_stand_beside_the_advice():
+    report = report_with(-0.126, CHANCE, (0.9, 0.8))
+    for model, found, alarms in (("primary", 10, 19), ("final", 9, 13)):
+        report["results"][model]["decisions_at_operating_point"] = {
+            "good": {"called_good": 20 - alarms, "called_defective": alarms},
+            "defective": {"called_good": 10 - found, "called_defective": found},
+        }
+    assert (
+        "). Each at its own threshold, primary/ finds 10 of 10 defects and calls 19 of 20 good images defective; "
+        "final/ finds 9 of 10 defects and calls 13 of 20 good images defective. The 12"
+    ) in compare_classifiers(report, None).replace("chance). ", "). ")
 
 
 def test_nothing_is_said_of_a_final_classifier_that_is_level_or_better():
-    assert compare_classifiers(report_with(0.1, [0.05, 0.15])) is None
-    assert compare_classifiers(report_with(-0.009, [-0.012, -0.001])) is None
-    assert compare_classifiers(report_with(float("nan"), [float("nan")] * 2)) is None
+    assert compare_classifiers(report_with(0.1, [0.05, 0.15]), None) is None
+    assert compare_classifiers(report_with(-0.009, [-0.012, -0.001]), None) is None
+    assert compare_classifiers(report_with(float("nan"), [float("nan")] * 2), None) is None
     assert describe_loss(report_with(0.1, [0.05, 0.15])) is None
 
 
 def test_defects_against_good_images_count_with_several_classes():
-    said = compare_classifiers(report_with(-0.126, CHANCE, (0.9, 0.8), name="defect_ap"))
-    assert "AP, defective against good 0.754 against 0.880" in said and "(0.800 against 0.900)" in said
+    said = compare_classifiers(report_with(-0.126, CHANCE, (0.9, 0.8), name="defect_ap"), None)
+    assert "AP, defective against good 0.754 against 0.880" in said and "(AP of final 0.800, of primary 0.900)" in said
     assert describe_loss(report_with(-0.126, CHANCE)) == LOSS.format(high="+0.020: it may be chance")[:-1]
 
 
 def test_fine_tuning_is_not_advised_twice():
-    said = compare_classifiers(report_with(-0.126, CLEAR, fine_tune=True))
+    said = compare_classifiers(report_with(-0.126, CLEAR, fine_tune=True), None)
     assert said.endswith(" Use primary/, which has no heat map.")
 
 

@@ -78,7 +78,13 @@ def page(tmp_path_factory):
         "images": {"train": 100, "validation": 20, "test": 60},
         "issues": [{"kind": "near-duplicates", "files": ["a.png", EVIL], "note": "looks alike"}],
         "settings": {
-            "data": {"dataset": "imagefolder", "data_dir": "tiles", "data_file": None, "hub_dataset": None},
+            "data": {
+                "dataset": "imagefolder",
+                "data_dir": "tiles",
+                "data_file": None,
+                "hub_dataset": None,
+                "defect_free_label": "good",
+            },
             "model": {"fine_tune": True},
         },
         "versions": {"python": "3"},
@@ -215,10 +221,10 @@ def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, ca
     printed = capsys.readouterr().out
     for place, run in ((top, "RUN"), (printed, str(tmp_path))):
         assert "ranks the 60 test images worse than the primary one" in place
-        assert "rank it worse too (0.600 against 0.700): use primary/" in place
+        assert "are too few to tell (AP of final 0.600, of primary 0.700): keep final/" in place
         assert "rests on only 5 defective validation images" in place
         assert f"kgl threshold {run} --wanted_recall 0.8" in place
-    assert printed.index("use primary/") < printed.index("Report:")
+    assert printed.index("keep final/") < printed.index("Report:")
     assert "ranks the 60" not in page[0].read_text()
 
 
