@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import format_count
+from .calibration import choose_operating_point, recall_rule
 from .metrics import METRIC_TITLES
 from .validation_scores import ValidationScores, difference_interval
 
@@ -12,6 +13,7 @@ from .validation_scores import ValidationScores, difference_interval
 _MIN_LOSS = 0.01  # of AP, below which two classifiers count as equal
 _FEW_DEFECTIVE = 20  # validation images, with fewer of which a threshold is rough
 _MANY_FALSE_ALARMS = 0.2  # of the good validation images
+_MIN_RECALL = 0.8  # of the validation defects, below which no threshold is suggested
 
 
 def describe_loss(report: dict[str, Any]) -> str | None:
@@ -107,7 +109,7 @@ def _choose(report: dict[str, Any], name: str, clear: bool, interval: list[float
     return f"{images} are too few to tell ({figures}): {keep}."
 
 
-def describe_threshold(point: dict[str, Any], run: str) -> str | None:
+def describe_threshold(point: dict[str, Any], run: str, scores: ValidationScores | None) -> str | None:
     """
     Return how firm a threshold is and what would help, None where it neither rests on few images nor alarms often.
 
@@ -116,6 +118,7 @@ def describe_threshold(point: dict[str, Any], run: str) -> str | None:
     Args:
         point: the operating point of a model's config.
         run: the run's folder, for the command that helps.
+        scores: of the validation images, for what the command would change; None where they are not stored.
     """
     defective, recall, alarms = point["defective"], point["recall"], point["false_alarm_rate"]
     few = defective < _FEW_DEFECTIVE
@@ -126,19 +129,46 @@ def describe_threshold(point: dict[str, Any], run: str) -> str | None:
     sentence = f"The threshold rests on {images}"
     if few:
         sentence += f": a threshold from so few finds {found} of {defective + 1} further defects on average"
+        if "look_again_recall" in point:
+            sentence += f" ({round(point['look_again_recall'] * defective)} with those to be looked at again)"
     sentence += f"{', and this one' if few else ': it'} calls "
     if point["marks_all_good"]:
         sentence += f"all {point['good']} good validation images defective, so it does not sort"
     else:
         sentence += f"{100 * alarms:.0f} % of the {point['good']} good validation images defective"
     helps = ["more defective validation images (label more, or --validation_share)"] if few else []
-    lower = int(100 * (found - 1) / defective + 1e-9) / 100  # the next recall below, for fewer alarms
-    if alarms > 0 and lower > 0:
-        helps.append(
-            f"`kgl threshold {run} --wanted_recall {lower:g}`, for fewer false alarms and more missed defects, "
-            "without training"
-        )
+    band = None if scores is None else _suggest_band(point, run, scores)
+    if band is not None:
+        helps.append(band)
     return f"{sentence}. What helps: {'; '.join(helps)}." if helps else f"{sentence}."
+
+
+def _suggest_band(point: dict[str, Any], run: str, scores: ValidationScores) -> str | None:
+    """
+    Return the command for a higher threshold above a band to look at again, with its figures.
+
+    It is the first lower recall at which false alarms on the validation images fall: .8 at least, or a single defect
+    fewer. None where there is no such recall, or where the user has chosen the rule of the threshold already. The
+    band's lower end misses no validation defect, as the threshold before.
+    """
+    if point["chosen"] != recall_rule(1):
+        return None
+    defective, alarms = point["defective"], point["false_alarm_rate"]
+    for fewer in range(1, defective):
+        recall = int(100 * (defective - fewer) / defective + 1e-9) / 100
+        if recall <= 0 or (recall < _MIN_RECALL and fewer > 1):
+            break
+        other = choose_operating_point(scores.final, scores.defective, recall, None, 1.0)
+        if other["false_alarm_rate"] < alarms:
+            shares = (alarms, other["false_alarm_rate"], other["recall"])
+            before, after, found = (f"{100 * share:.0f} %" for share in shares)
+            good, bad = (f"{100 * share:.0f} %" for share in (alarms - shares[1], 1 - shares[2]))
+            return (
+                f"`kgl threshold {run} --wanted_recall {recall:g} --look_again_recall 1`, without training: on the "
+                f"validation images false alarms fall from {before} to {after} and defects found from 100 % to "
+                f"{found}; {good} of the good and {bad} of the defective ones are to be looked at again, and none is missed"
+            )
+    return None
 
 
 __all__ = ["compare_classifiers", "describe_loss", "describe_threshold"]

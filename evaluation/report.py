@@ -205,7 +205,7 @@ def _count_decisions(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -
 def _advice(report: dict[str, Any], config: KGLConfig, scores: ValidationScores | None) -> list[str]:
     """Return the sentences on the threshold and on the better classifier, those that are needed."""
     point = config.operating_point
-    limits = None if point is None else describe_threshold(point, "RUN")
+    limits = None if point is None else describe_threshold(point, "RUN", scores)
     return [sentence for sentence in (limits, compare_classifiers(report, scores)) if sentence is not None]
 
 

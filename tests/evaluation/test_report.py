@@ -16,7 +16,7 @@ from kgl.data.arguments import DataArguments
 from kgl.data.loading import read_defect_dataset
 from kgl.data.schema import defect_dataset
 from kgl.data.synthetic import generate_surface
-from kgl.evaluation.calibration import calibrate
+from kgl.evaluation.calibration import calibrate, recall_rule
 from kgl.evaluation.charts import loss_chart
 from kgl.evaluation.metrics import paired_bootstrap
 from kgl.evaluation.predictions import Predictions
@@ -204,7 +204,9 @@ def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path,
 
 def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, capsys):
     _, report, test_predictions, labels = page
-    point = report["validation"]["final"]["operating_point"] | {"defective": 5, "recall": 1.0, "false_alarm_rate": 0.5}
+    point = report["validation"]["final"]["operating_point"] | {
+        "defective": 6, "recall": 1.0, "false_alarm_rate": 0.5, "chosen": recall_rule(1.0),
+    }  # fmt: skip
     calibration = report["validation"]["final"] | {"operating_point": point, "defect_ap": 0.6}
     worse = report | {
         "differences": {"defect_ap": {"difference": -0.1, "interval": [-0.2, -0.05]}},
@@ -212,6 +214,9 @@ def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, ca
         "settings": report["settings"] | {"model": {"fine_tune": False}},
     }
     (tmp_path / "gallery.json").write_bytes(page[0].with_name("gallery.json").read_bytes())
+    rows = [("pit", 0.4)] + [("pit", 0.9)] * 5 + [("good", 0.5), ("good", 0.1)]
+    lines = [f"{label},{score},{score}" for label, score in rows]
+    (tmp_path / "validation.csv").write_text("\n".join(["label,primary_defect_score,final_defect_score", *lines]))
     config = tiny_model(id2label=dict(enumerate(NAMES)), operating_point=point).config
     probabilities = {model: one.probabilities for model, one in test_predictions.items()}
     render_report(tmp_path / "report.html", worse, np.array(labels), probabilities, {}, config, GROUPS)
@@ -222,8 +227,8 @@ def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, ca
     for place, run in ((top, "RUN"), (printed, str(tmp_path))):
         assert "ranks the 60 test images worse than the primary one" in place
         assert "are too few to tell (AP of final 0.600, of primary 0.700): keep final/" in place
-        assert "rests on only 5 defective validation images" in place
-        assert f"kgl threshold {run} --wanted_recall 0.8" in place
+        assert "rests on only 6 defective validation images" in place
+        assert f"kgl threshold {run} --wanted_recall 0.83 --look_again_recall 1" in place
     assert printed.index("keep final/") < printed.index("Report:")
     assert "ranks the 60" not in page[0].read_text()
 
