@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from ..errors import format_count
 from .calibration import choose_operating_point, recall_rule
@@ -113,24 +117,24 @@ def describe_threshold(point: dict[str, Any], run: str, scores: ValidationScores
     """
     Return how firm a threshold is and what would help, None where it neither rests on few images nor alarms often.
 
-    A threshold that finds k of n validation defects is to be expected to find `k / (n + 1)` of further ones.
+    A threshold that finds k of n independent validation defects is to be expected to find `k / (n + 1)` of further
+    ones. Near-duplicates and images of one part count once, as found where all of them are.
 
     Args:
         point: the operating point of a model's config.
         run: the run's folder, for the command that helps.
         scores: of the validation images, for what the command would change; None where they are not stored.
     """
-    defective, recall, alarms = point["defective"], point["recall"], point["false_alarm_rate"]
-    few = defective < _FEW_DEFECTIVE
+    alarms, independent = point["false_alarm_rate"], _independent_defects(point, scores)
+    few = independent.count < _FEW_DEFECTIVE
     if not few and alarms <= _MANY_FALSE_ALARMS:
         return None
-    found = round(recall * defective)
-    images = f"{'only ' if few else ''}{format_count(defective, 'defective validation image')}"
-    sentence = f"The threshold rests on {images}"
+    sentence = f"The threshold rests on {'only ' if few else ''}{independent.images}"
     if few:
-        sentence += f": a threshold from so few finds {found} of {defective + 1} further defects on average"
-        if "look_again_recall" in point:
-            sentence += f" ({round(point['look_again_recall'] * defective)} with those to be looked at again)"
+        expected = f"{independent.found} of {independent.count + 1} further defects on average"
+        sentence += f": a threshold from so few finds {expected}"
+        if independent.found_with_look_again is not None:
+            sentence += f" ({independent.found_with_look_again} with those to be looked at again)"
     sentence += f"{', and this one' if few else ': it'} calls "
     if point["marks_all_good"]:
         sentence += f"all {point['good']} good validation images defective, so it does not sort"
@@ -141,6 +145,30 @@ def describe_threshold(point: dict[str, Any], run: str, scores: ValidationScores
     if band is not None:
         helps.append(band)
     return f"{sentence}. What helps: {'; '.join(helps)}." if helps else f"{sentence}."
+
+
+@dataclass(frozen=True)
+class _Defects:
+    """Defective validation images in words, and how many independent ones there are and are found."""
+
+    images: str
+    count: int
+    found: int
+    found_with_look_again: int | None
+
+
+def _independent_defects(point: dict[str, Any], scores: ValidationScores | None) -> _Defects:
+    defective, again = point["defective"], point.get("look_again_recall")
+    images = format_count(defective, "defective validation image")
+    groups = 0 if scores is None or scores.groups is None else len(np.unique(scores.groups[scores.defective]))
+    if groups in (0, defective):
+        of_band = None if again is None else round(again * defective)
+        return _Defects(images, defective, round(point["recall"] * defective), of_band)
+    lowest = pd.Series(scores.final[scores.defective]).groupby(scores.groups[scores.defective]).min()
+    edges = (point["threshold"], point.get("look_again_threshold"))
+    found, of_band = (None if edge is None else int((lowest >= edge).sum()) for edge in edges)
+    images += ", near-duplicates of each other or of one group" if groups == 1 else f" of {groups} independent groups"
+    return _Defects(images, groups, found, of_band)
 
 
 def _suggest_band(point: dict[str, Any], run: str, scores: ValidationScores) -> str | None:
@@ -166,7 +194,8 @@ def _suggest_band(point: dict[str, Any], run: str, scores: ValidationScores) -> 
             return (
                 f"`kgl threshold {run} --wanted_recall {recall:g} --look_again_recall 1`, without training: on the "
                 f"validation images false alarms fall from {before} to {after} and defects found from 100 % to "
-                f"{found}; {good} of the good and {bad} of the defective ones are to be looked at again, and none is missed"
+                f"{found}; {good} of the good and {bad} of the defective ones are to be looked at again, and none is "
+                "missed"
             )
     return None
 

@@ -127,12 +127,12 @@ def test_average_precisions_of_the_validation_images():
     assert "ap" not in calibrate(probabilities[:, :2], np.zeros(30, dtype=int), 0)
 
 
-def described(defective, good, run="RUN", **rule):
-    """What is said of the threshold chosen on scores of defective and of good images."""
+def described(defective, good, run="RUN", groups=None, **rule):
+    """What is said of the threshold chosen on scores of defective and of good images, given their groups."""
     scores = np.array([*defective, *good])
     of_defects = np.arange(len(scores)) < len(defective)
     point = choose_operating_point(scores, of_defects, **rule)
-    return describe_threshold(point, run, ValidationScores(of_defects, scores, scores, None))
+    return describe_threshold(point, run, ValidationScores(of_defects, scores, scores, groups))
 
 
 FEW = "The threshold rests on only 4 defective validation images: a threshold from so few finds {found} of 5 further "
@@ -172,6 +172,28 @@ def test_no_lower_recall_after_a_rule_that_the_user_chose():
 def test_defects_to_be_looked_at_again_are_counted():
     said = described([0.4, 0.5, 0.8, 0.9], [0.1, 0.2, 0.45, 0.6], wanted_recall=0.75, look_again_recall=1.0)
     assert said.startswith(f"{FEW.format(found=3)}defects on average (4 with those to be looked at again), and")
+
+
+@pytest.mark.parametrize(
+    ("groups", "start"),
+    [
+        ("aaaabcde", "4 defective validation images, near-duplicates of each other or of one group: a threshold from "
+         "so few finds 1 of 2 further defects"),
+        ("aabbcdef", "4 defective validation images of 2 independent groups: a threshold from so few finds 2 of 3 "
+         "further defects"),
+        ("abcdeeee", "4 defective validation images: a threshold from so few finds 4 of 5 further defects"),
+    ],
+)  # fmt: skip
+def test_near_duplicates_count_as_one_defect(groups, start):
+    said = described([0.4, 0.5, 0.8, 0.9], [0.1, 0.2, 0.45, 0.6], groups=np.array(list(groups)))
+    assert said.startswith(f"The threshold rests on only {start}")
+
+
+def test_groups_found_in_part_are_not_found():
+    said = described([0.4, 0.8, 0.85, 0.9], [0.1, 0.45], groups=np.array(list("aabbcd")), wanted_recall=0.75)
+    assert "of 2 independent groups: a threshold from so few finds 1 of 3" in said
+    many = described(np.linspace(0.5, 0.9, 24), [0.1] * 9, groups=np.array([*np.repeat(list("abc"), 8), *"defghijkl"]))
+    assert "only 24 defective validation images of 3 independent groups: a threshold from so few finds 3 of 4" in many
 
 
 def test_threshold_that_alarms_often():
