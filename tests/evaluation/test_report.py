@@ -119,6 +119,17 @@ def test_page_is_self_contained_and_escapes_names(page):
     assert "final: heat map H<" in text and "marks cells from 0.654 on" in text
     assert "Chosen on 20 good validation images: &lt;b&gt;by hand.\n10.0 % of them" in text
     assert "does not sort" not in text
+    for section, sentence in (
+        ("Results on the test images", "are by the most probable class; the decision uses the threshold."),
+        ("Predicted classes, final", "The decision uses the threshold instead (P(defect) of at least"),
+    ):
+        assert sentence in text.partition(section)[2].partition("<h2>")[0]
+    for title, decision in (("False alarms", "defective"), ("Missed defects", "good")):
+        captions = re.findall(
+            r"<figcaption><strong>.*true class: .*", text.partition(f"<h2>{title}")[2].partition("<h2>")[0]
+        )
+        said = f"Decision of final at its threshold: <strong>{decision}</strong>. Most probable class by primary: "
+        assert captions and all(said in caption for caption in captions)
     assert "http" not in text.replace("http-equiv", "")
     assert EVIL not in text and "&lt;img src=x onerror" in text
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
@@ -188,6 +199,7 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     assert "Missed defects" not in text and "No issues were found" in text
     assert "no class is known to be free of defects" in text
     assert "predicted a$_$ &lt;b&gt;" in text
+    assert "the decision uses the threshold" not in text and "Decision of final at its threshold" not in text
 
 
 def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path, capsys):
