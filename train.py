@@ -19,8 +19,8 @@ from kgl.data.progress import disable_progress_bars
 from kgl.data.storage import full_disk_as_input_error, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.errors import format_count
+from kgl.evaluation.advice import missing_threshold
 from kgl.evaluation.calibration import calibrate_model, without_scores
-from kgl.evaluation.operating_points import missing_threshold
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.evaluation.training_range import set_training_range
 from kgl.evaluation.training_range_report import TRAINING_IMAGES_FILE, write_image_values

@@ -72,13 +72,33 @@ def _describe_decisions(results: dict[str, Any]) -> str:
     """Return both classifiers' defects found and false alarms on the test images, "" where they decide none."""
     texts = []
     for model in ("primary", "final"):
-        counts = results[model].get("decisions_at_operating_point")
+        counts = results[model].get("decisions_at_operating_point", results[model].get("decisions_at_half"))
         if counts is None:
             return ""
         found, alarms = (counts[kind]["called_defective"] for kind in ("defective", "good"))
         defects, good = (sum(counts[kind].values()) for kind in ("defective", "good"))
         texts.append(f"{model}/ finds {found} of {defects} defects and calls {alarms} of {good} good images defective")
-    return f"Each at its own threshold, {'; '.join(texts)}."
+    threshold = "its own threshold" if "decisions_at_operating_point" in results["final"] else "P(defect) 0.5"
+    return f"Each at {threshold}, {'; '.join(texts)}."
+
+
+def describe_decisions_at_half(report: dict[str, Any]) -> str | None:
+    """
+    Return what the final classifier misses of the test images at 0.5, None where a threshold was chosen.
+
+    Args:
+        report: the content of `metrics.json`.
+    """
+    counts = report["results"]["final"].get("decisions_at_half")
+    if counts is None:
+        return None
+    missed, alarms = counts["defective"]["called_good"], counts["good"]["called_defective"]
+    defects, good = (sum(counts[kind].values()) for kind in ("defective", "good"))
+    return (
+        f"At P(defect) 0.5 the final classifier misses {missed} of {format_count(defects, 'defect')} in "
+        f"{format_count(report['images']['test'], 'held-out test image')} and calls {alarms} of {good} good ones "
+        "defective."
+    )
 
 
 def _choose(report: dict[str, Any], name: str, clear: bool, interval: list[float] | None) -> str:
@@ -147,6 +167,33 @@ def describe_threshold(point: dict[str, Any], run: str, scores: ValidationScores
     return f"{sentence}. What helps: {'; '.join(helps)}." if helps else f"{sentence}."
 
 
+def missing_threshold(report: dict[str, Any]) -> str | None:
+    """
+    Return why a run has no decision threshold, and how one is got; None where it has one.
+
+    Args:
+        report: the content of `metrics.json`.
+    """
+    validation = report["validation"]["final"]
+    if validation is not None and validation["operating_point"] is not None:
+        return None
+    if report["settings"]["data"]["defect_free_label"] is None:
+        return (
+            "No threshold was chosen: no class is named as free of defects. If one is, train again with "
+            "--defect_free_label and another --output_dir."
+        )
+    if validation is None:
+        return (
+            "No threshold was chosen, so 0.5 is used: there are no validation images. Train again with "
+            "--validation_share above 0 (default: 0.2), two or more independent images of each class, and another "
+            "--output_dir."
+        )
+    return (
+        "No threshold was chosen, so 0.5 is used: the validation images are all good or all defective. Give more "
+        "images of the other kind, of different groups, and train again with another --output_dir."
+    )
+
+
 @dataclass(frozen=True)
 class _Defects:
     """Defective validation images in words, and how many independent ones there are and are found."""
@@ -200,4 +247,10 @@ def _suggest_band(point: dict[str, Any], run: str, scores: ValidationScores) -> 
     return None
 
 
-__all__ = ["compare_classifiers", "describe_loss", "describe_threshold"]
+__all__ = [
+    "compare_classifiers",
+    "describe_loss",
+    "describe_decisions_at_half",
+    "describe_threshold",
+    "missing_threshold",
+]

@@ -145,33 +145,6 @@ def write_operating_points(points: OperatingPoints) -> None:
     )
 
 
-def missing_threshold(report: dict[str, Any]) -> str | None:
-    """
-    Return why a run has no decision threshold, and how one is got; None where it has one.
-
-    Args:
-        report: the content of `metrics.json`.
-    """
-    validation = report["validation"]["final"]
-    if validation is not None and validation["operating_point"] is not None:
-        return None
-    if report["settings"]["data"]["defect_free_label"] is None:
-        return (
-            "No threshold was chosen: no class is named as free of defects. If one is, train again with "
-            "--defect_free_label and another --output_dir."
-        )
-    if validation is None:
-        return (
-            "No threshold was chosen, so 0.5 is used: there are no validation images. Train again with "
-            "--validation_share above 0 (default: 0.2), two or more independent images of each class, and another "
-            "--output_dir."
-        )
-    return (
-        "No threshold was chosen, so 0.5 is used: the validation images are all good or all defective. Give more "
-        "images of the other kind, of different groups, and train again with another --output_dir."
-    )
-
-
 def comparison_rows(points: OperatingPoints) -> list[tuple[str, str, str]]:
     """Return rows of a table on the final classifier: what, before, and after; `-` where there is none."""
     columns = []
@@ -240,6 +213,5 @@ __all__ = [
     "OperatingPoints",
     "choose_operating_points",
     "comparison_rows",
-    "missing_threshold",
     "write_operating_points",
 ]

@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix
 from ..configuration_kgl import KGLConfig
 from ..data.storage import write_text
 from ..data.validation import DataIssue
-from .advice import compare_classifiers, describe_threshold
+from .advice import compare_classifiers, describe_threshold, missing_threshold
 from .charts import (
     Chart,
     class_precision_recall_chart,
@@ -206,6 +206,8 @@ def _advice(report: dict[str, Any], config: KGLConfig, scores: ValidationScores 
     """Return the sentences on the threshold and on the better classifier, those that are needed."""
     point = config.operating_point
     limits = None if point is None else describe_threshold(point, "RUN", scores)
+    if point is None and config.defect_free_label is not None:
+        limits = missing_threshold(report)
     return [sentence for sentence in (limits, compare_classifiers(report, scores)) if sentence is not None]
 
 

@@ -17,7 +17,7 @@ from ..errors import format_count
 from ..knowledge.arguments import PriorArguments, TrainPriorArguments
 from ..knowledge.saliency_priors import add_saliency_priors
 from ..modeling_kgl import KGLForImageClassification
-from .advice import compare_classifiers, describe_threshold
+from .advice import compare_classifiers, describe_decisions_at_half, describe_threshold
 from .predictions import Predictions, predict, write_predictions
 from .report import comparison_table, write_report
 from .results import evaluate_run
@@ -141,6 +141,8 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
             f"{format_count(count, 'held-out test image')} and calls "
             f"{final['false_alarm_rate_at_operating_point']:.0%} of the good ones defective."
         )
+    if sentence := describe_decisions_at_half(report):
+        print(sentence)
     if "recall_with_look_again" in final:
         print(
             f"With the images to look at again it finds {final['recall_with_look_again']:.0%} of the defects, and "

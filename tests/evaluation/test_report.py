@@ -245,6 +245,19 @@ def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, ca
     assert "ranks the 60" not in page[0].read_text()
 
 
+def test_head_without_a_threshold_says_how_one_is_got(page, tmp_path):
+    _, report, test_predictions, labels = page
+    (tmp_path / "gallery.json").write_bytes(page[0].with_name("gallery.json").read_bytes())
+    config = tiny_model(id2label=dict(enumerate(NAMES))).config
+    probabilities = {model: one.probabilities for model, one in test_predictions.items()}
+    without = report | {"validation": {"primary": None, "final": None}}
+    render_report(tmp_path / "report.html", without, np.array(labels), probabilities, {}, config, GROUPS)
+    head = (tmp_path / "report.html").read_text().partition("Results on the test images</h2>")[0]
+    assert "No threshold was chosen, so 0.5 is used: there are no validation images. Train again with" in head
+    assert "test images, which were not used for training." in head and "nor for choosing" not in head
+    assert "used neither for training nor for choosing the threshold." in page[0].read_text()
+
+
 @pytest.mark.parametrize("width", [360, 1200])
 def test_strips_and_any_script_in_a_browser(page, width, tmp_path):
     sizes = [(1600, 256), (400, 64), (256, 1600), (64, 400), (4000, 64), (300, 300)]
