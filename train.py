@@ -19,11 +19,12 @@ from kgl.data.progress import disable_progress_bars
 from kgl.data.storage import full_disk_as_input_error, write_json
 from kgl.data.summary import print_loaded_dataset
 from kgl.errors import format_count
+from kgl.evaluation.advice import missing_threshold
 from kgl.evaluation.calibration import calibrate_model, without_scores
-from kgl.evaluation.operating_points import VALIDATION_FILE, missing_threshold, write_validation_scores
 from kgl.evaluation.run_outputs import Evaluation, evaluate_models, print_results, write_outputs
 from kgl.evaluation.training_range import set_training_range
 from kgl.evaluation.training_range_report import TRAINING_IMAGES_FILE, write_image_values
+from kgl.evaluation.validation_scores import VALIDATION_FILE, write_validation_scores
 from kgl.hub.model_card import write_card
 from kgl.hub.push import check_login, push
 from kgl.knowledge.prior_columns import with_priors
@@ -334,7 +335,10 @@ def write_run(
         "licenses": asdict(job.settings.licenses),
         "versions": installed_versions(),
     }
-    write_outputs(
+    scores = {name: (phase.validation or {}).get("defect_scores") for name, phase in phases.items()}
+    if None not in scores.values():  # of a phase that an earlier version trained there are none
+        write_validation_scores(job.output_dir / VALIDATION_FILE, job.data.splits["validation"], scores)
+    write_outputs(  # the report reads the validation scores
         job.output_dir,
         report,
         evaluation,
@@ -344,9 +348,6 @@ def write_run(
         job.settings.prior,
         job.data.source_groups,
     )
-    scores = {name: (phase.validation or {}).get("defect_scores") for name, phase in phases.items()}
-    if None not in scores.values():  # of a phase that an earlier version trained there are none
-        write_validation_scores(job.output_dir / VALIDATION_FILE, job.data.splits["validation"], scores)
     write_card(job.output_dir, report)
     write_json(job.output_dir / "metrics.json", report)
     return report

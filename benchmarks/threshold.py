@@ -29,8 +29,9 @@ from kgl.benchmarks.evidence.plan import SHARED
 from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.measure import RESULTS
 from kgl.evaluation.calibration import choose_operating_point
-from kgl.evaluation.operating_points import VALIDATION_FILE, choose_operating_points
+from kgl.evaluation.operating_points import choose_operating_points
 from kgl.evaluation.results import operating_rates
+from kgl.evaluation.validation_scores import VALIDATION_FILE
 from kgl.training.arguments import OperatingArguments
 
 

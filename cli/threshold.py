@@ -72,6 +72,7 @@ def run(args: ThresholdArguments) -> None:
     from ..data.storage import full_disk_as_input_error, lock, write_bytes, write_json
     from ..evaluation.operating_points import choose_operating_points, comparison_rows, write_operating_points
     from ..evaluation.run_outputs import print_limits
+    from ..evaluation.validation_scores import read_validation_scores
     from ..exporters.threshold import update_graphs
     from ..hub.model_card import write_card
     from ..labelling.runs import read_run
@@ -91,7 +92,8 @@ def run(args: ThresholdArguments) -> None:
     finally:
         held.release()
     print(format_table(comparison_rows(points)))
-    print_limits(points.configs["final"].operating_point, folder)
+    final = points.configs["final"]
+    print_limits(final.operating_point, folder, read_validation_scores(folder, final.defect_free_label))
     for path in graphs:
         print(f"{path} has the new threshold.")
     for path in others:

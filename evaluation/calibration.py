@@ -145,7 +145,7 @@ def choose_operating_point(
     false_alarms = np.array([(scores[~defective] >= score).mean() for score in candidates])
     if miss_cost is None:
         best = int(np.argmax(recalls >= wanted_recall))
-        chosen = _recall_rule(wanted_recall)
+        chosen = recall_rule(wanted_recall)
     else:
         cost = miss_cost * (1 - recalls) * defective.sum() + false_alarms * (~defective).sum()
         best = int(np.argmin(cost))
@@ -153,7 +153,7 @@ def choose_operating_point(
     band: dict[str, Any] = {}
     if look_again_recall is not None:
         lower = int(np.argmax(recalls >= look_again_recall))
-        band["look_again_chosen"] = _recall_rule(look_again_recall)
+        band["look_again_chosen"] = recall_rule(look_again_recall)
         if lower > best:
             band["look_again_threshold"] = _half_way_down(candidates, lower)
             band["look_again_recall"] = float(recalls[lower])
@@ -170,7 +170,8 @@ def choose_operating_point(
     }
 
 
-def _recall_rule(recall: float) -> str:
+def recall_rule(recall: float) -> str:
+    """Return the rule of `wanted_recall` in words, the `chosen` of an operating point."""
     return f"highest threshold that finds at least {100 * recall:.4g} % of the validation defects"
 
 
@@ -249,5 +250,6 @@ __all__ = [
     "choose_operating_point",
     "choose_saliency_threshold",
     "fit_temperature",
+    "recall_rule",
     "without_scores",
 ]

@@ -155,7 +155,8 @@ def _facts(
     """
     Return what an image is sorted, filtered and named by.
 
-    `score` is P(defect), or the probability of the true class where no class is free of defects.
+    `score` is P(defect), or the probability of the true class where no class is free of defects; `decision` is that
+    of the threshold, None there.
     """
     probabilities, label = final[row], int(labels[row])
     facts = {name: thumbnail[name] for name in ("file", "label", "shape", "heat")}
@@ -163,7 +164,7 @@ def _facts(
     facts["predicted_class"] = config.id2label[predicted]
     if config.defect_free_id is None:
         kind = _RIGHT if predicted == label else _OTHER_CLASS
-        return facts | {"score": float(probabilities[label]), "kind": kind, "passed": False}
+        return facts | {"score": float(probabilities[label]), "kind": kind, "passed": False, "decision": None}
     score = float(defect_scores(probabilities[None], config.defect_free_id)[0])
     decision, is_good = config.decision(score), label == config.defect_free_id
     kind = _RIGHT
@@ -173,7 +174,7 @@ def _facts(
         kind = _FALSE_ALARM if is_good else _MISSED
     elif not is_good and predicted not in (label, config.defect_free_id):
         kind = _OTHER_CLASS
-    return facts | {"score": score, "kind": kind, "passed": decision == "good"}
+    return facts | {"score": score, "kind": kind, "passed": decision == "good", "decision": decision}
 
 
 def _source(tile: dict[str, str], facts: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_kgl import KGLConfig
@@ -24,9 +23,9 @@ from .predictions import decision_columns
 from .report import render_report
 from .results import operating_rates
 from .run_outputs import training_logs
+from .validation_scores import VALIDATION_FILE
 
 
-VALIDATION_FILE = "validation.csv"
 MODELS = ("primary", "final")
 
 
@@ -48,21 +47,6 @@ class OperatingPoints:
     before: dict[str, Any]
     after: dict[str, Any]
     predictions: pd.DataFrame
-
-
-def write_validation_scores(path: Path, validation: Dataset, scores: dict[str, list[float]]) -> None:
-    """
-    Write `validation.csv`: `file_name`, `label` and `MODEL_defect_score` of the images that chose the thresholds.
-
-    Args:
-        path: the CSV to write.
-        validation: columns `file_name` and `label`.
-        scores: model to calibrated `P(defect)` of the images.
-    """
-    names = validation.features["label"].names
-    columns = {"file_name": validation["file_name"][:], "label": [names[label] for label in validation["label"][:]]}
-    columns |= {f"{model}_defect_score": of_model for model, of_model in scores.items()}
-    write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
 
 
 def choose_operating_points(run: Path, rule: OperatingArguments) -> OperatingPoints:
@@ -161,33 +145,6 @@ def write_operating_points(points: OperatingPoints) -> None:
     )
 
 
-def missing_threshold(report: dict[str, Any]) -> str | None:
-    """
-    Return why a run has no decision threshold, and how one is got; None where it has one.
-
-    Args:
-        report: the content of `metrics.json`.
-    """
-    validation = report["validation"]["final"]
-    if validation is not None and validation["operating_point"] is not None:
-        return None
-    if report["settings"]["data"]["defect_free_label"] is None:
-        return (
-            "No threshold was chosen: no class is named as free of defects. If one is, train again with "
-            "--defect_free_label and another --output_dir."
-        )
-    if validation is None:
-        return (
-            "No threshold was chosen, so 0.5 is used: there are no validation images. Train again with "
-            "--validation_share above 0 (default: 0.2), two or more independent images of each class, and another "
-            "--output_dir."
-        )
-    return (
-        "No threshold was chosen, so 0.5 is used: the validation images are all good or all defective. Give more "
-        "images of the other kind, of different groups, and train again with another --output_dir."
-    )
-
-
 def comparison_rows(points: OperatingPoints) -> list[tuple[str, str, str]]:
     """Return rows of a table on the final classifier: what, before, and after; `-` where there is none."""
     columns = []
@@ -253,11 +210,8 @@ def _percent(value: float | None) -> str:
 
 __all__ = [
     "MODELS",
-    "VALIDATION_FILE",
     "OperatingPoints",
     "choose_operating_points",
     "comparison_rows",
-    "missing_threshold",
     "write_operating_points",
-    "write_validation_scores",
 ]

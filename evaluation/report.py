@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix
 from ..configuration_kgl import KGLConfig
 from ..data.storage import write_text
 from ..data.validation import DataIssue
-from .advice import compare_classifiers, describe_threshold
+from .advice import compare_classifiers, describe_threshold, missing_threshold
 from .charts import (
     Chart,
     class_precision_recall_chart,
@@ -29,6 +29,7 @@ from .page import render_template
 from .predictions import Predictions
 from .report_words import describe_expectation, group_table
 from .training_range_report import TRAINING_IMAGES_FILE, read_training_images
+from .validation_scores import ValidationScores, read_validation_scores
 
 
 _TABLE_METRICS = (  # of the table that a run prints
@@ -145,7 +146,7 @@ def render_report(
         decisions=_count_decisions(labels, final, config),
         config=config,
         expectation=describe_expectation(labels, final, config),
-        advice=_advice(report, config),
+        advice=_advice(report, config, read_validation_scores(path.parent, config.defect_free_label)),
         groups=group_table(groups, labels, final, config),
         galleries=galleries,
         thumbnails=thumbnails,
@@ -201,11 +202,13 @@ def _count_decisions(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -
     return count_decisions(defective, scores, config.threshold, config.look_again_threshold)
 
 
-def _advice(report: dict[str, Any], config: KGLConfig) -> list[str]:
+def _advice(report: dict[str, Any], config: KGLConfig, scores: ValidationScores | None) -> list[str]:
     """Return the sentences on the threshold and on the better classifier, those that are needed."""
     point = config.operating_point
-    limits = None if point is None else describe_threshold(point, "RUN")
-    return [sentence for sentence in (limits, compare_classifiers(report)) if sentence is not None]
+    limits = None if point is None else describe_threshold(point, "RUN", scores)
+    if point is None and config.defect_free_label is not None:
+        limits = missing_threshold(report)
+    return [sentence for sentence in (limits, compare_classifiers(report, scores)) if sentence is not None]
 
 
 def _group_issues(issues: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -41,7 +41,8 @@ def evaluate_run(
     Returns:
         Metrics of each model with `<metric>_interval`, its 95 % interval (Wilson's for the accuracy and the rates at
         a threshold, a stratified bootstrap for the others), and the `difference` (final minus primary) of each
-        bootstrapped metric with its `interval`.
+        bootstrapped metric with its `interval`. A classifier without a threshold has `decisions_at_half`, of
+        [`count_decisions`] at 0.5.
     """
     *intervals, differences = paired_bootstrap(
         predictions["primary"].probabilities,
@@ -88,9 +89,15 @@ def _evaluate_model(
     if config.temperature != 1:
         uncalibrated = apply_temperature(predictions.probabilities, 1 / config.temperature)
         results["ece_uncalibrated"] = expected_calibration_error(uncalibrated, labels)
-    if config.operating_point is not None:
-        scores = defect_scores(predictions.probabilities, config.defect_free_id)
-        results |= operating_rates(labels != config.defect_free_id, scores, config.operating_point)
+    if config.defect_free_id is not None:
+        scores, defective = (
+            defect_scores(predictions.probabilities, config.defect_free_id),
+            labels != config.defect_free_id,
+        )
+        if config.operating_point is None:
+            results["decisions_at_half"] = count_decisions(defective, scores, config.threshold)
+        else:
+            results |= operating_rates(defective, scores, config.operating_point)
     if config.has_heat_map:
         results |= heat_map_rates(predictions.saliency >= config.heat_threshold, test, config.defect_free_id, size)
     return results

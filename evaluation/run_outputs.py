@@ -17,11 +17,12 @@ from ..errors import format_count
 from ..knowledge.arguments import PriorArguments, TrainPriorArguments
 from ..knowledge.saliency_priors import add_saliency_priors
 from ..modeling_kgl import KGLForImageClassification
-from .advice import compare_classifiers, describe_threshold
+from .advice import compare_classifiers, describe_decisions_at_half, describe_threshold
 from .predictions import Predictions, predict, write_predictions
 from .report import comparison_table, write_report
 from .results import evaluate_run
 from .training_range_report import TRAINING_IMAGES_FILE, write_test_values
+from .validation_scores import ValidationScores, read_validation_scores
 from .visualization import draw_comparison_grid, select_grid_rows
 
 
@@ -131,6 +132,7 @@ def training_logs(run: Path) -> dict[str, list[dict[str, float]]]:
 
 def print_results(report: dict[str, Any], folder: Path) -> None:
     """Print the comparison of both models and where the files are."""
+    scores = read_validation_scores(folder, report["settings"]["data"]["defect_free_label"])
     print(f"\n{comparison_table(report['results'])}\n")
     final, count, validation = report["results"]["final"], report["images"]["test"], report["validation"]["final"]
     if "recall_at_operating_point" in final:
@@ -139,14 +141,16 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
             f"{format_count(count, 'held-out test image')} and calls "
             f"{final['false_alarm_rate_at_operating_point']:.0%} of the good ones defective."
         )
+    if sentence := describe_decisions_at_half(report):
+        print(sentence)
     if "recall_with_look_again" in final:
         print(
             f"With the images to look at again it finds {final['recall_with_look_again']:.0%} of the defects, and "
             f"{final['false_alarm_rate_with_look_again']:.0%} of the good images are not passed."
         )
     if validation is not None and validation["operating_point"] is not None:
-        print_limits(validation["operating_point"], folder)
-    comparison = compare_classifiers(report)
+        print_limits(validation["operating_point"], folder, scores)
+    comparison = compare_classifiers(report, scores)
     if comparison is not None:
         print(comparison)
     print(
@@ -155,14 +159,14 @@ def print_results(report: dict[str, Any], folder: Path) -> None:
     )
 
 
-def print_limits(operating_point: dict[str, Any], folder: Path) -> None:
+def print_limits(operating_point: dict[str, Any], folder: Path, scores: ValidationScores | None) -> None:
     """Print where a run's threshold is rough or alarms often, or there are no images to look at again."""
     if "look_again_chosen" in operating_point and "look_again_threshold" not in operating_point:
         print(
             f"No images are to be looked at again: the threshold itself finds {operating_point['recall']:.1%} of the "
             f"{operating_point['defective']} validation defects. More validation images tell thresholds apart."
         )
-    limits = describe_threshold(operating_point, str(folder))
+    limits = describe_threshold(operating_point, str(folder), scores)
     if limits is not None:
         print(limits)
 

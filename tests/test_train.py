@@ -87,6 +87,7 @@ def test_output_fits_a_screen_without_bars(finished_run):
         "Phase 2, final classifier: 9 steps",
         "Evaluation on 9 test images",
         "No threshold was chosen, so 0.5 is used: there are no validation images",
+        "At P(defect) 0.5 the final classifier misses ",
     ):
         assert printed.count(step) == 1
 

@@ -62,7 +62,7 @@ def report_without_charts(run: Path) -> str:
 
 def test_validation_scores_are_those_that_chose_the_threshold(run):
     rows = read_rows(run / "validation.csv")
-    assert list(rows[0]) == ["file_name", "label", "primary_defect_score", "final_defect_score"]
+    assert list(rows[0]) == ["file_name", "label", "group", "primary_defect_score", "final_defect_score"]
     defective = np.array([row["label"] == "scratch" for row in rows])
     assert len(rows) == read_json(run / "metrics.json")["images"]["validation"]
     for model in ("primary", "final"):

@@ -57,6 +57,10 @@ def test_images_are_of_the_kind_that_the_operating_point_decides(tmp_path):
     galleries, small = read_galleries(path, np.array(LABELS), final, make_config(BAND))
     assert {case["file"]: case["kind"] for case in small.cases} == dict(zip(FILES, KINDS, strict=True))
     assert [case["file"] for case in small.cases] == [FILES[row] for row in np.argsort(-np.array(SCORES))]
+    decided = {case["file"]: case["decision"] for case in small.cases}
+    assert [decided[file] for file in FILES] == [
+        "good", "defective", "look again", "defective", "good", "look again", "defective",
+    ]  # fmt: skip
     assert small.cases[0]["heat"] == pytest.approx(0.1) and small.cases[0]["label"] == "good"
     assert [(one.title, len(one.cases), one.total) for one in galleries] == [
         ("Missed defects", 1, 1), ("False alarms", 1, 1), ("Found defects", 2, 2), ("Hardest images", 7, 7),

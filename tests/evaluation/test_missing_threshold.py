@@ -2,7 +2,7 @@
 
 import pytest
 
-from kgl.evaluation.operating_points import missing_threshold
+from kgl.evaluation.advice import describe_decisions_at_half, missing_threshold
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,16 @@ def test_missing_threshold_is_named_with_its_remedy(label, validation, sentence)
 def test_chosen_threshold_needs_no_sentence():
     report = {"validation": {"final": {"operating_point": {"threshold": 0.3}}}}
     assert missing_threshold(report) is None
+
+
+def test_defects_missed_at_one_half_are_counted():
+    counts = {
+        "good": {"called_good": 18, "called_defective": 2},
+        "defective": {"called_good": 3, "called_defective": 7},
+    }
+    report = {"results": {"final": {"decisions_at_half": counts}}, "images": {"test": 30}}
+    assert describe_decisions_at_half(report) == (
+        "At P(defect) 0.5 the final classifier misses 3 of 10 defects in 30 held-out test images and calls 2 of 20 "
+        "good ones defective."
+    )
+    assert describe_decisions_at_half({"results": {"final": {"decisions_at_operating_point": counts}}}) is None

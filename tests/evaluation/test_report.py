@@ -16,7 +16,7 @@ from kgl.data.arguments import DataArguments
 from kgl.data.loading import read_defect_dataset
 from kgl.data.schema import defect_dataset
 from kgl.data.synthetic import generate_surface
-from kgl.evaluation.calibration import calibrate
+from kgl.evaluation.calibration import calibrate, recall_rule
 from kgl.evaluation.charts import loss_chart
 from kgl.evaluation.metrics import paired_bootstrap
 from kgl.evaluation.predictions import Predictions
@@ -78,7 +78,13 @@ def page(tmp_path_factory):
         "images": {"train": 100, "validation": 20, "test": 60},
         "issues": [{"kind": "near-duplicates", "files": ["a.png", EVIL], "note": "looks alike"}],
         "settings": {
-            "data": {"dataset": "imagefolder", "data_dir": "tiles", "data_file": None, "hub_dataset": None},
+            "data": {
+                "dataset": "imagefolder",
+                "data_dir": "tiles",
+                "data_file": None,
+                "hub_dataset": None,
+                "defect_free_label": "good",
+            },
             "model": {"fine_tune": True},
         },
         "versions": {"python": "3"},
@@ -113,6 +119,17 @@ def test_page_is_self_contained_and_escapes_names(page):
     assert "final: heat map H<" in text and "marks cells from 0.654 on" in text
     assert "Chosen on 20 good validation images: &lt;b&gt;by hand.\n10.0 % of them" in text
     assert "does not sort" not in text
+    for section, sentence in (
+        ("Results on the test images", "are by the most probable class; the decision uses the threshold."),
+        ("Predicted classes, final", "The decision uses the threshold instead (P(defect) of at least"),
+    ):
+        assert sentence in text.partition(section)[2].partition("<h2>")[0]
+    for title, decision in (("False alarms", "defective"), ("Missed defects", "good")):
+        captions = re.findall(
+            r"<figcaption><strong>.*true class: .*", text.partition(f"<h2>{title}")[2].partition("<h2>")[0]
+        )
+        said = f"Decision of final at its threshold: <strong>{decision}</strong>. Most probable class by primary: "
+        assert captions and all(said in caption for caption in captions)
     assert "http" not in text.replace("http-equiv", "")
     assert EVIL not in text and "&lt;img src=x onerror" in text
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
@@ -182,6 +199,7 @@ def test_no_class_without_defects_no_decision(page, tmp_path, image_folder):
     assert "Missed defects" not in text and "No issues were found" in text
     assert "no class is known to be free of defects" in text
     assert "predicted a$_$ &lt;b&gt;" in text
+    assert "the decision uses the threshold" not in text and "Decision of final at its threshold" not in text
 
 
 def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path, capsys):
@@ -198,7 +216,9 @@ def test_threshold_that_calls_all_good_images_defective_is_named(page, tmp_path,
 
 def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, capsys):
     _, report, test_predictions, labels = page
-    point = report["validation"]["final"]["operating_point"] | {"defective": 5, "recall": 1.0, "false_alarm_rate": 0.5}
+    point = report["validation"]["final"]["operating_point"] | {
+        "defective": 6, "recall": 1.0, "false_alarm_rate": 0.5, "chosen": recall_rule(1.0),
+    }  # fmt: skip
     calibration = report["validation"]["final"] | {"operating_point": point, "defect_ap": 0.6}
     worse = report | {
         "differences": {"defect_ap": {"difference": -0.1, "interval": [-0.2, -0.05]}},
@@ -206,6 +226,9 @@ def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, ca
         "settings": report["settings"] | {"model": {"fine_tune": False}},
     }
     (tmp_path / "gallery.json").write_bytes(page[0].with_name("gallery.json").read_bytes())
+    rows = [("pit", 0.4)] + [("pit", 0.9)] * 5 + [("good", 0.5), ("good", 0.1)]
+    lines = [f"{label},{score},{score}" for label, score in rows]
+    (tmp_path / "validation.csv").write_text("\n".join(["label,primary_defect_score,final_defect_score", *lines]))
     config = tiny_model(id2label=dict(enumerate(NAMES)), operating_point=point).config
     probabilities = {model: one.probabilities for model, one in test_predictions.items()}
     render_report(tmp_path / "report.html", worse, np.array(labels), probabilities, {}, config, GROUPS)
@@ -215,11 +238,24 @@ def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, ca
     printed = capsys.readouterr().out
     for place, run in ((top, "RUN"), (printed, str(tmp_path))):
         assert "ranks the 60 test images worse than the primary one" in place
-        assert "rank it worse too (0.600 against 0.700): use primary/" in place
-        assert "rests on only 5 defective validation images" in place
-        assert f"kgl threshold {run} --wanted_recall 0.8" in place
-    assert printed.index("use primary/") < printed.index("Report:")
+        assert "are too few to tell (AP of final 0.600, of primary 0.700): keep final/" in place
+        assert "rests on only 6 defective validation images" in place
+        assert f"kgl threshold {run} --wanted_recall 0.83 --look_again_recall 1" in place
+    assert printed.index("keep final/") < printed.index("Report:")
     assert "ranks the 60" not in page[0].read_text()
+
+
+def test_head_without_a_threshold_says_how_one_is_got(page, tmp_path):
+    _, report, test_predictions, labels = page
+    (tmp_path / "gallery.json").write_bytes(page[0].with_name("gallery.json").read_bytes())
+    config = tiny_model(id2label=dict(enumerate(NAMES))).config
+    probabilities = {model: one.probabilities for model, one in test_predictions.items()}
+    without = report | {"validation": {"primary": None, "final": None}}
+    render_report(tmp_path / "report.html", without, np.array(labels), probabilities, {}, config, GROUPS)
+    head = (tmp_path / "report.html").read_text().partition("Results on the test images</h2>")[0]
+    assert "No threshold was chosen, so 0.5 is used: there are no validation images. Train again with" in head
+    assert "test images, which were not used for training." in head and "nor for choosing" not in head
+    assert "used neither for training nor for choosing the threshold." in page[0].read_text()
 
 
 @pytest.mark.parametrize("width", [360, 1200])

@@ -63,6 +63,9 @@ def test_run_is_evaluated_with_intervals_and_differences(test_split, predictions
     )
     assert decision_rates(labels > 0, final[:, 1:].sum(axis=1), 0.4).items() <= results["final"].items()
     assert not {"ece_uncalibrated", "recall_at_operating_point"} & results["primary"].keys()
+    missed = predictions["primary"].probabilities[labels > 0, 0] > 0.5
+    assert results["primary"]["decisions_at_half"]["defective"]["called_good"] == missed.sum()
+    assert "decisions_at_half" not in results["final"]
     for metric, paired in differences.items():
         assert paired["difference"] == results["final"][metric] - results["primary"][metric]
         low, high = results["final"][f"{metric}_interval"]
