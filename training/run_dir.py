@@ -15,11 +15,11 @@ from filelock import FileLock
 from ..data.arguments import folder_name
 from ..data.host_folders import find_writers
 from ..data.processes import check_equal, run_on_all_processes, share_from_main_process
+from ..data.run_folders import SETTINGS_FILE, describe_runs, is_output_folder
 from ..data.storage import HOLDER_FILE, LOCK_FILE, lock, run_on_main_process, write_json
 from ..errors import InputError
 
 
-SETTINGS_FILE = "run.json"
 STATE_FILE = "state.json"
 CACHE_FOLDER = "cache"  # resized images and frozen features, deleted when the run is finished
 # Settings whose values are names: a class may be called /ok.
@@ -309,9 +309,11 @@ def check_run(run: Path, files: Sequence[str]) -> None:
     """
     if not run.is_dir():
         raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
-    if not (run / SETTINGS_FILE).is_file() and (run.absolute().parent / SETTINGS_FILE).is_file():
+    if not is_output_folder(run) and is_output_folder(run.absolute().parent):
         raise InputError(f"{run}: this is one classifier of a run; give the folder of the run, {run.parent}.")
-    if not (run / SETTINGS_FILE).is_file():
+    if not is_output_folder(run):
+        if (runs := describe_runs(run)) is not None:
+            raise InputError(f"{runs}.")
         raise InputError(
             f"{run}: this is no run of kgl train, {SETTINGS_FILE} is missing; give the --output_dir of one."
         )

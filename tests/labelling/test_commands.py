@@ -328,3 +328,17 @@ def test_missing_images_are_named_before_the_backbone_is_looked_for(tmp_path, ca
         with pytest.raises(SystemExit, match="2"):
             main([command, str(tmp_path / "nothere")])
         assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_folders_that_are_neither_run_nor_images(surfaces, copied_run, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    shutil.copytree(copied_run, runs / "few")
+    (runs / "few_audit").mkdir()
+    (runs / "few_audit" / "run.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    wanted = "give the folder of a finished run, or images as for kgl train"
+    for command in ("curve", "audit"):
+        assert f"{runs} holds runs of kgl; give one of them, such as {runs / 'few'}." in refused(capsys, command, runs)
+        assert f"no run and no image in it; {wanted}." in refused(capsys, command, tmp_path / "empty")
+        assert f"no such folder; {wanted}." in refused(capsys, command, runs / "nope")
+    assert f"give one of them, such as {runs / 'few'}." in refused(capsys, "next", runs, surfaces / "images")
