@@ -57,6 +57,7 @@ _FOLDER_READERS = {
 }
 _DUPLICATE_DISTANCE = 16  # copies, recompressed or resized
 _MAX_EXAMPLES = 3
+_MAX_UNUSABLE_NAMED = 5
 _NO_DEFECT_FREE_CLASS = (
     "No class is recognised as free of defects, so images are sorted by class and none is decided good or defective: "
     "no threshold, no P(defect), no priors from good parts. Name it with --defect_free_label, or give "
@@ -314,7 +315,10 @@ def _unusable_images(images: Dataset, inspection: Inspection, source: str, on_ba
     if len(unusable) == len(images):
         raise InputError(f"{source}: no image is usable of {len(images)}; the first is {unusable[0]}.")
     if unusable and on_bad_image == "error":
-        count, named = format_count(len(unusable), "unusable image"), ", ".join(map(str, unusable))
+        more = len(unusable) - _MAX_UNUSABLE_NAMED
+        rest = f" and {more} more; `kgl data --listed {len(unusable)}` lists all" if more > 0 else ""
+        named = f"{', '.join(map(str, unusable[:_MAX_UNUSABLE_NAMED]))}{rest}"
+        count = format_count(len(unusable), "unusable image")
         raise InputError(f"{count}: {named}. Repair or remove them, or leave them out with --on_bad_image skip.")
     return unusable
 
