@@ -31,6 +31,7 @@ from .storage import no_library_progress_bars
 from .synthetic import generate_surfaces
 from .validation import (
     CONFLICTING_LABELS,
+    ISSUE_ADVICE,
     LARGE_MASK,
     MASK_CONTRADICTS_LABEL,
     SPLIT_LEAK,
@@ -342,7 +343,9 @@ def _important_issues(issues: list[DataIssue]) -> list[str]:
         of_kind = [issue.shortened() for issue in issues if issue.kind == kind]
         if of_kind:
             examples = "; ".join(of_kind[:_MAX_EXAMPLES])
-            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. `kgl data --output FILE.json` lists all.")
+            advice = f"Mind: {ISSUE_ADVICE[kind]}. " if kind in ISSUE_ADVICE else ""
+            lists = "`kgl data --output FILE.json` lists all."
+            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. {advice}{lists}")
     return sentences
 
 

@@ -105,6 +105,7 @@ def test_leaks_between_source_splits_are_warned_of(image_folder, tmp_path, caplo
     load_defect_dataset(DataArguments(data_dir=str(tmp_path / "split"), validation_share=0))
     assert "Leaks between splits of the source: 6, such as train/scratch/0.png, test/good/0.png" in caplog.text
     assert "Identical images with different labels: 6, such as" in caplog.text
+    assert "Mind: figures of the test images come out too good; remove one side, or give images" in caplog.text
 
 
 def test_validation_of_one_kind_only_is_noted(image_folder, tmp_path):
