@@ -86,10 +86,16 @@ def _to_flags(arguments: list[str]) -> list[str]:
 def run(args: NextArguments) -> None:
     """Choose the images."""
     from ..data.images import set_max_megapixels
+    from ..data.run_folders import is_output_folder
     from ..labelling.next_images import find_unlabelled, run_next
     from ..labelling.output import check_output, claimed_output
     from ..labelling.runs import read_run
 
+    if is_output_folder(Path(args.unlabelled)) and not is_output_folder(Path(args.run)):
+        raise InputError(
+            f"{args.unlabelled} is a run and {args.run} is none; give the run first: `kgl next {args.unlabelled} "
+            f"{args.run}`."
+        )
     set_max_megapixels(args.max_image_megapixels)
     of_run, folder = read_run(Path(args.run)), Path(args.unlabelled)
     output = Path(args.output) if args.output is not None else _default_output(of_run.folder, folder)

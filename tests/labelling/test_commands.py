@@ -233,6 +233,8 @@ def test_runs_that_cannot_be_used(surfaces, copied_run, tmp_path, capsys):
     assert "there is no such folder" in refused(capsys, "next", tmp_path / "missing", new)
     said = refused(capsys, "next", new, new)
     assert "this is no run of kgl train, run.json is missing; give the --output_dir of one" in said
+    said = refused(capsys, "next", new, copied_run)
+    assert f"{copied_run} is a run and {new} is none; give the run first: `kgl next {copied_run} {new}`." in said
     final = surfaces / "run" / "final"
     for command in (["next", final, new], ["curve", final], ["audit", final]):
         said = refused(capsys, *command)
