@@ -49,7 +49,8 @@ HELP = CommandHelp(
     command="kgl data",
     usage="IMAGES [--SETTING VALUE ...]",
     description="Print classes, sizes, splits and issues of the data, before anything is trained on it; --to_shards "
-    "also writes it as shards. Exit code 1 where kgl train could not start.",
+    "also writes it as shards. Exit code 1 where kgl train could not start: images are unusable or cannot be split; "
+    "2 where there is nothing to summarize, such as one class alone.",
     example="kgl data images",
     positional=("IMAGES", "a folder with one folder per class or a published layout, or a table of images and labels"),
     groups=(HelpGroup("output", SummaryArguments), HelpGroup("data", DataArguments)),
@@ -98,7 +99,7 @@ def _write_shards(loaded: LoadedDataset, folder: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command; exit code 1 where `kgl train` could not start."""
+    """Run the command; exit code 1 where `kgl train` could not start on what was read."""
 
     def job() -> None:
         if not run(*parse(argv)):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ..labelling.labelled_images import LabelledImages
 
 SOURCES = DATA_SOURCES | {"--run"}
+_WANTED = "give the folder of a finished run, or images as for kgl train"
 POSITIONAL = ("RUN|IMAGES", "the folder of a finished run, or images as for kgl train")
-_RUN_FILE = "run.json"
 
 
 @dataclass
@@ -68,13 +68,17 @@ def run_or_images_to_flags(arguments: list[str]) -> list[str]:
     Return the flags of a positional RUN or IMAGES argument: a folder with `run.json` is a run.
 
     Raises:
-        InputError: there is more than one, or it is a classifier.
+        InputError: there is more than one, or it is a classifier or a folder of runs.
     """
+    from ..data.run_folders import describe_runs, is_output_folder
+
     if len(arguments) == 1:
         folder = Path(arguments[0]).expanduser()
-        if (folder / _RUN_FILE).is_file():
+        if is_output_folder(folder):
             return ["--run", arguments[0]]
-        if (folder / "config.json").is_file() and (folder.absolute().parent / _RUN_FILE).is_file():
+        if (runs := describe_runs(folder)) is not None:
+            raise InputError(f"{runs}.")
+        if (folder / "config.json").is_file() and is_output_folder(folder.absolute().parent):
             raise InputError(
                 f"{folder}: this is one classifier of a run; give the folder of the run, {folder.parent}."
             )
@@ -90,6 +94,8 @@ def read(args: LabelledArguments, data_args: DataArguments) -> LabelledImages:
     """
     if args.run is not None and data_args != DataArguments():
         raise InputError(f"Settings of images go with IMAGES; the run {args.run} has its own.")
+    if args.run is None and data_args.data_dir is not None:
+        _check_has_images(Path(data_args.data_dir))
     if args.backbone is not None:
         check_path_or_repo("--backbone", args.backbone)
     from ..data.summary import squeeze_warning
@@ -102,6 +108,21 @@ def read(args: LabelledArguments, data_args: DataArguments) -> LabelledImages:
     if labelled.run is None and (squeezed := squeeze_warning(labelled.loaded, labelled.model_args.size)):
         print(squeezed)
     return labelled
+
+
+def _check_has_images(folder: Path) -> None:
+    """
+    Check that a folder that is no run holds an image.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    from ..data.images import has_image_suffix
+
+    if not folder.exists():
+        raise InputError(f"{folder}: there is no such folder; {_WANTED}.")
+    if folder.is_dir() and not any(has_image_suffix(path.name) for path in folder.rglob("*")):
+        raise InputError(f"{folder}: there is no run and no image in it; {_WANTED}.")
 
 
 def output_of(args: LabelledArguments, labelled: LabelledImages, command: str) -> Path:

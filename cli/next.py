@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..labelling.next_images import Unlabelled
 
 
+_PRINTED = 5
+
+
 @dataclass
 class NextArguments:
     """Settings of the choice: the run, the unlabelled images, and how many to choose by what."""
@@ -83,10 +86,16 @@ def _to_flags(arguments: list[str]) -> list[str]:
 def run(args: NextArguments) -> None:
     """Choose the images."""
     from ..data.images import set_max_megapixels
+    from ..data.run_folders import is_output_folder
     from ..labelling.next_images import find_unlabelled, run_next
     from ..labelling.output import check_output, claimed_output
     from ..labelling.runs import read_run
 
+    if is_output_folder(Path(args.unlabelled)) and not is_output_folder(Path(args.run)):
+        raise InputError(
+            f"{args.unlabelled} is a run and {args.run} is none; give the run first: `kgl next {args.unlabelled} "
+            f"{args.run}`."
+        )
     set_max_megapixels(args.max_image_megapixels)
     of_run, folder = read_run(Path(args.run)), Path(args.unlabelled)
     output = Path(args.output) if args.output is not None else _default_output(of_run.folder, folder)
@@ -97,16 +106,20 @@ def run(args: NextArguments) -> None:
         "by": args.by,
     }
     check_output(output, "next", settings)
-    unlabelled, train = find_unlabelled(folder, of_run, args.duplicate_distance)
+    unlabelled, train = find_unlabelled(folder, of_run, args.count, args.duplicate_distance)
     with claimed_output(output, "next", settings | {"images": unlabelled.images["file_name"][:]}):
         chosen = run_next(unlabelled, train, of_run, output, args.count, args.by)
     print(f"{format_count(len(unlabelled.images), 'image')} to choose among; left out: {_left_out(unlabelled)}.")
     if unlabelled.unusable:
         print(f"{format_count(len(unlabelled.unusable), 'unusable image')} left out:", file=sys.stderr)
     report_unusable(unlabelled.unusable, output)
-    for index in range(min(5, len(chosen["file"]))):
+    number = len(chosen["file"])
+    for index in range(min(_PRINTED, number)):
         print(f"  {chosen['rank'][index]}. {chosen['file'][index]}: {chosen['why'][index]}")
-    print(f"{format_count(len(chosen['file']), 'image')} to label next: {output / 'next.csv'}, shown in next.png.")
+    if number > _PRINTED:
+        print(f"  and {number - _PRINTED} more in next.csv")
+    asked = f", of the {args.count} asked for" if number < args.count else ""
+    print(f"{format_count(number, 'image')} to label next{asked}: {output / 'next.csv'}, shown in next.png.")
     print(
         "Label them, add them to the folders of their classes, and train again with another --output_dir: a finished "
         "run is not overwritten."
@@ -114,11 +127,14 @@ def run(args: NextArguments) -> None:
 
 
 def _left_out(unlabelled: Unlabelled) -> str:
-    """Return how many images were left out, and the setting that keeps more of them."""
+    """Return how many images were left out and, where some can be kept, the setting that keeps more of them."""
     counts = f"{unlabelled.known} near-duplicates of labelled images and {unlabelled.repeated} of each other"
     if unlabelled.known + unlabelled.repeated == 0:
         return counts
-    return f"{counts} (within {unlabelled.distance} of 256 bits; a smaller --duplicate_distance keeps more)"
+    counts = f"{counts} (within {unlabelled.distance} of 256 bits"
+    if unlabelled.smaller is None:
+        return f"{counts})"
+    return f"{counts}; " + "--duplicate_distance {} with another --output keeps {})".format(*unlabelled.smaller)
 
 
 def _default_output(run_folder: Path, unlabelled: Path) -> Path:

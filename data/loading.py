@@ -31,6 +31,7 @@ from .storage import no_library_progress_bars
 from .synthetic import generate_surfaces
 from .validation import (
     CONFLICTING_LABELS,
+    ISSUE_ADVICE,
     LARGE_MASK,
     MASK_CONTRADICTS_LABEL,
     SPLIT_LEAK,
@@ -57,6 +58,7 @@ _FOLDER_READERS = {
 }
 _DUPLICATE_DISTANCE = 16  # copies, recompressed or resized
 _MAX_EXAMPLES = 3
+_MAX_UNUSABLE_NAMED = 5
 _NO_DEFECT_FREE_CLASS = (
     "No class is recognised as free of defects, so images are sorted by class and none is decided good or defective: "
     "no threshold, no P(defect), no priors from good parts. Name it with --defect_free_label, or give "
@@ -314,7 +316,10 @@ def _unusable_images(images: Dataset, inspection: Inspection, source: str, on_ba
     if len(unusable) == len(images):
         raise InputError(f"{source}: no image is usable of {len(images)}; the first is {unusable[0]}.")
     if unusable and on_bad_image == "error":
-        count, named = format_count(len(unusable), "unusable image"), ", ".join(map(str, unusable))
+        more = len(unusable) - _MAX_UNUSABLE_NAMED
+        rest = f" and {more} more; `kgl data --listed {len(unusable)}` lists all" if more > 0 else ""
+        named = f"{', '.join(map(str, unusable[:_MAX_UNUSABLE_NAMED]))}{rest}"
+        count = format_count(len(unusable), "unusable image")
         raise InputError(f"{count}: {named}. Repair or remove them, or leave them out with --on_bad_image skip.")
     return unusable
 
@@ -338,7 +343,9 @@ def _important_issues(issues: list[DataIssue]) -> list[str]:
         of_kind = [issue.shortened() for issue in issues if issue.kind == kind]
         if of_kind:
             examples = "; ".join(of_kind[:_MAX_EXAMPLES])
-            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. `kgl data --output FILE.json` lists all.")
+            advice = f"Mind: {ISSUE_ADVICE[kind]}. " if kind in ISSUE_ADVICE else ""
+            lists = "`kgl data --output FILE.json` lists all."
+            sentences.append(f"{title}: {len(of_kind)}, such as {examples}. {advice}{lists}")
     return sentences
 
 

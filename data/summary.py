@@ -14,7 +14,7 @@ from .arguments import DataArguments
 from .defect_free import DefectFreeClass
 from .loading import LoadedDataset, read_images, split_images
 from .masks import count_masks
-from .validation import DataIssue, Inspection
+from .validation import ISSUE_ADVICE, DataIssue, Inspection
 
 
 _MIN_SQUEEZE = 2  # ratio of aspect ratios from which it is warned of
@@ -95,7 +95,7 @@ def format_summary(summary: dict[str, Any], max_listed: int) -> str:
     for issue in summary["issues"]:
         issues_of_kind.setdefault(issue["kind"], []).append(DataIssue(**issue))
     for kind, issues in issues_of_kind.items():
-        lines.append(f"Issue, {kind}: {len(issues)}")
+        lines.append(f"Issue, {kind}: {len(issues)}{f' ({ISSUE_ADVICE[kind]})' if kind in ISSUE_ADVICE else ''}")
         lines += [f"  {issue.shortened()}" for issue in issues[:max_listed]]
         if len(issues) > max_listed:
             lines.append(

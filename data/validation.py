@@ -24,9 +24,18 @@ from .progress import progress_bar
 UNUSABLE = "unusable"
 SPLIT_LEAK = "source split leaks"
 CONFLICTING_LABELS = "identical images with different labels"
+NEAR_CONFLICTING_LABELS = "near-duplicates with different labels"
 MASK_CONTRADICTS_LABEL = "mask contradicts label"
 LARGE_MASK = "mask covers more than half"
 MAX_FILES_SHOWN = 4
+# What kinds of issues mean for the figures, and what to do.
+ISSUE_ADVICE = {
+    SPLIT_LEAK: "figures of the test images come out too good; remove one side, or give images without splits",
+    CONFLICTING_LABELS: "no classifier can be right on all of them; `kgl audit` shows them, correct or remove them",
+    NEAR_CONFLICTING_LABELS: "one label may be wrong, and then figures are too low; `kgl audit` shows them to correct",
+    MASK_CONTRADICTS_LABEL: "figures of the label or of the heat map are wrong; correct one of the two",
+    LARGE_MASK: "figures of the heat map mean little if it is inverted; look at the mask",
+}
 _SECONDS_WITHOUT_BAR = 1
 _MIN_IMAGES_FOR_WORKERS = 256
 _BATCH = 16  # images that one process decodes at a time
@@ -225,7 +234,7 @@ def find_duplicate_issues(images: Dataset, near_duplicates: np.ndarray, splits: 
             add("near-duplicates", rows)
         found_labels = sorted({classes[labels[row]] for row in rows})
         if len(found_labels) > 1:
-            add("near-duplicates with different labels", rows, ", ".join(found_labels))
+            add(NEAR_CONFLICTING_LABELS, rows, ", ".join(found_labels))
         add_leak(rows, "near-duplicates")
     for rows in _rows_with_equal(groups):
         add_leak(rows, "one group")
@@ -265,6 +274,7 @@ __all__ = [
     "MASK_CONTRADICTS_LABEL",
     "SPLIT_LEAK",
     "UNUSABLE",
+    "ISSUE_ADVICE",
     "DataIssue",
     "Inspection",
     "find_duplicate_issues",

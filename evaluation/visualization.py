@@ -59,7 +59,8 @@ def draw_comparison_grid(
         ]
     maps["final: heat map H"] = predictions["final"].saliency
     thresholds = {"final: heat map H": heat_thresholds(predictions["final"], config)}
-    scale = f"prior and class maps: share of their own peak; H: 0.5 at its threshold {config.heat_threshold:.3g}"
+    heat_scale = f"H: drawn from its threshold, {config.heat_threshold:.3g} (here 0.5), up"
+    scale = f"prior, class maps: share of own peak; {heat_scale}"
     draw_image_grid(path, dataset, maps, size, title, scale, captions, thresholds)
 
 

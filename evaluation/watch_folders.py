@@ -24,6 +24,7 @@ from .unlike_images import RecentImages
 
 
 SHORTEST_WATCH, LONGEST_WATCH = 0.1, 86_400.0  # seconds between two looks
+_GONE = "it is gone"
 PATIENCE = 5  # looks at an unchanged file that cannot be decoded, before it counts as unusable
 
 
@@ -137,7 +138,7 @@ class FolderWatcher:
     def __init__(self, sources: ImageSources, table: PredictionTable) -> None:
         self._sources, self._table = sources, table
         self._pending: dict[str, tuple[Stamp, int]] = {}  # stamp, and how many earlier looks found the same
-        self._empty: set[Path] = set()
+        self._empty: dict[Path, str] = {}  # paths without an image, and what was printed of them
         self._unreadable: set[str] = set()  # sentences on folders that could not be read at the last look
         self.unusable: dict[str, tuple[Stamp, UnusableImage]] = {}
 
@@ -183,7 +184,7 @@ class FolderWatcher:
         return unchanged
 
     def _find(self, unreadable: list[str]) -> dict[str, Path]:
-        """Return all images by name; print once of a path that there is none. `unreadable` is that of `find`."""
+        """Return all images by name; print when a path has none, or is back. `unreadable` is that of `find`."""
         images: dict[str, Path] = {}
         for path in self._sources.paths:
             sentences: list[str] = []
@@ -191,10 +192,12 @@ class FolderWatcher:
             images |= found
             unreadable += sentences
             if found or sentences:
-                self._empty.discard(path)
-            elif path not in self._empty:
-                self._empty.add(path)
-                what = "there is no image in it" if os.path.exists(path) else "it is gone"
+                if self._empty.pop(path, None) == _GONE:
+                    print(f"{path}: it is there again.", flush=True)
+                continue
+            what = "there is no image in it" if os.path.exists(path) else _GONE
+            if self._empty.get(path) != what:
+                self._empty[path] = what
                 print(f"{path}: {what}; waiting.", flush=True)
         return images
 

@@ -55,7 +55,7 @@ def draw_contact_sheet(
             for axis, pixels, text, weight in tiles:
                 axis.imshow(pixels, aspect=layout.stretch)
                 axis.set_title(wrap(text, layout.width), loc=place, fontsize=POINTS, pad=2, fontweight=weight)
-        scale = f"heat map: 0.5 at its threshold {config.heat_threshold:.3g}"
+        scale = f"heat map: drawn from its threshold, {config.heat_threshold:.3g} (here 0.5), up"
         add_titles(figure, bar, _title(columns, names, count), scale)
         figure.savefig(path)
 

@@ -57,6 +57,7 @@ class Unlabelled:
         known: how many are near-duplicates of labelled images.
         repeated: how many are near-duplicates of another one in the folder.
         distance: bits of 256 within which images are near-duplicates.
+        smaller: where fewer images are left than asked for, a distance that keeps more, and how many it keeps.
     """
 
     images: Dataset
@@ -64,15 +65,17 @@ class Unlabelled:
     known: int
     repeated: int
     distance: int
+    smaller: tuple[int, int] | None
 
 
-def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> tuple[Unlabelled, Dataset]:
+def find_unlabelled(folder: Path, run: Run, count: int, duplicate_distance: int | None) -> tuple[Unlabelled, Dataset]:
     """
     Read the images of a folder that are no near-duplicates of labelled images or of each other.
 
     Args:
         folder: searched at any depth.
         run: whose images are labelled.
+        count: how many are asked for.
         duplicate_distance: bits of 256 within which images are near-duplicates; by default the run's.
 
     Returns:
@@ -100,15 +103,19 @@ def find_unlabelled(folder: Path, run: Run, duplicate_distance: int | None) -> t
     usable = found.usable
     unusable = [(name, problem) for name, problem in zip(names, found.problems, strict=True) if problem is not None]
     distance = loaded.duplicate_distance if duplicate_distance is None else duplicate_distance
-    fresh, known = keep_unlike(loaded.inspection.hashes[loaded.inspection.usable], found.hashes[usable], distance)
+    labelled, hashes = loaded.inspection.hashes[loaded.inspection.usable], found.hashes[usable]
+    fresh, known = keep_unlike(labelled, hashes, distance)
+    smaller = find_smaller_distance(labelled, hashes, distance, count) if len(fresh) < count else None
     if len(fresh) == 0:
+        advice = "" if smaller is None else ", or --duplicate_distance {}, which keeps {}".format(*smaller)
         raise InputError(
             f"{folder}: nothing to label in it: of {format_count(len(paths), 'image')}, {len(unusable)} are unusable "
             f"and {known} near-duplicates (within {distance} of 256 bits) of images that {run.folder} has; give other "
-            "images, or a smaller --duplicate_distance."
+            f"images{advice}."
         )
     repeated = len(usable) - known - len(fresh)
-    return Unlabelled(images.select(usable[fresh]), unusable, known, repeated, distance), split.splits["train"]
+    unlabelled = Unlabelled(images.select(usable[fresh]), unusable, known, repeated, distance, smaller)
+    return unlabelled, split.splits["train"]
 
 
 def keep_unlike(labelled: np.ndarray, hashes: np.ndarray, distance: int) -> tuple[np.ndarray, int]:
@@ -127,6 +134,35 @@ def keep_unlike(labelled: np.ndarray, hashes: np.ndarray, distance: int) -> tupl
     known = np.isin(numbers[len(labelled) :], numbers[: len(labelled)])
     _, first = np.unique(numbers[len(labelled) :], return_index=True)
     return np.sort(first[~known[first]]), int(known.sum())
+
+
+def find_smaller_distance(
+    labelled: np.ndarray, hashes: np.ndarray, distance: int, count: int
+) -> tuple[int, int] | None:
+    """
+    Return the largest smaller distance at which [`keep_unlike`] keeps enough images, and how many it keeps.
+
+    Args:
+        labelled: perceptual hashes `(M, 4)` of labelled images.
+        hashes: `(N, 4)` of unlabelled ones.
+        distance: bits within which fewer than `count` are kept.
+        count: how many are enough; where distance 0 keeps fewer, as many as it keeps.
+
+    Returns:
+        The distance and the number, None where no smaller distance keeps more.
+    """
+
+    def kept(smaller: int) -> int:
+        return len(keep_unlike(labelled, hashes, smaller)[0])
+
+    most = kept(0)
+    if distance == 0 or most <= kept(distance):
+        return None
+    low, high = 0, distance  # at low enough are kept, at high too few: the number falls with the distance
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if kept(middle) >= min(count, most) else (low, middle)
+    return low, kept(low)
 
 
 def predict_images(
@@ -243,4 +279,4 @@ def _why(
     return "; ".join(reasons)
 
 
-__all__ = ["Unlabelled", "find_unlabelled", "keep_unlike", "predict_images", "run_next"]
+__all__ = ["Unlabelled", "find_smaller_distance", "find_unlabelled", "keep_unlike", "predict_images", "run_next"]

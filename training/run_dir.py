@@ -15,11 +15,12 @@ from filelock import FileLock
 from ..data.arguments import folder_name
 from ..data.host_folders import find_writers
 from ..data.processes import check_equal, run_on_all_processes, share_from_main_process
+from ..data.run_folders import SETTINGS_FILE, describe_runs, is_output_folder
 from ..data.storage import HOLDER_FILE, LOCK_FILE, lock, run_on_main_process, write_json
 from ..errors import InputError
+from .setting_differences import describe_differences
 
 
-SETTINGS_FILE = "run.json"
 STATE_FILE = "state.json"
 CACHE_FOLDER = "cache"  # resized images and frozen features, deleted when the run is finished
 # Settings whose values are names: a class may be called /ok.
@@ -164,7 +165,7 @@ def check_claimable(folder: Path, settings: dict[str, dict[str, Any]], *, flag: 
         existing = _read_settings(folder, settings, flag) or settings
     except OSError as error:
         raise _unusable(folder, error, flag) from error
-    differences = _differences(existing, settings, {group: sorted(settings[group]) for group in settings})
+    differences = describe_differences(existing, settings, {group: sorted(settings[group]) for group in settings})
     if differences and not _is_replaceable(folder):
         raise _other_settings(folder, differences, flag)
 
@@ -232,7 +233,7 @@ def _check_and_write_settings(
     except OSError as error:
         raise _unusable(folder, error, flag) from error
     names = {group: sorted((settings[group].keys() | existing[group].keys()) - set(ignored)) for group in settings}
-    differences = _differences(existing, settings, names)
+    differences = describe_differences(existing, settings, names)
     if differences and _is_replaceable(folder):
         shutil.rmtree(folder / CACHE_FOLDER, ignore_errors=True)
         (folder / STATE_FILE).unlink(missing_ok=True)
@@ -266,17 +267,6 @@ def _is_replaceable(folder: Path) -> bool:
     return _is_unused(folder) and RunState(folder).is_empty
 
 
-def _differences(
-    existing: dict[str, dict[str, Any]], settings: dict[str, dict[str, Any]], names: dict[str, list[str]]
-) -> list[str]:
-    return [
-        _difference(name, existing[group].get(name), settings[group].get(name))
-        for group, of_group in names.items()
-        for name in of_group
-        if existing[group].get(name) != settings[group].get(name)
-    ]
-
-
 def _unusable(folder: Path, error: OSError, flag: str) -> InputError:
     return InputError(f"{flag} {folder}: it cannot be used as a folder. {error}")
 
@@ -286,14 +276,6 @@ def _other_settings(folder: Path, differences: list[str], flag: str) -> InputErr
         f"{flag} {folder} holds a run with other settings: {'; '.join(differences)}. "
         f"Give another {flag}, or the same settings to resume."
     )
-
-
-def _difference(name: str, there: Any, here: Any) -> str:
-    if name in ("model", "run"):  # of which digests are stored
-        return f"the {name} is another one"
-    if name.endswith("images"):  # as above
-        return f"the {name.replace('_', ' ')} have changed since"
-    return f"{name} is {there!r} there and {here!r} here"
 
 
 def _is_empty(path: Path) -> bool:
@@ -309,9 +291,11 @@ def check_run(run: Path, files: Sequence[str]) -> None:
     """
     if not run.is_dir():
         raise InputError(f"{run}: there is no such folder; give the --output_dir of a run.")
-    if not (run / SETTINGS_FILE).is_file() and (run.absolute().parent / SETTINGS_FILE).is_file():
+    if not is_output_folder(run) and is_output_folder(run.absolute().parent):
         raise InputError(f"{run}: this is one classifier of a run; give the folder of the run, {run.parent}.")
-    if not (run / SETTINGS_FILE).is_file():
+    if not is_output_folder(run):
+        if (runs := describe_runs(run)) is not None:
+            raise InputError(f"{runs}.")
         raise InputError(
             f"{run}: this is no run of kgl train, {SETTINGS_FILE} is missing; give the --output_dir of one."
         )

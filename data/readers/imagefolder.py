@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...errors import InputError, format_count
 from ..images import find_images, has_image_suffix, is_hidden
+from ..run_folders import describe_output_folder
 from ..schema import defect_dataset
 from .columns import SPLIT_NAMES
 from .source import SourceDataset
@@ -14,6 +15,7 @@ from .source import SourceDataset
 
 MASKS_FOLDER = "ground_truth"
 _MAX_NAMED = 4
+_EACH_IS_A_CLASS = "each subfolder of a folder of images is a class"
 _MASK_FOLDERS = frozenset({"annotations", "gt", "groundtruth", "mask", "masks", "segmentation", MASKS_FOLDER})
 _MASK_ENDINGS = ("_gt", "_mask", "_masks")
 
@@ -30,8 +32,11 @@ def read_image_folder(root: Path) -> SourceDataset:
     MVTec's one-class data, both are pooled and split anew.
 
     Raises:
-        InputError: no images, classes that differ between splits, or masks that fit no image or two.
+        InputError: no images, a folder that kgl wrote, classes that differ between splits, or masks that fit no image
+            or two.
     """
+    if (written := describe_output_folder(root)) is not None:
+        raise InputError(f"--data_dir {root}: {written}.")
     folders, notes = _split_folders(root)
     train = folders["train"][0]
     classes = {split: _class_folders(of_split[0]) for split, of_split in folders.items()}
@@ -170,11 +175,11 @@ def _doubtful_classes(folder: Path, names: list[str], files: list[tuple[Path, st
 
 def _check_classes_have_images(folder: Path, split: str, names: list[str], files: list[tuple[Path, str]]) -> None:
     if not files:
-        raise InputError(f"--data_dir {folder}: there is no image in a class folder of it.")
+        raise InputError(f"--data_dir {folder}: there is no image in a class folder of it; {_EACH_IS_A_CLASS}.")
     empty = sorted(set(names) - {name for _, name in files})
     if empty and split != "validation":  # a small validation set may lack a rare class
         advice = (
-            "remove folders that are no class"
+            f"{_EACH_IS_A_CLASS}: add images of it, move folders that are none elsewhere, or give another folder"
             if split == "train"
             else "add images of it, or leave the class out of the training images as well"
         )

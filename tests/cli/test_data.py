@@ -35,7 +35,8 @@ def test_issues_are_printed_and_written(image_folder, tmp_path, capsys):
         "Issue, unusable: 1\n  good/bad.png (not an image)",
         "Issue, single grey value: 1\n  good/black.png (0)",
         "Issue, identical images: 1\n  good/0.png, scratch/same.png",
-        "Issue, identical images with different labels: 1\n  good/0.png, scratch/same.png (good, scratch)",
+        "Issue, identical images with different labels: 1 (no classifier can be right on all of them; `kgl audit` "
+        "shows them, correct or remove them)\n  good/0.png, scratch/same.png (good, scratch)",
         "Issue, near-duplicates: 1\n  good/1.png, good/near.jpg",
     ):
         assert line in out
@@ -53,6 +54,18 @@ def test_few_issues_of_a_kind_are_printed(image_folder, capsys):
     first = lines.index("Issue, single grey value: 5")
     assert lines[first + 3].startswith("  good/plain2.png")
     assert lines[first + 4] == "  and 2 more (--listed 5, or --output FILE.json for all)"
+
+
+def test_near_duplicates_with_different_labels_are_explained(image_folder, capsys):
+    Image.open(image_folder / "good" / "1.png").save(image_folder / "scratch" / "near.jpg", quality=95)
+    advice = "one label may be wrong, and then figures are too low; `kgl audit` shows them to correct"
+    assert f"Issue, near-duplicates with different labels: 1 ({advice})\n  " in run(capsys, image_folder)[1]
+
+
+def test_one_class_alone_is_exit_code_2(image_folder, capsys):
+    shutil.rmtree(image_folder / "scratch")
+    assert run(capsys, image_folder)[0] == 2
+    assert "2 where there is nothing to summarize, such as one class alone" in " ".join(command.HELP.format().split())
 
 
 def test_folder_that_cannot_be_split(image_folder, capsys):

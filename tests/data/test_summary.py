@@ -78,7 +78,7 @@ def test_issues_are_listed_by_kind_and_limited(image_folder):
     assert (
         "Issue, single grey value: 3\n  good/black0.png (0)\n  good/black1.png (0)\n  and 1 more (--listed 3" in text
     )
-    assert "Issue, identical images with different labels: 1\n  good/0.png, scratch/same.png (good, scratch)" in text
+    assert "correct or remove them)\n  good/0.png, scratch/same.png (good, scratch)" in text
     assert "Defect-free class: none (--defect_free_label)" in text
     assert summary["issues"][0] == {"kind": "single grey value", "files": ("good/black0.png",), "note": "0"}
 

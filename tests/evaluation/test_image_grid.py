@@ -94,7 +94,7 @@ def test_names_are_shown_as_they_are(tmp_path, figures):
 def test_threshold_of_the_heat_map_is_named(tmp_path, figures):
     draw(tmp_path / "grid.png", (160, 160), LONG, count=2)
     shown = " ".join(" ".join(text for text, _ in texts(figures[0])).split())
-    assert "final: heat map H" in shown and "H: 0.5 at its threshold 0.125" in shown
+    assert "final: heat map H" in shown and "H: drawn from its threshold, 0.125 (here 0.5), up" in shown
 
 
 @pytest.mark.filterwarnings("error:Glyph")

@@ -140,7 +140,12 @@ def test_empty_and_vanished_folders_are_said_once(watched, capsys):
     assert capsys.readouterr().out == f"{watched.line}: it is gone; waiting.\n"
     save_noise(watched.line / "a.png")
     assert [watched.look() for _ in range(2)] == [[], ["a.png"]]
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"{watched.line}: it is there again.\n"
+    for change in (shutil.rmtree, Path.mkdir):
+        change(watched.line)
+        watched.look()
+    said = [f"{watched.line}: {what}; waiting." for what in ("it is gone", "there is no image in it")]
+    assert capsys.readouterr().out.splitlines() == said
 
 
 def refuse_permission(monkeypatch, function, *names):

@@ -1,6 +1,7 @@
 """`kgl curve`, `kgl next` and `kgl audit` on generated surfaces, and what they refuse."""
 
 import json
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from kgl.cli.train import parse
 from kgl.data.synthetic import generate_surface
 from kgl.errors import InputError
 from kgl.labelling.labelled_images import read_labelled_images
+from kgl.labelling.next_images import find_smaller_distance
 from kgl.labelling.runs import read_run
 from kgl.train import run
 
@@ -140,7 +142,8 @@ def test_next_images(surfaces, tmp_path, capsys):
     main(["next", str(surfaces / "run"), str(folder), "--count", "6", "--output", str(output)])
     said = capsys.readouterr()
     assert "14 images to choose among; left out: 1 near-duplicates of labelled images and 1 of each other" in said.out
-    assert "of each other (within 16 of 256 bits; a smaller --duplicate_distance keeps more)." in said.out
+    assert "of each other (within 16 of 256 bits)." in said.out  # as many as asked for
+    assert "  and 1 more in next.csv\n6 images to label next: " in said.out
     assert "add them to the folders of their classes, and train again with another --output_dir" in said.out
     assert "1 unusable image left out:\n  broken.png: not an image" in said.err
     assert pd.read_csv(output / "unusable.csv")["file_name"].tolist() == ["broken.png"]
@@ -230,6 +233,8 @@ def test_runs_that_cannot_be_used(surfaces, copied_run, tmp_path, capsys):
     assert "there is no such folder" in refused(capsys, "next", tmp_path / "missing", new)
     said = refused(capsys, "next", new, new)
     assert "this is no run of kgl train, run.json is missing; give the --output_dir of one" in said
+    said = refused(capsys, "next", new, copied_run)
+    assert f"{copied_run} is a run and {new} is none; give the run first: `kgl next {copied_run} {new}`." in said
     final = surfaces / "run" / "final"
     for command in (["next", final, new], ["curve", final], ["audit", final]):
         said = refused(capsys, *command)
@@ -328,3 +333,47 @@ def test_missing_images_are_named_before_the_backbone_is_looked_for(tmp_path, ca
         with pytest.raises(SystemExit, match="2"):
             main([command, str(tmp_path / "nothere")])
         assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_folders_that_are_neither_run_nor_images(surfaces, copied_run, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    shutil.copytree(copied_run, runs / "few")
+    (runs / "few_audit").mkdir()
+    (runs / "few_audit" / "run.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    wanted = "give the folder of a finished run, or images as for kgl train"
+    for command in ("curve", "audit"):
+        assert f"{runs} holds runs of kgl; give one of them, such as {runs / 'few'}." in refused(capsys, command, runs)
+        assert f"no run and no image in it; {wanted}." in refused(capsys, command, tmp_path / "empty")
+        assert f"no such folder; {wanted}." in refused(capsys, command, runs / "nope")
+    assert f"give one of them, such as {runs / 'few'}." in refused(capsys, "next", runs, surfaces / "images")
+
+
+def test_next_with_too_few_images_names_a_distance_that_keeps_more(surfaces, tmp_path, capsys):
+    folder = save_surfaces(tmp_path / "new", {"good": 2, "pit": 2}, 600)
+    for index in range(2):
+        image = Image.open(folder / "pit" / f"{index}.png")
+        image.rotate(2).save(folder / "pit" / f"rotated{index}.png")
+    command = ["next", str(surfaces / "run"), str(folder), "--count", "6", "--output"]
+    main([*command, str(tmp_path / "few"), "--duplicate_distance", "100"])
+    said = capsys.readouterr().out
+    found = re.search(r"\(within 100 of 256 bits; --duplicate_distance (\d+) with another --output keeps 6\)", said)
+    assert found and re.search(r"\d images? to label next, of the 6 asked for: ", said)
+    main([*command, str(tmp_path / "more"), "--duplicate_distance", found[1]])
+    said = capsys.readouterr().out
+    assert "6 images to choose among" in said and "asked for" not in said
+    shutil.copy(folder / "pit" / "0.png", folder / "copy.png")
+    command[4] = "9"
+    main([*command, str(tmp_path / "zero"), "--duplicate_distance", "0"])
+    assert "and 1 of each other (within 0 of 256 bits)." in capsys.readouterr().out
+
+
+def test_smaller_distance_is_the_largest_that_is_enough():
+    labelled = np.zeros((1, 4), dtype=np.uint64)
+    hashes = np.zeros((4, 4), dtype=np.uint64)
+    hashes[:, 0] = [0, 0b111, 0b11111, 2**20 - 1]  # 0, 3, 5 and 20 bits from the labelled one
+    assert find_smaller_distance(labelled, hashes, 16, 2) == (2, 2)  # the second and third are joined
+    assert find_smaller_distance(labelled, hashes[:1], 16, 2) is None
+    hashes[2, 0] = 0b111110000000
+    assert find_smaller_distance(labelled, hashes, 16, 2) == (4, 2)
+    assert find_smaller_distance(labelled, hashes, 16, 9) == (2, 3)

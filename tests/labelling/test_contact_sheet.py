@@ -88,3 +88,8 @@ def test_sheet_of_many_images_has_the_first(draw, monkeypatch):
     figure = draw((200, 240), 3, "a")
     assert sum(bool(axis.images) for axis in figure.axes) == 4
     assert "The first 2 of 3 images to label" in texts(figure)
+
+
+def test_scale_names_the_threshold_of_the_heat_map(draw):
+    labels = [axis.get_xlabel() for axis in draw((200, 240)).axes]
+    assert "heat map: drawn from its threshold, 0.5 (here 0.5), up" in labels

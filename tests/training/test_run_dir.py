@@ -30,6 +30,23 @@ def test_folder_is_claimed_once(tmp_path):
         claim(tmp_path / "file" / "below", {})
 
 
+def test_changed_thresholds_are_rounded_and_their_cause_is_named(tmp_path):
+    before = {"predictions": {"threshold": 0.25729004776154174, "look_again_threshold": None, "box_threshold": 0.0}}
+    claim(tmp_path, before).release()
+    (tmp_path / "predictions.csv").touch()
+    with pytest.raises(InputError) as refused:
+        claim(tmp_path, {"predictions": {"threshold": 0.5, "look_again_threshold": 0.2, "box_threshold": 1e-12}})
+    for said in (
+        "threshold is 0.2573 there and 0.5 here; ",
+        "look_again_threshold is not set there and 0.2 here; ",
+        "box_threshold is 0.0 there and 1e-12 here; ",
+        "most likely kgl threshold was run in between. Give another",
+    ):
+        assert said in str(refused.value)
+    with pytest.raises(InputError, match=r"threshold is 0\.25729004776154174 there and 0\.2573 here"):
+        claim(tmp_path, {"predictions": before["predictions"] | {"threshold": 0.2573}})
+
+
 def test_folder_that_datasets_cannot_read_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"--output a::b: .* with :: in its path; rename it"):
         claim(Path("a::b"), {}, flag="--output")

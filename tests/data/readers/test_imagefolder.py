@@ -240,3 +240,32 @@ def test_images_that_are_not_read_are_named(image_folder, tmp_path):
     shutil.copy(image_folder / "good" / "0.png", image_folder / "loose.png")
     notes = [f"{image_folder}: images that are in no class folder are not read (1)."]
     assert read_images(DataArguments(data_dir=str(image_folder))).notes == notes
+
+
+def test_folders_that_kgl_wrote_are_no_classes(image_folder, tmp_path):
+    runs = tmp_path / "runs"
+    for name, files in {"few": ("run.json", "metrics.json"), "few_audit": ("run.json",)}.items():
+        (runs / name).mkdir(parents=True)
+        for file in files:
+            (runs / name / file).write_text("{}")
+    save_noise(runs / "few" / "grid_test.png", 0, 0)
+    for folder, message in (
+        (runs / "few", r"few: it is a run of kgl train, no folder of images; give its images\."),
+        (runs / "few_audit", r"few_audit: it is an output folder of kgl, no folder of images"),
+        (runs, r"runs: it holds output folders of kgl \(few, few_audit\), which are no classes; give the fol"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_image_folder(folder)
+    shutil.copytree(runs / "few", image_folder / "out")
+    with pytest.raises(InputError, match=r"output folders of kgl \(out\).*among its classes, move them elsewhere\."):
+        read_image_folder(image_folder)
+
+
+def test_folders_without_images_are_not_to_be_removed(image_folder, tmp_path):
+    (image_folder / "notes").mkdir()
+    with pytest.raises(InputError, match=r"no image in notes; each subfolder .* a class: .*move .* elsewhere") as met:
+        read_image_folder(image_folder)
+    assert "remove" not in str(met.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image in a class folder of it; each subfolder of a folder of images is"):
+        read_image_folder(tmp_path / "empty")
