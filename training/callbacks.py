@@ -114,21 +114,40 @@ class ProgressBarCallback(TrainerCallback):
             self._bar.close()
 
 
-class EpochCallback(TrainerCallback):
+class SamplerEpochCallback(TrainerCallback):
     """
-    Callback that sets the epoch of a sampler, or of a collator that augments by it, at the start of every epoch.
+    Callback that sets the sampler's epoch at the start of every epoch.
 
-    accelerate's data loader sets a sampler's too, except in the resumed epoch of a run with several processes.
+    accelerate's data loader sets it too, except in the resumed epoch of a run with several processes.
     """
 
-    def __init__(self, target: BalancedSampler | ShardSampler | DefectCollator | FrozenFeatureCollator) -> None:
-        self._target = target
+    def __init__(self, sampler: BalancedSampler | ShardSampler) -> None:
+        self._sampler = sampler
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the epoch; for a resumed run, the one it was stopped in."""
-        self._target.set_epoch(int(state.epoch))
+        self._sampler.set_epoch(int(state.epoch))
 
 
-__all__ = ["EpochCallback", "ProgressBarCallback", "TerminationCallback", "any_process"]
+class CollatorEpochCallback(TrainerCallback):
+    """Callback that sets the epoch which a collator draws its augmentation by."""
+
+    def __init__(self, collator: DefectCollator | FrozenFeatureCollator) -> None:
+        self._collator = collator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch; for a resumed run, the one it was stopped in."""
+        self._collator.epoch.fill_(int(state.epoch))
+
+
+__all__ = [
+    "CollatorEpochCallback",
+    "ProgressBarCallback",
+    "SamplerEpochCallback",
+    "TerminationCallback",
+    "any_process",
+]

@@ -91,10 +91,6 @@ class DefectCollator:
         batch["pixel_values"] = normalize(images, self.image_processor)
         return batch if masks is None else batch | {"prior_mask": masks > 0.5}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the draws depend on, also for workers that run already."""
-        self.epoch.fill_(epoch)
-
     def unaugmented(self) -> DefectCollator:
         """Return the same collator without augmentation, for evaluation."""
         return replace(self, augmentation=None)

@@ -222,10 +222,6 @@ class FrozenFeatureCollator:
         masks = torch.stack([self._masks_of_views(row)[view] for row, view in zip(rows, views, strict=True)])
         return batch | {"prior_weight": torch.tensor([row["prior_weight"] for row in rows]), "prior_mask": masks > 0.5}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the draws depend on, also for workers that run already."""
-        self.epoch.fill_(epoch)
-
     def unaugmented(self) -> FrozenFeatureCollator:
         """Return the same collator without augmentation, for evaluation."""
         return replace(self, augmentation=None)

@@ -17,7 +17,7 @@ from ..data.shard_files import BUFFERED_GROUPS, shard_blocks
 from ..errors import InputError
 from ..knowledge.prior_columns import PRIOR_COLUMNS
 from ..modeling_kgl import KGLForImageClassification
-from .callbacks import EpochCallback, any_process
+from .callbacks import SamplerEpochCallback, any_process
 from .losses import (
     CellBalance,
     balanced_class_weight,
@@ -103,7 +103,7 @@ class ClassificationTrainer(Trainer):
             sampler = ShardSampler(blocks, seed, BUFFERED_GROUPS, args.train_batch_size, readers)
         else:
             return super()._get_train_sampler(train_dataset)
-        self.add_callback(EpochCallback(sampler))
+        self.add_callback(SamplerEpochCallback(sampler))
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:

@@ -23,7 +23,7 @@ from ..knowledge.priors import write_priors
 from ..modeling_kgl import KGLForImageClassification
 from .augmentation import PairedAugmentation
 from .batch_size import halve_batches
-from .callbacks import EpochCallback, ProgressBarCallback, TerminationCallback
+from .callbacks import CollatorEpochCallback, ProgressBarCallback, TerminationCallback
 from .checkpoints import CompleteCheckpointCallback, last_good_checkpoint
 from .collator import DefectCollator
 from .feature_cache import (
@@ -287,7 +287,7 @@ def _trainer(
         train_dataset=rows,
         data_collator=inputs.collator,
         processing_class=recipe.image_processor,
-        callbacks=[ProgressBarCallback(title), EpochCallback(inputs.collator)],
+        callbacks=[ProgressBarCallback(title), CollatorEpochCallback(inputs.collator)],
         file_names=inputs.rows["file_name"][:],
     )
     for printing in (PrinterCallback, ProgressCallback):  # they print every logged value

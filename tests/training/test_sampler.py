@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerState
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.training.callbacks import EpochCallback
+from kgl.training.callbacks import SamplerEpochCallback
 from kgl.training.collator import DefectCollator
 from kgl.training.sampler import BalancedSampler
 from kgl.training.trainer import ClassificationTrainer
@@ -51,7 +51,7 @@ def loader(epoch, processes=1, process=0):
     loader = DataLoader(list(range(40)), batch_size=4, sampler=sampler)
     loader = prepare_data_loader(loader, num_processes=processes, process_index=process, put_on_device=False)
     loader.set_epoch(epoch)
-    EpochCallback(sampler).on_epoch_begin(None, TrainerState(epoch=float(epoch)), None)
+    SamplerEpochCallback(sampler).on_epoch_begin(None, TrainerState(epoch=float(epoch)), None)
     return loader
 
 
@@ -74,7 +74,7 @@ def test_run_of_two_processes_resumes_in_its_epoch():
         fresh = prepare_data_loader(fresh, num_processes=2, process_index=process, put_on_device=False)
         resumed = skip_first_batches(fresh, 2)
         resumed.set_epoch(2)
-        EpochCallback(sampler).on_epoch_begin(None, TrainerState(epoch=2.4), None)
+        SamplerEpochCallback(sampler).on_epoch_begin(None, TrainerState(epoch=2.4), None)
         assert [batch.tolist() for batch in resumed] == whole[process::2][2:]
 
 
