@@ -104,6 +104,7 @@ def run(args: NextArguments) -> None:
         "unlabelled": str(folder.resolve()),
         "count": args.count,
         "by": args.by,
+        "duplicate_distance": args.duplicate_distance,
     }
     check_output(output, "next", settings)
     unlabelled, train = find_unlabelled(folder, of_run, args.count, args.duplicate_distance)
@@ -121,7 +122,7 @@ def run(args: NextArguments) -> None:
     asked = f", of the {args.count} asked for" if number < args.count else ""
     print(f"{format_count(number, 'image')} to label next{asked}: {output / 'next.csv'}, shown in next.png.")
     print(
-        "Label them, add them to the folders of their classes, and train again with another --output_dir: a finished "
+        "Label them, add them to the training images, and train again with another --output_dir: a finished "
         "run is not overwritten."
     )
 

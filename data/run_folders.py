@@ -24,9 +24,7 @@ def is_finished_run(folder: Path) -> bool:
 
 def find_output_folders(folder: Path) -> list[Path]:
     """Return the subfolders that a command of kgl wrote, finished runs of `kgl train` first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if is_output_folder(path) and not is_hidden(path.name)]
+    found = [path for path in _subfolders(folder) if is_output_folder(path)]
     return sorted(found, key=lambda path: (not is_finished_run(path), path.name))
 
 
@@ -43,15 +41,23 @@ def describe_output_folder(folder: Path) -> str | None:
     if is_output_folder(folder):
         what = "a run of kgl train" if is_finished_run(folder) else "an output folder of kgl"
         return f"it is {what}, no folder of images; give its images"
-    found = find_output_folders(folder)
+    # `runs/NAME` lies among the classes where kgl train was called within the folder of images.
+    found = find_output_folders(folder) + [one for path in _subfolders(folder) for one in find_output_folders(path)]
     if not found:
         return None
     more = len(found) - _MAX_NAMED
-    named = ", ".join(path.name for path in found[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    named = ", ".join(path.relative_to(folder).as_posix() for path in found[:_MAX_NAMED])
+    named += f" and {more} more" if more > 0 else ""
     return (
         f"it holds output folders of kgl ({named}), which are no classes; give the folder of images, or, where they "
         "lie among its classes, move them elsewhere"
     )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
 
 
 __all__ = [

@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,8 +194,8 @@ class FolderPredictor:
         """
         Predict images batch by batch; the row of an earlier file is replaced.
 
-        Images are loaded, and overlays drawn, by threads while the model computes. Up to three batches of images are
-        in memory.
+        `load` is called, and overlays are drawn, by threads while the model computes. Up to three batches of images
+        are in memory.
 
         Args:
             images: in the order of the rows.
@@ -205,18 +205,22 @@ class FolderPredictor:
         Returns:
             The names of the images whose rows were replaced.
         """
-        replaced = []
         stream = predict_stream(self.pipeline, images, load, self._draw, self.batch_size, self.box_threshold)
-        for batch in stream:
-            drawn = [one for one in batch if isinstance(one, _Drawn)]
-            known = [one.name for one in drawn if one.name in self.table.rows]
-            self.table.remove(known)
-            replaced += known
-            for one in batch:
-                if isinstance(one, _Drawn):
-                    self.table.append(one.name, one.stamp, one.prediction)
-                if done is not None:
-                    done(one.name if isinstance(one, _Drawn) else one)
+        with closing(stream):  # stops its threads before the folder is given up
+            return [name for batch in stream for name in self._write(batch, done)]
+
+    def _write(
+        self, batch: list[_Drawn | UnusableImage], done: Callable[[str | UnusableImage], None] | None
+    ) -> list[str]:
+        """Write the rows of a batch, and return the names whose rows were replaced."""
+        drawn = [one for one in batch if isinstance(one, _Drawn)]
+        replaced = [one.name for one in drawn if one.name in self.table.rows]
+        self.table.remove(replaced)
+        for one in batch:
+            if isinstance(one, _Drawn):
+                self.table.append(one.name, one.stamp, one.prediction)
+            if done is not None:
+                done(one.name if isinstance(one, _Drawn) else one)
         return replaced
 
     def _draw(self, loaded: LoadedImage, prediction: dict[str, Any]) -> _Drawn:

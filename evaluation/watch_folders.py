@@ -43,8 +43,8 @@ def watch_folders(
     is named on standard error, as unusable, at the sixth look that finds it unchanged. The row of a file that changed
     is replaced by a new one at the end of the table, and a line names it. A folder that cannot be read is named on
     standard error once, and the others are watched. The first time that more of the latest images look unlike the
-    training ones than chance explains, standard error has a warning. SIGINT or SIGTERM ends it after the batch in
-    progress, a second one at once.
+    training ones than chance explains, standard error has a warning. SIGINT or SIGTERM ends it after the
+    batches in progress, at most three, a second one at once.
 
     Args:
         paths: see `predict_folder`; folders may be empty, and may come and go.

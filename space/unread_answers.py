@@ -21,15 +21,21 @@ class UnreadAnswers:
 
     def __init__(self, queue: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue, self._clock = queue, clock
-        self._idle_since: dict[str, float] = {}
+        self._idle: dict[str, tuple[frozenset[str], float]] = {}  # the requests of an idle page, and since when
 
     def drop(self) -> None:
         """Drop what has waited for `quotas.ANSWER_SECONDS`; called by the server's event loop, never by a thread."""
         now, queue = self._clock(), self._queue
         busy = {event.session_hash for event in queue.event_ids_to_events.values()}
         idle = (queue.pending_messages_per_session.keys() | queue.pending_event_ids_session.keys()) - busy
-        self._idle_since = {page: self._idle_since.get(page, now) for page in idle}
-        for page, since in self._idle_since.items():
+        before, self._idle = self._idle, {}
+        for page in idle:
+            requests = frozenset(queue.pending_event_ids_session.get(page, ()))
+            known, since = before.get(page, (None, now))
+            if known != requests:  # it was busy in between
+                since = now
             if since + quotas.ANSWER_SECONDS <= now:
                 queue.pending_messages_per_session.pop(page, None)
                 queue.pending_event_ids_session.pop(page, None)
+            else:
+                self._idle[page] = (requests, since)

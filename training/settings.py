@@ -10,7 +10,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -275,8 +275,12 @@ def _default_of(one: Field) -> Any:
 def installed_versions() -> dict[str, str]:
     """Return the versions of kgl, Python and the libraries that a run depends on."""
     libraries = ("torch", "transformers", "datasets", "accelerate")
+    try:
+        own = version("kgl-defects")
+    except PackageNotFoundError:  # imported from a checkout
+        own = "not installed"
     return {
-        "kgl": version("kgl-defects"),
+        "kgl": own,
         "python": platform.python_version(),
         **{library: version(library) for library in libraries},
     }

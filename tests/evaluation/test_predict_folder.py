@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -211,8 +212,10 @@ def test_killed_run_resumes(tmp_path, saved, images, monkeypatch):
         append(table, name, *rest)
 
     monkeypatch.setattr(PredictionTable, "append", killed)
+    running = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         predict_folder([images], saved, tmp_path / "out", batch_size=2)
+    assert threading.active_count() == running  # none that still writes overlays
     assert len(rows_of(tmp_path / "out")) == 7
     with (tmp_path / "out" / "predictions.csv").open("a") as file:
         file.write("good/5.png,scr")  # a torn row

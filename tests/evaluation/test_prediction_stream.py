@@ -44,12 +44,14 @@ def test_stream_predicts_like_the_pipeline_in_order(pipeline):
         assert {**one, "heat_map": None} == {**other, "heat_map": None}
 
 
-def test_drawing_does_not_wait_for_the_model_nor_holds_more_than_three_batches(pipeline, monkeypatch):
-    loaded, finished, most = [], [], []
+def test_images_are_drawn_while_the_next_batch_is_predicted(pipeline, monkeypatch):
+    loaded, finished, held, second = [], [], [], threading.Event()
     forward = pipeline.forward
 
     def count_held(inputs):
-        most.append(len(loaded) - len(finished))
+        held.append(len(loaded) - len(finished))
+        if len(held) == 2:
+            second.set()
         return forward(inputs)
 
     def counted_load(number):
@@ -57,12 +59,13 @@ def test_drawing_does_not_wait_for_the_model_nor_holds_more_than_three_batches(p
         return LoadedImage(str(number), ("0", "0"), Image.new("RGB", (32, 32)))
 
     def counted_finish(one, prediction):
+        assert second.wait(20)  # the second forward pass begins before the first batch is drawn
         finished.append(one.name)
         return threading.current_thread()
 
     monkeypatch.setattr(pipeline, "forward", count_held)
     batches = list(predict_stream(pipeline, iter(range(40)), counted_load, counted_finish, 4, 0.5))
-    assert len(finished) == 40 and max(most) <= 3 * 4
+    assert len(finished) == 40 and max(held) <= 3 * 4
     assert threading.main_thread() not in {thread for batch in batches for thread in batch}
 
 

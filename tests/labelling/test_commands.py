@@ -144,7 +144,7 @@ def test_next_images(surfaces, tmp_path, capsys):
     assert "14 images to choose among; left out: 1 near-duplicates of labelled images and 1 of each other" in said.out
     assert "of each other (within 16 of 256 bits)." in said.out  # as many as asked for
     assert "  and 1 more in next.csv\n6 images to label next: " in said.out
-    assert "add them to the folders of their classes, and train again with another --output_dir" in said.out
+    assert "add them to the training images, and train again with another --output_dir" in said.out
     assert "1 unusable image left out:\n  broken.png: not an image" in said.err
     assert pd.read_csv(output / "unusable.csv")["file_name"].tolist() == ["broken.png"]
     table = pd.read_csv(output / "next.csv")

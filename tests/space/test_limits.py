@@ -59,7 +59,7 @@ def gradio_queue(*pages: str, busy: tuple[str, ...] = ()) -> SimpleNamespace:
     return SimpleNamespace(
         event_ids_to_events={page: SimpleNamespace(session_hash=page) for page in busy},
         pending_messages_per_session=dict.fromkeys(pages),
-        pending_event_ids_session=dict.fromkeys(pages),
+        pending_event_ids_session={page: set() for page in pages},
     )
 
 
@@ -78,6 +78,21 @@ def test_unread_answers_are_dropped(monkeypatch):
     assert list(queue.pending_messages_per_session) == list(queue.pending_event_ids_session) == ["waits", "returns"]
     now[0] = 20
     answers.drop()
+    answers.drop()
+    assert not queue.pending_messages_per_session and not queue.pending_event_ids_session
+
+
+def test_answers_of_a_page_that_was_busy_between_two_looks_are_fresh(monkeypatch):
+    monkeypatch.setattr(quotas, "ANSWER_SECONDS", 10)
+    now, queue = [0.0], gradio_queue("again")
+    answers = UnreadAnswers(queue, clock=lambda: now[0])
+    answers.drop()
+    now[0] = 9
+    queue.pending_event_ids_session["again"] = {"a request of this moment"}
+    now[0] = 11
+    answers.drop()
+    assert list(queue.pending_messages_per_session) == ["again"]
+    now[0] = 21
     answers.drop()
     assert not queue.pending_messages_per_session and not queue.pending_event_ids_session
 

@@ -1,6 +1,7 @@
 """All settings of a job: defaults, refused settings, and the ones that decide a run."""
 
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from transformers import TrainingArguments
@@ -9,7 +10,7 @@ from kgl import KGLTrainingArguments
 from kgl.cli.train import parse
 from kgl.data.arguments import DataArguments
 from kgl.training.arguments import DEFAULT_BACKBONE, GuidanceArguments, RecipeArguments
-from kgl.training.settings import _DECIDING, UNSUPPORTED, default_output_dir
+from kgl.training.settings import _DECIDING, UNSUPPORTED, default_output_dir, installed_versions
 
 
 def test_defaults_are_the_measured_recipe(tmp_path):
@@ -54,3 +55,13 @@ def test_named_settings_exist_in_transformers():
 )
 def test_output_folder_is_named_after_the_data(data, expected):
     assert default_output_dir(data) == expected
+
+
+def test_versions_of_a_checkout_that_is_not_installed(monkeypatch):
+    def find(name):
+        if name == "kgl-defects":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("kgl.training.settings.version", find)
+    assert installed_versions()["kgl"] == "not installed" and installed_versions()["torch"] == "1.0"

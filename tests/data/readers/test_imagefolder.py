@@ -259,6 +259,10 @@ def test_folders_that_kgl_wrote_are_no_classes(image_folder, tmp_path):
     shutil.copytree(runs / "few", image_folder / "out")
     with pytest.raises(InputError, match=r"output folders of kgl \(out\).*among its classes, move them elsewhere\."):
         read_image_folder(image_folder)
+    (image_folder / "runs").mkdir()  # of `kgl train .`
+    (image_folder / "out").rename(image_folder / "runs" / "few")
+    with pytest.raises(InputError, match=r"output folders of kgl \(runs/few\)"):
+        read_image_folder(image_folder)
 
 
 def test_folders_without_images_are_not_to_be_removed(image_folder, tmp_path):
