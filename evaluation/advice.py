@@ -231,8 +231,8 @@ def _suggest_band(point: dict[str, Any], run: str, scores: ValidationScores) -> 
     Return the command for a higher threshold above a band to look at again, with its figures.
 
     It is the first lower recall at which false alarms on the validation images fall by .01 of the good ones: .8 at
-    least, or a single defect fewer. None where there is no such recall, or where the user has chosen the rule of the threshold already. The
-    band's lower end misses no validation defect, as the threshold before.
+    least, or a single defect fewer. None where there is no such recall, or where the user has chosen the rule of the
+    threshold already. The band's lower end misses no validation defect, as the threshold before.
     """
     if point["chosen"] != recall_rule(1):
         return None
@@ -249,8 +249,8 @@ def _suggest_band(point: dict[str, Any], run: str, scores: ValidationScores) -> 
             before, after, found = map(_percent, (alarms, other["false_alarm_rate"], other["recall"]))
             good, bad = map(_percent, (alarms - other["false_alarm_rate"], 1 - other["recall"]))
             return (
-                f"`kgl threshold {shlex.quote(run)} --wanted_recall {recall:g} --look_again_recall 1`, without training: on the "
-                f"validation images false alarms fall from {before} to {after} and defects found from 100 % to "
+                f"`kgl threshold {shlex.quote(run)} --wanted_recall {recall:g} --look_again_recall 1`, without "
+                f"training: on the validation images false alarms fall from {before} to {after} and defects found from 100 % to "
                 f"{found}; {good} of the good and {bad} of the defective ones are to be looked at again, and none is "
                 "missed"
             )
