@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from .validation_scores import ValidationScores, difference_interval
 _MIN_LOSS = 0.01  # of AP, below which two classifiers count as equal
 _FEW_DEFECTIVE = 20  # validation images, with fewer of which a threshold is rough
 _MANY_FALSE_ALARMS = 0.2  # of the good validation images
+_MIN_FALL = 0.01  # of the good validation images, by which a suggested threshold has fewer false alarms
 _MIN_RECALL = 0.8  # of the validation defects, below which no threshold is suggested
 
 
@@ -60,7 +62,8 @@ def compare_classifiers(report: dict[str, Any], scores: ValidationScores | None)
         return None
     interval = None if scores is None else difference_interval(scores)
     clear = report["differences"][name]["interval"][1] < 0
-    parts = [loss, _describe_decisions(report["results"]), _choose(report, name, clear, interval)]
+    choice = _choose(report, name, clear, scores is not None, interval)
+    parts = [loss, _describe_decisions(report["results"]), choice]
     return " ".join(part for part in parts if part)
 
 
@@ -101,7 +104,7 @@ def describe_decisions_at_half(report: dict[str, Any]) -> str | None:
     )
 
 
-def _choose(report: dict[str, Any], name: str, clear: bool, interval: list[float] | None) -> str:
+def _choose(report: dict[str, Any], name: str, clear: bool, stored: bool, interval: list[float] | None) -> str:
     """
     Return what to do, by the validation images where both classifiers' AP on them is known.
 
@@ -109,7 +112,9 @@ def _choose(report: dict[str, Any], name: str, clear: bool, interval: list[float
         report: the content of `metrics.json`.
         name: of the AP.
         clear: whether the interval on the test images lies below 0.
-        interval: of the difference on the validation images, None where they are too few.
+        stored: whether the scores of the validation images are.
+        interval: of the difference on the validation images, None where their scores are not stored or their groups
+            are too few.
     """
     on_validation = [(report["validation"][model] or {}).get(name) for model in ("primary", "final")]
     use = "use primary/, which has no heat map"
@@ -126,10 +131,13 @@ def _choose(report: dict[str, Any], name: str, clear: bool, interval: list[float
         advice = "compare both on more labelled images before you choose" if clear else "keep final/"
         return f"{images} rank final no worse: {figures}; {advice}."
     figures = f"AP of final {final:.3f}, of primary {primary:.3f}"
-    if interval is not None:
-        figures += f", 95 % interval of the difference {interval[0]:+.3f} to {interval[1]:+.3f}"
-        if interval[1] < 0:
-            return f"{images} rank final worse too ({figures}): {use}."
+    if not stored:
+        return f"{images} give {figures}: {keep}."
+    if interval is None:
+        return f"{images} are of too few independent groups to tell ({figures}): {keep}."
+    figures += f", 95 % interval of the difference {interval[0]:+.3f} to {interval[1]:+.3f}"
+    if interval[1] < 0:
+        return f"{images} rank final worse too ({figures}): {use}."
     return f"{images} are too few to tell ({figures}): {keep}."
 
 
@@ -159,7 +167,7 @@ def describe_threshold(point: dict[str, Any], run: str, scores: ValidationScores
     if point["marks_all_good"]:
         sentence += f"all {point['good']} good validation images defective, so it does not sort"
     else:
-        sentence += f"{100 * alarms:.0f} % of the {point['good']} good validation images defective"
+        sentence += f"{_percent(alarms)} of the {point['good']} good validation images defective"
     helps = ["more defective validation images (label more, or --validation_share)"] if few else []
     band = None if scores is None else _suggest_band(point, run, scores)
     if band is not None:
@@ -222,29 +230,36 @@ def _suggest_band(point: dict[str, Any], run: str, scores: ValidationScores) -> 
     """
     Return the command for a higher threshold above a band to look at again, with its figures.
 
-    It is the first lower recall at which false alarms on the validation images fall: .8 at least, or a single defect
-    fewer. None where there is no such recall, or where the user has chosen the rule of the threshold already. The
-    band's lower end misses no validation defect, as the threshold before.
+    It is the first lower recall at which false alarms on the validation images fall by .01 of the good ones: .8 at
+    least, or a single defect fewer. None where there is no such recall, or where the user has chosen the rule of the
+    threshold already. The band's lower end misses no validation defect, as the threshold before.
     """
     if point["chosen"] != recall_rule(1):
         return None
-    defective, alarms = point["defective"], point["false_alarm_rate"]
+    defective, alarms, tried = point["defective"], point["false_alarm_rate"], 1.0
     for fewer in range(1, defective):
         recall = int(100 * (defective - fewer) / defective + 1e-9) / 100
         if recall <= 0 or (recall < _MIN_RECALL and fewer > 1):
             break
+        if recall == tried:  # more than 100 defects: several round to the same hundredth
+            continue
+        tried = recall
         other = choose_operating_point(scores.final, scores.defective, recall, None, 1.0)
-        if other["false_alarm_rate"] < alarms:
-            shares = (alarms, other["false_alarm_rate"], other["recall"])
-            before, after, found = (f"{100 * share:.0f} %" for share in shares)
-            good, bad = (f"{100 * share:.0f} %" for share in (alarms - shares[1], 1 - shares[2]))
+        if alarms - other["false_alarm_rate"] >= _MIN_FALL - 1e-9:
+            before, after, found = map(_percent, (alarms, other["false_alarm_rate"], other["recall"]))
+            good, bad = map(_percent, (alarms - other["false_alarm_rate"], 1 - other["recall"]))
             return (
-                f"`kgl threshold {run} --wanted_recall {recall:g} --look_again_recall 1`, without training: on the "
-                f"validation images false alarms fall from {before} to {after} and defects found from 100 % to "
+                f"`kgl threshold {shlex.quote(run)} --wanted_recall {recall:g} --look_again_recall 1`, without "
+                f"training: on the validation images false alarms fall from {before} to {after} and defects found from 100 % to "
                 f"{found}; {good} of the good and {bad} of the defective ones are to be looked at again, and none is "
                 "missed"
             )
     return None
+
+
+def _percent(share: float) -> str:
+    """Return a share in whole percent, halves rounded up: of 4.5 % and 3.5 % Python's rounding makes 4 % twice."""
+    return f"{int(100 * share + 0.5 + 1e-9)} %"
 
 
 __all__ = [

@@ -57,7 +57,9 @@ def _flat_interval(ap: dict[str, Any]) -> str:
         return ""
     low, high = ap["flat_from_interval"]
     if low is None:
-        return " (95 % interval: not flat either)"
+        if ap["flat_from"] is None:
+            return " (95 % interval: not flat either)"
+        return " by the mean alone (95 % interval: not yet flat)"
     return f" (95 % interval: from {low} on, with no upper end)" if high is None else f" ({low} .. {high})"
 
 

@@ -29,6 +29,7 @@ _GALLERY_SIZE = 8
 _MAX_THUMBNAILS = 200
 _MISSED, _FALSE_ALARM, _OTHER_CLASS = "missed defect", "false alarm", "another class"
 _LOOK_AGAIN, _RIGHT = "look again", "right"
+_FOUND, _RECOGNISED = "Found defects", "Recognised images"  # titles of the galleries of right decisions
 MISTAKES = (_MISSED, _FALSE_ALARM, _OTHER_CLASS)
 
 
@@ -91,11 +92,15 @@ def read_galleries(
     thumbnails = stored["thumbnails"]
     facts = {row: _facts(int(row), one, labels, final, config) for row, one in thumbnails.items()}
     decided = {row: facts[row] | _as_decided(case, facts[row]) for row, case in stored["cases"].items()}
-    # At another threshold, or in a run of an earlier version, some found defects have no stored tiles.
-    galleries = [
-        Gallery(title, chosen, [decided[str(row)] for row in rows[:_GALLERY_SIZE] if str(row) in decided], len(rows))
-        for title, chosen, rows in _select(labels, final, config)
-    ]
+    galleries = []
+    for title, chosen, rows in _select(labels, final, config):
+        shown = [str(row) for row in rows[:_GALLERY_SIZE]]
+        if title in (_FOUND, _RECOGNISED):
+            # At another threshold, or in a run of an earlier version, some of these have no stored tiles.
+            shown = [row for row in shown if row in decided]
+            if len(rows) and not shown:
+                continue
+        galleries.append(Gallery(title, chosen, [decided[row] for row in shown], len(rows)))
     by_score = sorted(facts, key=lambda row: -facts[row]["score"])
     small = [facts[row] | {"src": _source(thumbnails[row], facts[row])} for row in by_score]
     chosen = "those above, and those with the lowest probability of their true class"
@@ -141,11 +146,11 @@ def _select(labels: np.ndarray, final: np.ndarray, config: KGLConfig) -> list[tu
         galleries = [
             ("Missed defects", "those with the lowest P(defect)", missed),
             ("False alarms", "those with the highest P(defect)", false_alarms),
-            ("Found defects", "those with the highest P(defect), of each class", found),
+            (_FOUND, "those with the highest P(defect), of each class", found),
         ]
     else:
         recognised = ranked["surest"][(final.argmax(axis=1) == labels)[ranked["surest"]]]
-        galleries = [("Recognised images", "the most probable of each class", recognised)]
+        galleries = [(_RECOGNISED, "the most probable of each class", recognised)]
     return [*galleries, ("Hardest images", "those with the lowest probability of their true class", ranked["hardest"])]
 
 

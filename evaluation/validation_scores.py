@@ -10,7 +10,6 @@ import pandas as pd
 from datasets import Dataset
 
 from ..data.storage import write_text
-from .metrics import average_precisions
 
 
 VALIDATION_FILE = "validation.csv"
@@ -80,25 +79,42 @@ def difference_interval(scores: ValidationScores) -> list[float] | None:
     Whole groups are drawn, those of good and of defective images each for themselves. None with fewer than
     [`MIN_GROUPS`] groups of a kind: their draws are too much alike.
     """
-    groups = np.arange(len(scores.defective)).astype(str) if scores.groups is None else scores.groups
-    kinds = []
-    for rows in (np.flatnonzero(scores.defective), np.flatnonzero(~scores.defective)):
-        kinds.append([rows[groups[rows] == group] for group in np.unique(groups[rows])])
-    if min(map(len, kinds)) < MIN_GROUPS:
+    defective = scores.defective
+    groups = np.arange(len(defective)) if scores.groups is None else scores.groups
+    kinds = []  # rows of good or of defective images, their group as a number, and how many groups there are
+    for rows in (np.flatnonzero(defective), np.flatnonzero(~defective)):
+        names, group_of_row = np.unique(groups[rows], return_inverse=True)
+        kinds.append((rows, group_of_row, len(names)))
+    if min(count for _, _, count in kinds) < MIN_GROUPS:
         return None
     generator = np.random.default_rng(0)
+    times = np.empty(len(defective), dtype=int)  # each row is drawn, as often as its group
+    ranked = [_rank(of_model) for of_model in (scores.primary, scores.final)]
     differences = []
     for _ in range(_DRAWS):
-        drawn = np.concatenate(
-            [of_kind[index] for of_kind in kinds for index in generator.integers(0, len(of_kind), len(of_kind))]
-        )
-        primary, final = (_ap(of_model[drawn], scores.defective[drawn]) for of_model in (scores.primary, scores.final))
+        for rows, group_of_row, count in kinds:
+            times[rows] = np.bincount(generator.integers(0, count, count), minlength=count)[group_of_row]
+        primary, final = (_ap(*of_model, defective, times) for of_model in ranked)
         differences.append(final - primary)
     return np.quantile(differences, (0.025, 0.975)).tolist()
 
 
-def _ap(scores: np.ndarray, defective: np.ndarray) -> float:
-    return average_precisions(np.stack([1 - scores, scores], axis=1), defective.astype(int), 0)["ap"]
+def _rank(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows from the highest score down, `(N,)`, and the places of the last one of each score."""
+    order = np.argsort(-scores, kind="stable")
+    return order, np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+
+
+def _ap(order: np.ndarray, last_of_ties: np.ndarray, defective: np.ndarray, times: np.ndarray) -> float:
+    """
+    Return the AP of rows, each repeated `times`.
+
+    It equals that of [`~kgl.evaluation.metrics.average_precisions`], whose sorting of every draw takes five times as
+    long.
+    """
+    called = np.cumsum(times[order])[last_of_ties]
+    found = np.cumsum((times * defective)[order])[last_of_ties]
+    return float(np.diff(found, prepend=0) @ (found / np.maximum(called, 1)) / found[-1])
 
 
 __all__ = [

@@ -1,7 +1,12 @@
 """Which classifier to use, and how firm a threshold is, in words."""
 
+import shlex
+from dataclasses import replace
+from time import process_time
+
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from kgl.evaluation.advice import compare_classifiers, describe_loss, describe_threshold
 from kgl.evaluation.calibration import apply_temperature, calibrate, choose_operating_point
@@ -30,7 +35,7 @@ PRIMARY = "se primary/, which has no heat map, or try --fine_tune true, which pa
 COMPARE = "compare both on more labelled images before you choose."
 KEEP = "eep final/, unless it ranks more labelled images worse too."
 NO_WORSE = "The 12 validation images rank final no worse: "
-TOO_FEW = "The 12 validation images are too few to tell (AP of final 0.800, of primary 0.900): k"
+TOO_FEW = "The 12 validation images are of too few independent groups to tell (AP of final 0.800, of primary 0.900): k"
 
 
 def validation_scores(count, worse, groups=None):
@@ -55,8 +60,14 @@ def validation_scores(count, worse, groups=None):
 def test_few_validation_images_advise_no_change(interval, validation, advice):
     high = "-0.010" if interval is CLEAR else "+0.020: it may be chance"
     report = report_with(-0.126, interval, validation)
-    assert compare_classifiers(report, None) == LOSS.format(high=high) + advice
     assert compare_classifiers(report, validation_scores(4, worse=True)) == LOSS.format(high=high) + advice
+
+
+def test_figures_alone_are_given_where_scores_are_not_stored():
+    report = report_with(-0.126, CLEAR, (0.9, 0.8))
+    report["validation"]["final"]["images"] = 400
+    said = compare_classifiers(report, None)
+    assert said.endswith("The 400 validation images give AP of final 0.800, of primary 0.900: k" + KEEP)
 
 
 def test_only_a_clear_difference_on_validation_images_advises_the_primary_classifier():
@@ -77,12 +88,37 @@ def test_near_duplicates_make_no_interval():
     assert difference_interval(validation_scores(40, worse=True, groups=groups)) is None
 
 
+def repeated(scores, times):
+    """The same scores, each image as often and as a group of its own."""
+    rows = np.repeat(np.arange(len(scores.defective)), times)
+    columns = (scores.defective[rows], scores.primary[rows], scores.final[rows])
+    return ValidationScores(*columns, np.array([f"part {row:03}" for row in rows]))
+
+
 def test_interval_of_a_difference_draws_whole_groups():
-    groups = np.repeat(np.arange(20).astype(str), 4)
-    single, grouped = (
-        np.subtract(*difference_interval(validation_scores(40, worse=True, groups=one))) for one in (None, groups)
-    )
-    assert single != grouped
+    grouped = repeated(validation_scores(20, worse=True), 4)
+    single = replace(grouped, groups=None)
+    assert np.ptp(difference_interval(grouped)) > 1.5 * np.ptp(difference_interval(single))  # by about 2, root of 4
+    assert difference_interval(grouped) == pytest.approx(difference_interval(validation_scores(20, worse=True)))
+
+
+def test_interval_of_a_difference_is_that_of_drawn_images():
+    scores = validation_scores(15, worse=True)
+    scores = replace(scores, primary=scores.primary.round(2), final=scores.final.round(1))  # with ties
+    generator, differences = np.random.default_rng(0), []
+    for _ in range(300):
+        drawn = np.concatenate([generator.integers(0, 15, 15), 15 + generator.integers(0, 15, 15)])
+        truth = scores.defective[drawn]
+        primary, final = (average_precision_score(truth, one[drawn]) for one in (scores.primary, scores.final))
+        differences.append(final - primary)
+    assert difference_interval(scores) == pytest.approx(np.quantile(differences, (0.025, 0.975)))
+
+
+def test_interval_of_many_images_takes_no_seconds():
+    scores = repeated(validation_scores(6000, worse=True), 1)
+    start = process_time()
+    assert difference_interval(scores) is not None
+    assert process_time() - start < 2
 
 
 def test_decisions_of_both_classifiers_stand_beside_the_advice():
@@ -107,7 +143,7 @@ def test_nothing_is_said_of_a_final_classifier_that_is_level_or_better():
 
 def test_defects_against_good_images_count_with_several_classes():
     said = compare_classifiers(report_with(-0.126, CHANCE, (0.9, 0.8), name="defect_ap"), None)
-    assert "AP, defective against good 0.754 against 0.880" in said and "(AP of final 0.800, of primary 0.900)" in said
+    assert "AP, defective against good 0.754 against 0.880" in said and "AP of final 0.800, of primary 0.900:" in said
     assert describe_loss(report_with(-0.126, CHANCE)) == LOSS.format(high="+0.020: it may be chance")[:-1]
 
 
@@ -159,6 +195,32 @@ def test_no_lower_recall_without_fewer_false_alarms():
         assert ("--wanted_recall 0.83 --look_again_recall 1`" in said) == ("kgl threshold" in said) == suggested
     point = choose_operating_point(np.array([0.4, 0.9, 0.5]), np.array([True, True, False]))
     assert "kgl threshold" not in describe_threshold(point, "RUN", None)  # the scores are not stored
+
+
+def test_no_lower_recall_for_a_fall_of_less_than_a_hundredth():
+    defective = [0.4, *[0.9] * 9]
+    for fewer_alarms, suggested in ((1, False), (19, False), (20, True)):
+        said = described(defective, [0.5] * fewer_alarms + [0.95] * (100 - fewer_alarms) + [0.1] * 1900)
+        assert ("kgl threshold" in said) == suggested
+    assert "fall from 5 % to 4 %" in described(defective, [0.5] * 2 + [0.95] * 7 + [0.1] * 191)  # of 4.5 and 3.5 %
+
+
+def test_equal_recalls_are_tried_once(monkeypatch):
+    tried = []
+
+    def choose(scores, defective, wanted_recall, *rule):
+        tried.append(wanted_recall)
+        return choose_operating_point(scores, defective, wanted_recall, *rule)
+
+    monkeypatch.setattr("kgl.evaluation.advice.choose_operating_point", choose)
+    described([0.8] * 400, [0.9] * 10)
+    assert tried == [round(1 - hundredth / 100, 2) for hundredth in range(1, 21)]
+
+
+def test_run_with_a_space_is_quoted():
+    said = described([0.4, 0.5, 0.8, 0.9], [0.1, 0.2, 0.45, 0.6], run="my runs/boards")
+    command = shlex.split(said.split("`")[1])
+    assert command[:3] == ["kgl", "threshold", "my runs/boards"]
 
 
 def test_no_lower_recall_after_a_rule_that_the_user_chose():

@@ -95,8 +95,19 @@ def test_found_defects_are_bounded_and_left_out_where_an_earlier_version_stored_
     stored = json.loads(path.read_text())
     del stored["cases"]["3"]
     path.write_text(json.dumps(stored))
-    found = read_galleries(path, np.array(LABELS), final, make_config(BAND))[0][2]
-    assert (found.cases, found.total) == ([], 2)
+    galleries = read_galleries(path, np.array(LABELS), final, make_config(BAND))[0]
+    assert [one.title for one in galleries] == ["Missed defects", "False alarms", "Hardest images"]
+
+
+def test_missing_tiles_of_a_missed_defect_are_an_error(tmp_path):
+    test, predictions = inputs()
+    path, final = tmp_path / "gallery.json", predictions["final"].probabilities
+    write_galleries(path, test, predictions, None, make_config(BAND))
+    stored = json.loads(path.read_text())
+    del stored["cases"][str(KINDS.index("missed defect"))]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(KeyError):
+        read_galleries(path, np.array(LABELS), final, make_config(BAND))
 
 
 def test_found_defects_are_of_each_class(tmp_path):

@@ -238,7 +238,7 @@ def test_worse_final_classifier_and_rough_threshold_are_named(page, tmp_path, ca
     printed = capsys.readouterr().out
     for place, run in ((top, "RUN"), (printed, str(tmp_path))):
         assert "ranks the 60 test images worse than the primary one" in place
-        assert "are too few to tell (AP of final 0.600, of primary 0.700): keep final/" in place
+        assert "are of too few independent groups to tell (AP of final 0.600, of primary 0.700): keep final/" in place
         assert "rests on only 6 defective validation images" in place
         assert f"kgl threshold {run} --wanted_recall 0.83 --look_again_recall 1" in place
     assert printed.index("keep final/") < printed.index("Report:")

@@ -91,6 +91,9 @@ def test_interval_of_where_it_flattens_is_that_of_the_repetitions():
     assert any(f"flat from {flat} images per class ({low} .. {high}): twice" in one for one in said)
     ap["flat_from_interval"] = [4, None]
     assert any("(95 % interval: from 4 on, with no upper end): twice" in one for one in curve_sentences(curve))
+    ap["flat_from_interval"] = [None, None]
+    expected = f"lat from {flat} images per class by the mean alone (95 % interval: not yet flat): twice"
+    assert any(expected in one for one in curve_sentences(curve))
     del ap["flat_from_interval"]  # a curve of an earlier version
     assert any(f"flat from {flat} images per class: twice" in one for one in curve_sentences(curve))
 
