@@ -250,9 +250,9 @@ def _suggest_band(point: dict[str, Any], run: str, scores: ValidationScores) -> 
             good, bad = map(_percent, (alarms - other["false_alarm_rate"], 1 - other["recall"]))
             return (
                 f"`kgl threshold {shlex.quote(run)} --wanted_recall {recall:g} --look_again_recall 1`, without "
-                f"training: on the validation images false alarms fall from {before} to {after} and defects found from "
-                f"100 % to {found}; {good} of the good and {bad} of the defective ones are to be looked at again, and none is "
-                "missed"
+                f"training: on the validation images false alarms fall from {before} to {after} and defects "
+                f"found from 100 % to {found}; {good} of the good and {bad} of the defective ones are to be looked at "
+                "again, and none is missed"
             )
     return None
 
