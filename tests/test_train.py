@@ -35,7 +35,9 @@ def test_run_writes_models_priors_metrics_and_images(finished_run):
     assert set(metrics["results"]) == {"primary", "final"}
     with_intervals = {"accuracy", "balanced_accuracy", "ap", "auroc", "f1_max", "recall_at_false_alarm_rate",
                       "false_alarm_rate_at_zero_missed"}  # fmt: skip
-    expected = {"ece", "seconds", "decisions_at_half"} | with_intervals | {f"{name}_interval" for name in with_intervals}
+    expected = (
+        {"ece", "seconds", "decisions_at_half"} | with_intervals | {f"{name}_interval" for name in with_intervals}
+    )
     assert set(metrics["results"]["primary"]) == expected  # no masks, so no map metrics
     assert comparison_table(metrics["results"]) in printed
     assert metrics["images"] == {"train": 9, "test": 9}
