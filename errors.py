@@ -35,6 +35,12 @@ def format_count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def format_names(names: Sequence[str], most: int) -> str:
+    """Return the first names, and how many more there are: `a, b and 3 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def expand_home(settings: object, *names: str) -> None:
     """Replace `~` by the home directory in settings that hold a path, a list of paths, or None."""
     for name in names:
@@ -45,4 +51,4 @@ def expand_home(settings: object, *names: str) -> None:
             setattr(settings, name, [os.path.expanduser(path) for path in value])
 
 
-__all__ = ["InputError", "Terminated", "check_choices", "expand_home", "format_count"]
+__all__ = ["InputError", "Terminated", "check_choices", "expand_home", "format_count", "format_names"]

@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from kgl.benchmarks.measure import BACKBONE, RESULTS, hardware
+from kgl.benchmarks.measure import BACKBONE, RESULTS, hardware, in_mode
 from kgl.benchmarks.step_cost import DEFAULT_BACKBONE, measure_inference, measure_training, random_rows
 from kgl.configuration_kgl import KGLConfig
 from kgl.modeling_kgl import KGLForImageClassification
@@ -110,14 +110,11 @@ def measure_throughput(
     images = torch.rand(batch_size, 3, *size, device=device())
     expected = model(images).logits.softmax(dim=1)
     results = {}
-    for name, (dtype, channels_last, compiled) in MODES.items():
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        one = model.to(dtype).to(memory_format=layout)
-        batch = images.to(dtype).to(memory_format=layout)
-        flops, moved = count_work(one, batch)
-        call = torch.compile(one) if compiled else one
+    for name, mode in MODES.items():
+        call, batch = in_mode(model, images, *mode)
+        flops, moved = count_work(model, batch)
         seconds = seconds_per_call(lambda call=call, batch=batch: call(batch), at_least)
-        best = max(flops / limits[f"flops {dtype}"], moved / limits["bytes"])
+        best = max(flops / limits[f"flops {mode[0]}"], moved / limits["bytes"])
         results[name] = {
             "images_per_second": batch_size / seconds,
             "largest_change_of_a_probability": float(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import ResNetConfig
 
 
@@ -52,6 +53,15 @@ def paired(
     ratios = np.asarray(times["seconds"]) / np.asarray(times["baseline_seconds"])
     low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75)).round(4).tolist()
     return {"ratio": median, "quartiles": [low, high], **times}
+
+
+def in_mode(
+    model: nn.Module, images: torch.Tensor, dtype: torch.dtype, channels_last: bool, compiled: bool
+) -> tuple[nn.Module, torch.Tensor]:
+    """Convert a model in place, and return what to call, compiled where asked, and images of the mode."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(dtype).to(memory_format=layout)
+    return torch.compile(model) if compiled else model, images.to(dtype).to(memory_format=layout)
 
 
 def peak_memory(call: Callable[[], object]) -> float:

@@ -14,6 +14,7 @@ skipped.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 import tempfile
@@ -28,7 +29,7 @@ from datasets import disable_progress_bars
 
 from kgl.benchmarks.evidence.formatting import markdown_table, write_block
 from kgl.benchmarks.evidence.plan import SHARED
-from kgl.benchmarks.measure import RESULTS, hardware, paired, store
+from kgl.benchmarks.measure import RESULTS, hardware, in_mode, paired, store
 from kgl.data.arguments import DataArguments
 from kgl.data.images import find_images, load_image_file
 from kgl.data.loading import read_images
@@ -126,14 +127,8 @@ def measure_modes(pipeline: DefectDetectionPipeline, rounds: int) -> dict[str, A
     size, model = pipeline.image_processor.size, pipeline.model
     pixel_values = torch.randn(16, 3, size["height"], size["width"])
     expected, results = model(pixel_values), {}
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    for name, (dtype, channels_last, compiled) in MODES.items():
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        other = type(model)(model.config).eval()
-        other.load_state_dict(state)
-        other = other.to(dtype).to(memory_format=layout)
-        call = torch.compile(other) if compiled else other
-        batch = pixel_values.to(dtype).to(memory_format=layout)
+    for name, mode in MODES.items():
+        call, batch = in_mode(copy.deepcopy(model), pixel_values, *mode)
         output = call(batch)
         results[name] = paired(lambda call=call, batch=batch: call(batch), lambda: model(pixel_values), rounds)
         results[name]["change"] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from ..errors import InputError, format_count
+from ..errors import InputError, format_count, format_names
 from .arguments import DataArguments
 from .defect_free import DefectFreeClass, find_defect_free_class
 from .duplicates import find_near_duplicates, merge_groups
@@ -316,9 +316,9 @@ def _unusable_images(images: Dataset, inspection: Inspection, source: str, on_ba
     if len(unusable) == len(images):
         raise InputError(f"{source}: no image is usable of {len(images)}; the first is {unusable[0]}.")
     if unusable and on_bad_image == "error":
-        more = len(unusable) - _MAX_UNUSABLE_NAMED
-        rest = f" and {more} more; `kgl data --listed {len(unusable)}` lists all" if more > 0 else ""
-        named = f"{', '.join(map(str, unusable[:_MAX_UNUSABLE_NAMED]))}{rest}"
+        named = format_names([str(one) for one in unusable], _MAX_UNUSABLE_NAMED)
+        if len(unusable) > _MAX_UNUSABLE_NAMED:
+            named += f"; `kgl data --listed {len(unusable)}` lists all"
         count = format_count(len(unusable), "unusable image")
         raise InputError(f"{count}: {named}. Repair or remove them, or leave them out with --on_bad_image skip.")
     return unusable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import format_names
 from .images import is_hidden
 
 
@@ -45,9 +46,7 @@ def describe_output_folder(folder: Path) -> str | None:
     found = find_output_folders(folder) + [one for path in _subfolders(folder) for one in find_output_folders(path)]
     if not found:
         return None
-    more = len(found) - _MAX_NAMED
-    named = ", ".join(path.relative_to(folder).as_posix() for path in found[:_MAX_NAMED])
-    named += f" and {more} more" if more > 0 else ""
+    named = format_names([path.relative_to(folder).as_posix() for path in found], _MAX_NAMED)
     return (
         f"it holds output folders of kgl ({named}), which are no classes; give the folder of images, or, where they "
         "lie among its classes, move them elsewhere"

@@ -21,7 +21,7 @@ from PIL import ImageDraw
 
 from ..data.images import find_images, load_image_file
 from ..data.progress import progress_bar
-from ..errors import InputError
+from ..errors import InputError, format_names
 from ..knowledge.saliency_priors import model_digest
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
@@ -331,9 +331,7 @@ def utf8_name(name: str) -> str:
 
 def changed_sentence(names: list[str]) -> str:
     """Return that images are predicted anew, with the first of their names."""
-    more = len(names) - _MAX_NAMED
-    named = ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"Predicted anew, because the file changed since its row was written: {named}"
+    return f"Predicted anew, because the file changed since its row was written: {format_names(names, _MAX_NAMED)}"
 
 
 def overlay_path(folder: Path, name: str) -> Path:

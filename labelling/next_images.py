@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,12 @@ def find_smaller_distance(
         The distance and the number, None where no smaller distance keeps more.
     """
 
+    @cache
     def kept(smaller: int) -> int:
         return len(keep_unlike(labelled, hashes, smaller)[0])
 
     most = kept(0)
-    if distance == 0 or most <= kept(distance):
+    if most <= kept(distance):
         return None
     low, high = 0, distance  # at low enough are kept, at high too few: the number falls with the distance
     while high - low > 1:
