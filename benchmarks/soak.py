@@ -51,7 +51,8 @@ from kgl.benchmarks.measure import (
     hardware,
     resident_memory,
 )
-from kgl.benchmarks.soak_clients import Clients, count_requests, start_app
+from kgl.benchmarks.soak_clients import Clients, start_app
+from kgl.benchmarks.soak_requests import count_requests
 from kgl.benchmarks.watch import (
     SUFFIXES,
     Watch,
@@ -252,7 +253,7 @@ def soak(minutes: float, folder: Path) -> None:
         for process in (training, watch.process, app.process):
             process.kill()
     results = {
-        "training": count_runs(folder / "training"), "prediction": prediction, "app": count_requests(app),
+        "training": count_runs(folder / "training"), "prediction": prediction, "app": count_requests(app.requests),
         "client_failures": clients.failures[:20], "exit_codes": codes,
     }  # fmt: skip
     versions = {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")}
@@ -311,7 +312,7 @@ def growth_table(lines: list[dict[str, Any]]) -> str:
 
 def requests_table(found: dict[str, Any]) -> str:
     """Return a Markdown table of the requests to the app and their outcomes."""
-    outcomes = ("answered", "refused", "left", "lost", "wrong")
+    outcomes = ("answered", "refused", "queue full", "left", "lost", "wrong")
     rows = []
     for kind, counts in sorted(found["kinds"].items()):
         limit = found["limits"].get(kind)
@@ -335,7 +336,8 @@ def block(lines: list[dict[str, Any]], summary: dict[str, Any]) -> str:
         f"`kgl predict` makes without `--watch` (largest difference of P(defect): "
         f"{rows['largest_score_difference']:.0e}); {rows['broken']} broken files were named."
     )
-    return f"{growth_table(lines)}\n\n{words}\n\n{requests_table(results['app'])}"
+    room = f"{results['app']['refused_with_room']} requests were refused for a full queue that certainly had room."
+    return f"{growth_table(lines)}\n\n{words}\n\n{requests_table(results['app'])}\n\n{room}"
 
 
 def draw(lines: list[dict[str, Any]]) -> None:

@@ -1,13 +1,11 @@
-"""Clients of the Space's app for the soak: their images, requests, answers, and what the rate limits should do."""
+"""Clients of the Space's app for the soak: their images and what they ask."""
 
 from __future__ import annotations
 
-import html
 import http.client
 import io
 import json
 import os
-import re
 import secrets
 import socket
 import struct
@@ -15,32 +13,33 @@ import subprocess
 import threading
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from kgl.benchmarks.soak_requests import (
+    MAX_AT_ONCE,
+    MAX_FILE_BYTES,
+    MAX_IMAGES,
+    MAX_UPLOADS,
+    QUEUE_FULL,
+    Request,
+    Upload,
+    judge,
+)
 from kgl.data.synthetic import CLASSES, generate_surface
 
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-space" / "bin" / "python"
-# The limits that docs/space.md states.
-MAX_IMAGES, MAX_UPLOADS, MAX_AT_ONCE, MAX_FILE_BYTES = 96, 60, 32, 20_000_000
-SECONDS = 60.0  # of the rate limits
 STEADY, EAGER, UPLOADING, ODD = ("127.0.0.2", "127.0.0.3", "127.0.0.4"), "127.0.0.5", "127.0.0.6", "127.0.0.7"
 _FORMATS = {"png": "PNG", "jpg": "JPEG", "bmp": "BMP", "webp": "WEBP", "tif": "TIFF"}
 _UPLOAD, _JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
 _TIMEOUT = 120
-_CARD = re.compile(
-    r'<article class="card[^"]*" data-score="([^"]+)".*?<h3>(.*?)</h3>.*?Most probable class: <b>(.*?)</b>', re.DOTALL
-)
-_PROBLEM = re.compile(r'<p class="problem" role="alert"><b>(.*?)</b> (.*?)</p>')
 _ANSWERS = """
 import json, sys
 from pathlib import Path
@@ -52,30 +51,6 @@ for path in Path(sys.argv[2]).iterdir():
     answers[path.name] = [found["label"], found["defect_score"]]
 print(json.dumps(answers))
 """
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An image file and its answer: class and P(defect), or a part of the sentence that leaves it out."""
-
-    suffix: str
-    content: bytes
-    label: str = ""
-    score: float = float("nan")
-    problem: str = ""
-
-
-@dataclass
-class Request:
-    """A request, when it was sent and answered, and what came of it."""
-
-    kind: str
-    address: str
-    units: int
-    sent: float
-    answered: float = 0.0
-    outcome: str = "lost"  # or answered, refused, left, wrong
-    note: str = ""
 
 
 @dataclass
@@ -189,22 +164,7 @@ def _large_png(width: int, height: int) -> bytes:
     )
 
 
-def judge(page: str, sent: dict[str, Upload]) -> str:
-    """Return what is wrong with the results of images on the page; empty where all are right."""
-    cards = {html.unescape(name): (label, float(score)) for score, name, label in _CARD.findall(page)}
-    problems = dict(_PROBLEM.findall(page))
-    if cards.keys() | problems.keys() != sent.keys() or len(cards) + len(problems) != len(sent):
-        return f"{sorted(sent)} were answered by {sorted([*cards, *problems])}"
-    for name, upload in sent.items():
-        if upload.problem:
-            if upload.problem not in problems.get(name, ""):
-                return f"{name}: {problems.get(name)!r} instead of {upload.problem!r}"
-        elif name not in cards or cards[name][0] != upload.label or abs(cards[name][1] - upload.score) > 1e-6:
-            return f"{name}: {cards.get(name)} instead of {(upload.label, upload.score)}"
-    return ""
-
-
-def classify(app: App, kind: str, address: str, session: str, uploads: list[Upload], refusals: tuple[str, ...]) -> str:
+def classify(app: App, kind: str, address: str, session: str, uploads: list[Upload], *refusals: str) -> str:
     """
     Upload images, have them classified, and note and return what came of it.
 
@@ -214,7 +174,7 @@ def classify(app: App, kind: str, address: str, session: str, uploads: list[Uplo
         address: that the client has.
         session: of the client's page.
         uploads: the images.
-        refusals: parts of sentences, any of which refuses the request rightly.
+        refusals: parts of sentences, any of which refuses the request rightly, besides that of a full queue.
     """
     sent = {f"{secrets.token_hex(4)}{one.suffix}": one for one in uploads}
     request = Request(kind, address, len(uploads), time.monotonic())
@@ -222,11 +182,14 @@ def classify(app: App, kind: str, address: str, session: str, uploads: list[Uplo
     status, text = app.upload(address, [(name, one.content) for name, one in sent.items()])
     request.sent = time.monotonic()
     if status == 200:
+        request.queued = True
         status, text = app.join(address, session, json.loads(text))
     if status == 200:
         text = app.answer(address, session)
     request.answered = time.monotonic()
-    if any(refusal in text for refusal in refusals):
+    if status == 503 and QUEUE_FULL in text:
+        request.outcome = "queue full"
+    elif any(refusal in text for refusal in refusals):
         request.outcome = "refused"
     elif status == 200 and text:
         request.note = judge(text, sent)
@@ -296,14 +259,14 @@ class Clients:
             uploads = self._images(draws, draws.integers(1, 4))
             uploads += [self._bad[draws.integers(len(self._bad))]] if draws.random() < 0.3 else []
             kind = "images, some unusable" if uploads[-1].problem else "images"
-            classify(self._app, kind, address, session, uploads, ())
+            classify(self._app, kind, address, session, uploads)
             if self._stop.wait(draws.uniform(3, 6)):
                 break
         beats.close()
 
     def _eager(self, draws: np.random.Generator) -> None:
         """Classify more images a minute than the limit."""
-        refusal = (f"at most {MAX_IMAGES} per minute. Wait a minute",)
+        refusal = f"at most {MAX_IMAGES} per minute. Wait a minute"
         classify(self._app, "images above the rate", EAGER, secrets.token_hex(6), self._images(draws, 8), refusal)
         self._stop.wait(3)
 
@@ -317,14 +280,14 @@ class Clients:
     def _odd(self, draws: np.random.Generator) -> None:
         """Send what the page never sends: too much, too large, closed addresses; and leave before the answer."""
         app, session = self._app, secrets.token_hex(6)
-        classify(app, "too many images", ODD, session, self._images(draws, MAX_AT_ONCE + 1), ("upload at most 32 at",))
+        classify(app, "too many images", ODD, session, self._images(draws, MAX_AT_ONCE + 1), "upload at most 32 at")
         self._stop.wait(10)
         large = [("a.png", bytes(MAX_FILE_BYTES + 1))]
         plain(app, "too large a file", ODD, lambda: app.upload(ODD, large), "maximum allowed size")
         self._stop.wait(10)
         plain(app, "closed address", ODD, lambda: app.get("/gradio_api/file=/etc/passwd", ODD), "address is closed")
         self._stop.wait(10)
-        left = Request("left before the answer", ODD, 4, time.monotonic(), outcome="left")
+        left = Request("left before the answer", ODD, 4, time.monotonic(), outcome="left", queued=True)
         app.requests.append(left)
         files = [(f"{index}{one.suffix}", one.content) for index, one in enumerate(self._images(draws, 4))]
         app.join(ODD, session, json.loads(app.upload(ODD, files)[1]))
@@ -344,39 +307,7 @@ class Clients:
 
         def ask(number: int) -> None:
             uploads, address = [self._good[number % len(self._good)]] * 3, f"127.0.1.{number + 1}"
-            classify(self._app, "burst", address, secrets.token_hex(6), uploads, ("Queue is full",))
+            classify(self._app, "burst", address, secrets.token_hex(6), uploads)
 
         with ThreadPoolExecutor(48) as pool:
             list(pool.map(ask, range(48)))
-
-
-def check_limit(requests: list[Request], most: int) -> dict[str, int]:
-    """
-    Return how often requests of a client were admitted above a rate limit, or refused below it, as far as is certain.
-
-    The moment of a decision is only known to lie between a request and its answer. `above` counts admitted requests
-    that begin a minute in which more than `most` units were certainly admitted, `below` refusals before whose moment
-    there was certainly room.
-    """
-    admitted = [one for one in requests if one.outcome in ("answered", "wrong")]
-    sent, answered, units = (np.array([getattr(one, of) for one in admitted]) for of in ("sent", "answered", "units"))
-    above = sum(units[(sent >= start) & (answered < start + SECONDS)].sum() > most for start in sent)
-    below = sum(
-        units[(answered > one.sent - SECONDS) & (sent < one.answered)].sum() + one.units <= most
-        for one in requests
-        if one.outcome == "refused"
-    )
-    return {"above": int(above), "below": int(below)}
-
-
-def count_requests(app: App) -> dict[str, Any]:
-    """Return the outcomes of every kind of request, what the rate limits did, and notes of what was not right."""
-    kinds: dict[str, Counter[str]] = {}
-    for one in app.requests:
-        kinds.setdefault(one.kind, Counter())[one.outcome] += 1
-    limits = {
-        name: check_limit([one for one in app.requests if one.kind == name], most)
-        for name, most in (("images above the rate", MAX_IMAGES), ("uploads above the rate", MAX_UPLOADS))
-    }
-    notes = [f"{one.kind}: {one.note}" for one in app.requests if one.outcome in ("lost", "wrong")]
-    return {"kinds": {kind: dict(counts) for kind, counts in kinds.items()}, "limits": limits, "notes": notes[:20]}

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import quotas
+from heap import limit_fragmentation
 from image_files import Example, read_examples
 from input_error import InputError
 from labelled_set import LabelledSet, read_labelled_set
@@ -143,6 +145,7 @@ def _make_cache_writable() -> None:
 def serve(inputs: Inputs, path: Path) -> None:
     """Serve the page until interrupted, with uploads in the folder `path`."""
     os.environ["GRADIO_TEMP_DIR"] = str(path)
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = str(quotas.MAX_ANALYTICS_EVENTS)
     from page import build_page, launch_settings  # Gradio takes seconds: after the checks of the inputs
 
     folder, stopped = UploadFolder(path), threading.Event()
@@ -162,6 +165,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for name in [name for name in os.environ if name.startswith("GRADIO_") and name not in GRADIO_VARIABLES]:
         del os.environ[name]  # several open what is closed here
+    limit_fragmentation()  # before there are threads
     try:
         inputs = read_inputs(args)
     except (InputError, OSError) as error:

@@ -14,6 +14,7 @@ MAX_STORED_BYTES = 2_000_000_000  # of all uploads together
 MAX_QUEUED_REQUESTS = 32  # of all clients
 ANSWER_SECONDS = 120  # for which the answers of a client that does not read them are kept
 MAX_SESSIONS = 100  # whose labelled sets are remembered
+MAX_ANALYTICS_EVENTS = 100  # that Gradio summarises after each request; it keeps 10,000 by default
 
 MAX_LABELLED_ROWS = 100_000
 MAX_EXAMPLES = 12

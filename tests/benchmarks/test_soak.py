@@ -9,7 +9,7 @@ import pytest
 from kgl.benchmarks import soak
 from kgl.benchmarks.evidence.records import append_lines, stored_lines
 from kgl.benchmarks.soak import condense, count_runs, growth, growth_table, read_process, requests_table, sample
-from kgl.benchmarks.soak_clients import App, Request, Upload, check_limit, count_requests, judge
+from kgl.benchmarks.soak_requests import Request, Upload, check_limit, check_queue, count_requests, judge
 
 
 CARD = """<article class="card wide" data-score="%s" data-decision="good">
@@ -99,10 +99,21 @@ def test_requests_above_and_below_a_limit_are_found():
     assert check_limit([request(0, units=2), request(10, "refused", 1)], 3) == {"above": 0, "below": 1}
 
 
+def test_refusals_of_a_queue_with_room_are_found():
+    def request(sent: float, answered: float, outcome: str = "answered") -> Request:
+        return Request("images", "127.0.0.2", 1, sent, answered, outcome, queued=True)
+
+    waiting = [request(0, 10), request(1, 0, "left"), Request("page", "127.0.0.2", 1, 0, 10, "answered")]
+    refused = [request(5, 6, "queue full"), request(5, 6, "queue full")]
+    assert check_queue([*waiting, *refused], 2) == 0
+    assert check_queue([*waiting, *refused], 3) == 2
+    assert check_queue([*waiting, request(30, 31, "queue full")], 2) == 1
+    assert check_queue([*waiting, request(30, 31, "queue full"), request(90, 91, "queue full")], 1) == 1
+
+
 def test_table_counts_every_request():
-    app = App(process=None, port=0)
-    app.requests += [Request("images", "127.0.0.2", 1, 0.0, 1.0, outcome) for outcome in ("answered", "wrong", "lost")]
-    app.requests += [Request("uploads above the rate", "127.0.0.6", 1, 0.0, 1.0, "refused")]
-    rows = requests_table(count_requests(app)).splitlines()
-    assert rows[2] == "| images | 3 | 1 | 0 | 0 | 1 | 1 |  |"
-    assert rows[3] == "| uploads above the rate | 1 | 0 | 1 | 0 | 0 | 0 | 0 admitted above, 1 refused below |"
+    requests = [Request("images", "127.0.0.2", 1, 0.0, 1.0, outcome) for outcome in ("answered", "wrong", "lost")]
+    requests.append(Request("uploads above the rate", "127.0.0.6", 1, 0.0, 1.0, "refused"))
+    rows = requests_table(count_requests(requests)).splitlines()
+    assert rows[2] == "| images | 3 | 1 | 0 | 0 | 0 | 1 | 1 |  |"
+    assert rows[3] == "| uploads above the rate | 1 | 0 | 1 | 0 | 0 | 0 | 0 | 0 admitted above, 1 refused below |"

@@ -1,18 +1,39 @@
-"""Rate limits, the folder of uploads, and the requests that the server admits."""
+"""Rate limits, memory, the folder of uploads, and the requests that the server admits."""
 
 import asyncio
 import os
+import platform
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
-from space_server import JOIN, UPLOAD, write
+from space_server import JOIN, ROOT, UPLOAD, write
 
 import quotas
 from rate_limiter import RateLimiter
 from request_gate import RequestGate
 from unread_answers import UnreadAnswers
 from upload_folder import UploadFolder
+
+
+FRAGMENTED = """
+import sys
+from pathlib import Path
+
+from heap import limit_fragmentation
+
+if sys.argv[1] == "limited":
+    limit_fragmentation()
+del [bytearray(16 << 20)][0]  # glibc now puts blocks of up to 16 MB among the small ones
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+before = resident()
+blocks = [(bytearray(2 << 20), bytearray(2000)) for _ in range(50)]
+kept = [small for _, small in blocks]
+del blocks
+print(resident() - before)
+"""
 
 
 def test_rate_limiter_window_slides(monkeypatch):
@@ -170,3 +191,12 @@ def test_gate_counts_received_bytes(tmp_path, monkeypatch):
     assert status == 503 and "wait" in message
     folder.sweep()
     assert ask(gate, "POST", UPLOAD, short, chunks=(half, b"12")) == (200, "whole")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
+def test_freed_images_go_back_to_the_system():
+    held = {}
+    for how in ("default", "limited"):
+        command = [sys.executable, "-c", FRAGMENTED, how]
+        held[how] = int(subprocess.run(command, cwd=ROOT / "space", capture_output=True, check=True).stdout)
+    assert held["limited"] <= 4 and held["default"] >= 80  # MiB, of 100

@@ -1,10 +1,24 @@
 """The app's server in the Space's environment, which has no kgl, asked by other programs than the page."""
 
 import json
+import subprocess
 import time
 import urllib.request
 
-from space_server import JOIN, ROOT, UPLOAD, call_event, raw_post, request, served, stored_names, wait_until
+from space_server import (
+    JOIN,
+    ROOT,
+    UPLOAD,
+    app_command,
+    call_event,
+    raw_post,
+    request,
+    served,
+    stored_names,
+    wait_until,
+)
+
+import quotas
 
 
 SERVER_ERROR = "The server failed on this request. Its log has the details."
@@ -25,6 +39,7 @@ quotas.UPLOAD_SECONDS, quotas.LEFTOVER_SECONDS, quotas.SWEEP_SECONDS, quotas.ANS
 app.main()
 """
 WITHOUT_SWEEP = QUICK.replace("app.main()", "app.UploadFolder.sweep = lambda self: None; app.main()")
+LAUNCH = "import gradio; gradio.Blocks.launch = lambda page, **_: print(page._queue.ANALYTICS_MAX_EVENTS)"
 START = {"PYTHONPATH": str(ROOT / "space"), "GRADIO_ROOT_PATH": "/x"}
 
 
@@ -129,3 +144,13 @@ def test_gradio_leaves_incomplete_uploads(tmp_path):
         assert "whole.png" in complete
         wait_until(lambda: "whole.png" not in stored_names(tmp_path))
         assert set(stored_names(tmp_path)) == incomplete | complete - {"whole.png"}  # with its empty folder
+
+
+def test_gradio_keeps_few_events(tmp_path):
+    code = QUICK.replace("app.main()", f"{LAUNCH}\napp.main()")
+    command, environment = app_command(
+        tmp_path, "--model", "m", "--trust_remote_code", code=code, PYTHONPATH=str(ROOT / "space"),
+        GRADIO_ANALYTICS_MAX_EVENTS="7",
+    )  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert int(done.stdout) == quotas.MAX_ANALYTICS_EVENTS
