@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image
@@ -21,22 +23,36 @@ def overlay_heat_map(image: np.ndarray, heat: np.ndarray, threshold: float | Non
         heat: `(H, W)` in 0..1; from 0, which leaves the image as it is, to 1, which covers three quarters of it.
         threshold: nothing is drawn below it, and heat at it is drawn like 0.5 of a map without threshold.
     """
+    return np.asarray(_blend(Image.fromarray(image), Image.fromarray(_drawn_levels(heat, threshold))))
+
+
+def overlay_grey_heat_map(image: Image.Image, heat_map: Image.Image, threshold: float) -> Image.Image:
+    """Return the same, RGB, of an image and a grey heat map of its size, 255 for 1, as pipelines return it."""
+    levels = _drawn_levels(np.arange(256, dtype=np.float32) / np.float32(255), threshold)
+    return _blend(image, heat_map.point(levels.tolist()))
+
+
+def _drawn_levels(heat: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Return how strongly heat is drawn, from 0 to 255, uint8."""
     heat = np.clip(heat, 0, 1, dtype=np.float32)
     if threshold is not None:
         shown = heat >= threshold
         heat = (1 + (heat - np.float32(threshold)) / np.float32(max(1 - threshold, 1e-6))) / 2 * shown
-    # Blended by Pillow, within the heat's bounding box: fast, and without holding Python's lock.
-    levels, pixels = Image.fromarray((heat * 255 + 0.5).astype(np.uint8)), Image.fromarray(image).convert("RGB")
-    box = levels.getbbox()
+    return (heat * 255 + 0.5).astype(np.uint8)
+
+
+def _blend(image: Image.Image, levels: Image.Image) -> Image.Image:
+    """Blend by Pillow, within the heat's bounding box: fast, and without holding Python's lock."""
+    pixels, box = image.convert("RGB"), levels.getbbox()
     if box is None:
-        return np.asarray(pixels)
+        return pixels
     levels, under = levels.crop(box), pixels.crop(box)
-    if image.ndim == 3:  # heat over a colour would have a hue of no heat
+    if image.mode != "L":  # heat over a colour would have a hue of no heat
         under = Image.composite(under.convert("L").convert("RGB"), under, levels)
     colours = Image.frombytes("P", levels.size, levels.tobytes())
     colours.putpalette(_PALETTE)
     pixels.paste(Image.composite(colours.convert("RGB"), under, levels.point(_OPACITY)), box)
-    return np.asarray(pixels)
+    return pixels
 
 
 def shown_from(heat: np.ndarray, threshold: float, suspect: bool | None, share: float) -> float:
@@ -54,8 +70,21 @@ def shown_from(heat: np.ndarray, threshold: float, suspect: bool | None, share: 
     """
     if suspect is False:
         return threshold
-    highest = float(np.quantile(heat, 1 - share))
+    return _not_above(threshold, float(np.quantile(heat, 1 - share)))
+
+
+def grey_shown_from(heat_map: Image.Image, threshold: float, suspect: bool, share: float) -> float:
+    """Return the same of a grey heat map, 255 for 1; its histogram has the quantile in a fifth of the time."""
+    if not suspect:
+        return threshold
+    counts = np.cumsum(heat_map.histogram())
+    position = (1 - share) * (counts[-1] - 1)
+    low, high = np.searchsorted(counts, (math.floor(position), math.ceil(position)), side="right")
+    return _not_above(threshold, float(low + (high - low) * (position % 1)) / 255)
+
+
+def _not_above(threshold: float, highest: float) -> float:
     return threshold if highest == 0 else min(threshold, highest)
 
 
-__all__ = ["COLOURMAP", "overlay_heat_map", "shown_from"]
+__all__ = ["COLOURMAP", "grey_shown_from", "overlay_grey_heat_map", "overlay_heat_map", "shown_from"]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image as PILImage
@@ -26,7 +25,7 @@ from ..knowledge.saliency_priors import model_digest
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.model_init import load_classifier
 from ..training.run_dir import claim
-from .overlay import overlay_heat_map, shown_from
+from .overlay import grey_shown_from, overlay_grey_heat_map
 from .prediction_stream import Found, LoadedImage, UnusableImage, predict_stream
 from .prediction_table import PredictionTable, Stamp, file_stamp
 from .unlike_images import UnlikeImages
@@ -361,10 +360,9 @@ def _draw_overlay(
 
 def encode_overlay(image: PILImage.Image, prediction: dict[str, Any], threshold: float, share: float) -> bytes:
     """Return the image under its heat map as a JPEG, with boxes and its highest cells unless it is called good."""
-    heat = np.asarray(prediction["heat_map"]) / np.float32(255)
     suspect = prediction["decision"] != "good"  # also where the model makes no decision
-    lowest = shown_from(heat, threshold, suspect, share)
-    overlay = PILImage.fromarray(overlay_heat_map(np.asarray(image.convert("RGB")), heat, lowest))
+    lowest = grey_shown_from(prediction["heat_map"], threshold, suspect, share)
+    overlay = overlay_grey_heat_map(image, prediction["heat_map"], lowest)
     pen = ImageDraw.Draw(overlay)
     for box in prediction["boxes"] if suspect else []:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)

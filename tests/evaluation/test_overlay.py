@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from kgl.evaluation.overlay import overlay_heat_map, shown_from
+from kgl.evaluation.overlay import grey_shown_from, overlay_grey_heat_map, overlay_heat_map, shown_from
 
 
 HEAT = np.linspace(0, 0.4, 101).reshape(1, 101)
@@ -28,3 +29,18 @@ def test_nothing_is_drawn_below():
     drawn = overlay_heat_map(image, HEAT, shown_from(HEAT, 0.5, True, 0.05))
     changed = (drawn != 100).any(axis=-1)[0]
     assert changed.sum() == 6 and changed[95:].all()
+
+
+@pytest.mark.parametrize("suspect", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("highest", [0, 1, 90, 255])
+@pytest.mark.parametrize("shape", [(7, 9), (7, 9, 3)])
+def test_grey_maps_are_drawn_like_those_of_numbers(shape, highest, threshold, suspect):
+    draws = np.random.default_rng(0)
+    image, grey = (draws.integers(0, 256, shape, np.uint8), draws.integers(0, highest + 1, shape[:2], np.uint8))
+    heat, heat_map = grey / np.float32(255), Image.fromarray(grey)
+    for share in (0.0, 0.05, 0.5, 1.0):
+        lowest = grey_shown_from(heat_map, threshold, suspect, share)
+        assert lowest == pytest.approx(shown_from(heat, threshold, suspect, share), abs=1e-6)
+        drawn = overlay_grey_heat_map(Image.fromarray(image), heat_map, lowest)
+        assert np.array_equal(drawn, overlay_heat_map(image, heat, lowest))
