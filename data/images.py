@@ -214,6 +214,11 @@ def to_pixel_values(
     return image_processor(images=images, return_tensors="pt", **overrides)["pixel_values"]
 
 
+def load_pixel_values(encoded: list[dict[str, Any]], image_processor: BaseImageProcessor) -> torch.Tensor:
+    """Return the same of values of [`without_decoding`], of which one image at a time is decoded."""
+    return torch.cat([to_pixel_values([decode_image(one)], image_processor) for one in encoded])
+
+
 def normalize(images: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
     """Normalize images `(B, 3, H, W)` in 0..1 as the image processor does."""
     mean, std = (
@@ -234,6 +239,7 @@ __all__ = [
     "image_bytes",
     "is_hidden",
     "load_image_file",
+    "load_pixel_values",
     "normalize",
     "open_upright",
     "set_max_megapixels",

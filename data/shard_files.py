@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -27,6 +28,7 @@ BUFFERED_GROUPS = 16  # row groups that training shuffles together
 _CACHED_GROUPS = BUFFERED_GROUPS + 8  # of the next ones, and of masks
 _OPEN_FILES = 32
 _BLOCK = 64  # images of a tar file that are read together
+_READING = threading.Lock()  # threads share open files, and one row group is read once
 
 
 class ShardFileSystem(fsspec.AbstractFileSystem):
@@ -81,7 +83,8 @@ def _read_inside(file: str, inside: str) -> bytes:
     if not column:
         return read_range(file, int(first), int(second))
     # By process: a forked one must not share connections and positions of open files.
-    content = _read_row_group(os.getpid(), file, int(first), column[0])[int(second)].as_py()
+    with _READING:
+        content = _read_row_group(os.getpid(), file, int(first), column[0])[int(second)].as_py()
     if not content:
         raise ValueError("no image in its row of the shard")
     return content

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, Value
+from PIL import Image as PILImage
 from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ..data.images import decode_usable, find_files, has_image_suffix, image_bytes, without_decoding
@@ -52,9 +54,9 @@ def predict_shards(
     """
     Write `output/predictions.csv`, one row per image in the order of the shards, without overlays.
 
-    One batch of images is held in memory beside the row groups that they are read by. Called by every process of
-    `accelerate launch`, the processes share the work, whatever the number of shards. A stopped call resumes, a
-    finished one computes nothing.
+    A batch of images, and one more per thread of torch, is held in memory beside the row groups. Called by every
+    process of `accelerate launch`, the processes share the work, whatever the number of shards. A stopped call
+    resumes, a finished one computes nothing.
 
     Args:
         shards: parquet and WebDataset files.
@@ -84,13 +86,13 @@ def predict_shards(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{key} {rows['file_name']}".encode()).hexdigest()
 
-    def compute(rows: Columns) -> Columns:
-        return _predict(pipeline, rows, batch_size, threshold)
+    def compute(rows: Columns, loaded: _Loaded) -> Columns:
+        return _predict(pipeline, rows, loaded, batch_size, threshold)
 
     held = run_on_main_process(lambda: claim(output, {"predictions": settings}, flag="--output"))
     with full_disk_as_input_error(output):
         table = sharded_map(
-            without_decoding(images), compute, identify, output / "predictions", features=_COLUMNS,
+            without_decoding(images), _load, compute, identify, output / "predictions", features=_COLUMNS,
             batch_size=batch_size, title="Images",
         )  # fmt: skip
         leave_process_group()
@@ -104,17 +106,30 @@ def predict_shards(
     return counts
 
 
-def _predict(pipeline: DefectDetectionPipeline, rows: Columns, batch_size: int, threshold: float) -> Columns:
-    """Return the predictions of undecoded images as JSON, or why an image cannot be used."""
-    images, problems = [], []
+class _Loaded(NamedTuple):
+    images: list[PILImage.Image]  # usable ones
+    problems: list[str | None]  # of every row: why its image cannot be used
+
+
+def _load(rows: Columns) -> _Loaded:
+    """Decode the images of undecoded rows."""
+    loaded = _Loaded([], [])
     for encoded in rows["image"]:
         try:
             if encoded is None:
                 raise ValueError("no image in its row of the shard")
-            images.append(decode_usable(image_bytes(encoded)))
-            problems.append(None)
+            loaded.images.append(decode_usable(image_bytes(encoded)))
+            loaded.problems.append(None)
         except ValueError as error:
-            problems.append(str(error))
+            loaded.problems.append(str(error))
+    return loaded
+
+
+def _predict(
+    pipeline: DefectDetectionPipeline, rows: Columns, loaded: _Loaded, batch_size: int, threshold: float
+) -> Columns:
+    """Return the predictions of images as JSON, or why an image cannot be used."""
+    images, problems = loaded
     predictions = iter(pipeline(images, batch_size=batch_size, box_threshold=threshold) if images else [])
     texts = []
     for problem in problems:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image as PILImage
 
+from ..data.in_order import map_in_order
 from ..pipeline_kgl import DefectDetectionPipeline
 from .prediction_table import Stamp
 
@@ -79,7 +79,7 @@ def predict_stream(
     pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="kgl predict")
     try:
         completing = None
-        for batch in _batches(_in_order(pool, prepare, images, ahead=batch_size), batch_size):
+        for batch in _batches(map_in_order(pool, prepare, images, ahead=batch_size), batch_size):
             before, completing = completing, start_completing(batch)
             if before is not None:
                 yield _results(before)
@@ -87,19 +87,6 @@ def predict_stream(
             yield _results(completing)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _in_order(
-    pool: Executor, function: Callable[[Found], Result], items: Iterator[Found], ahead: int
-) -> Iterator[Result]:
-    """Yield `function(item)` in the order of the items, computed by the pool up to `ahead` items in advance."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _batches(

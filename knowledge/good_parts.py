@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, Features, Value
 from transformers import BaseImageProcessor
 
-from ..data.images import decode_image, to_pixel_values, without_decoding
+from ..data.images import load_pixel_values, to_pixel_values, without_decoding
 from ..data.schema import digest_rows, image_digests
 from ..errors import InputError
 from ..heads_kgl import top_cells
@@ -188,15 +188,21 @@ def write_good_parts_priors(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)} {_groups(rows)}".encode()).hexdigest()
 
+    def is_good(rows: Columns) -> np.ndarray:
+        return np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
+
+    def load(rows: Columns) -> torch.Tensor | None:
+        defective = [image for image, blank in zip(rows["image"], is_good(rows), strict=True) if not blank]
+        return load_pixel_values(defective, image_processor) if defective else None  # good images have blank priors
+
     @torch.no_grad()
-    def compute(rows: Columns) -> Columns:
-        good = np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
+    def compute(rows: Columns, pixel_values: torch.Tensor | None) -> Columns:
+        good = is_good(rows)
         maps, weights = np.zeros((len(good), *grid), dtype=np.uint8), np.zeros(len(good), dtype=np.float32)
-        if not good.all():  # good images have blank priors
-            images = [decode_image(image) for image, blank in zip(rows["image"], good, strict=True) if not blank]
+        if pixel_values is not None:
             groups = [group for group, blank in zip(_groups(rows), good, strict=True) if not blank]
             with eval_mode(model):
-                cells = cells_of(model, to_pixel_values(images, image_processor).to(model.device))
+                cells = cells_of(model, pixel_values.to(model.device))
             distances = good_parts.distances(cells, groups)
             maps[~good] = good_parts.to_prior(to_grid(distances, grid)).cpu().numpy()
             weights[~good] = good_parts.trust(distances)
@@ -205,8 +211,9 @@ def write_good_parts_priors(
 
     features = Features(kept | {"digest": Value("string")} | prior_features(grid))
     return sharded_map(
-        without_decoding(dataset), compute, identify, folder, features=features, batch_size=batch_size, title=_TITLE
-    )
+        without_decoding(dataset), load, compute, identify, folder, features=features, batch_size=batch_size,
+        title=_TITLE,
+    )  # fmt: skip
 
 
 def cells_of(model: KGLForImageClassification, pixel_values: torch.Tensor) -> torch.Tensor:

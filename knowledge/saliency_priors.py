@@ -14,7 +14,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
 from transformers import BaseImageProcessor
 
-from ..data.images import decode_image, to_pixel_values, without_decoding
+from ..data.images import load_pixel_values, to_pixel_values, without_decoding
 from ..data.progress import progress_bar
 from ..data.schema import digest_rows, image_digests
 from ..errors import InputError
@@ -56,9 +56,9 @@ def add_saliency_priors(
     Raises:
         InputError: the classes are not the model's, it lacks a layer, or a map is not finite.
     """
-    compute, features = _prior_function(dataset, model, image_processor, args or PriorArguments())
+    load, compute, features = _prior_functions(dataset, model, image_processor, args or PriorArguments())
     with progress_bar(title=_TITLE, total=len(dataset), unit=" images") as bar:
-        priors = map_batches(without_decoding(dataset).iter(batch_size), compute, features, bar)
+        priors = map_batches(without_decoding(dataset).iter(batch_size), load, compute, features, bar)
     return concatenate_datasets([dataset, priors], axis=1)
 
 
@@ -84,7 +84,7 @@ def write_saliency_priors(
         InputError: as [`add_saliency_priors`]; `folder` holds something else, or the disk is full.
     """
     args = args or PriorArguments()
-    compute_priors, prior_features = _prior_function(dataset, model, image_processor, args)
+    load, compute_priors, prior_features = _prior_functions(dataset, model, image_processor, args)
     kept = {name: dataset.features[name] for name in ("file_name",) if name in dataset.features}
     features = Features(kept | {"digest": Value("string")} | prior_features)
     names = dataset.features["label"].names
@@ -95,21 +95,23 @@ def write_saliency_priors(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)}".encode()).hexdigest()
 
-    def compute(rows: Columns) -> Columns:
-        return {name: rows[name] for name in kept} | {"digest": image_digests(rows)} | compute_priors(rows)
+    def compute(rows: Columns, pixel_values: torch.Tensor) -> Columns:
+        columns = compute_priors(rows, pixel_values)
+        return {name: rows[name] for name in kept} | {"digest": image_digests(rows)} | columns
 
     return sharded_map(
-        without_decoding(dataset), compute, identify, folder, features=features, batch_size=batch_size, title=_TITLE
-    )
+        without_decoding(dataset), load, compute, identify, folder, features=features, batch_size=batch_size,
+        title=_TITLE,
+    )  # fmt: skip
 
 
-def _prior_function(
+def _prior_functions(
     dataset: Dataset | IterableDataset,
     model: KGLForImageClassification,
     image_processor: BaseImageProcessor,
     args: PriorArguments,
-) -> tuple[Callable[[Columns], Columns], Features]:
-    """Return the function from a batch of undecoded rows to its prior columns, and the columns' types."""
+) -> tuple[Callable[[Columns], torch.Tensor], Callable[[Columns, torch.Tensor], Columns], Features]:
+    """Return what loads a batch of undecoded rows, what computes its prior columns, and the columns' types."""
     features = dataset.features or {}
     if not isinstance(features.get("image"), Image) or not isinstance(features.get("label"), ClassLabel):
         raise InputError("The dataset needs columns image and label of the types datasets.Image and ClassLabel.")
@@ -120,9 +122,11 @@ def _prior_function(
         raise InputError("The dataset has no images.")
     grid = check_saliency_method(to_pixel_values([first["image"]], image_processor).to(model.device), model, args)
 
-    def compute(rows: Columns) -> Columns:
-        images = [decode_image(image) for image in rows["image"]]
-        pixel_values = to_pixel_values(images, image_processor).to(model.device)
+    def load(rows: Columns) -> torch.Tensor:
+        return load_pixel_values(rows["image"], image_processor)
+
+    def compute(rows: Columns, pixel_values: torch.Tensor) -> Columns:
+        pixel_values = pixel_values.to(model.device)
         targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
         with _uncalibrated(model):
             maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
@@ -130,7 +134,7 @@ def _prior_function(
         good = np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
         return prior_columns(maps, np.ones(len(maps), dtype=np.float32), good, rows.get("mask", []))
 
-    return compute, Features(prior_features(grid))
+    return load, compute, Features(prior_features(grid))
 
 
 @contextmanager

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, Features, IterableDataset, concatenate_datasets, load_from_disk
 from tqdm.auto import tqdm
 
 from ..data.host_folders import find_writers, send, send_to_hosts
+from ..data.in_order import map_in_order
 from ..data.processes import run_on_all_processes, share_from_main_process
 from ..data.progress import progress_bar
 from ..data.storage import lock, run_on_main_process, save_dataset, write_json
@@ -21,6 +27,7 @@ from ..errors import InputError
 
 
 Columns = dict[str, list[Any]]
+Loaded = TypeVar("Loaded")
 _STREAM_SHARD = 256  # rows of a stream held in memory, undecoded
 _MIN_SHARD = 64
 _MAX_SHARD = 1024
@@ -28,20 +35,48 @@ _SHARDS = 32  # enough for several processes to share evenly
 
 
 def map_batches(
-    batches: Iterable[Columns], compute: Callable[[Columns], Columns], features: Features, bar: tqdm
+    batches: Iterable[Columns],
+    load: Callable[[Columns], Loaded],
+    compute: Callable[[Columns, Loaded], Columns],
+    features: Features,
+    bar: tqdm,
 ) -> Dataset:
     """
     Return the columns that `compute` makes of each batch, as one table in memory.
 
     Args:
         batches: columns of the same length each.
-        compute: from a batch of columns to new columns of the same length.
+        load: see [`sharded_map`].
+        compute: see [`sharded_map`].
         features: of the new columns.
         bar: a progress bar, advanced by the rows of each batch.
     """
+    with _loaded(batches, load) as loaded:
+        return _table(loaded, compute, features, bar)
+
+
+@contextmanager
+def _loaded(
+    batches: Iterable[Columns], load: Callable[[Columns], Loaded]
+) -> Iterator[Iterator[tuple[Columns, Loaded]]]:
+    """Pair batches with what `load` makes of them in threads, as many as torch uses, one batch in advance each."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="kgl load")
+    try:
+        yield map_in_order(pool, lambda batch: (batch, load(batch)), batches, ahead=threads)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _table(
+    batches: Iterable[tuple[Columns, Loaded]],
+    compute: Callable[[Columns, Loaded], Columns],
+    features: Features,
+    bar: tqdm,
+) -> Dataset:
     columns: Columns = {name: [] for name in features}
-    for batch in batches:
-        for name, values in compute(batch).items():
+    for batch, loaded in batches:
+        for name, values in compute(batch, loaded).items():
             columns[name] += values
         bar.update(_num_rows(batch))
     return Dataset.from_dict(columns, features=features)
@@ -49,7 +84,8 @@ def map_batches(
 
 def sharded_map(
     dataset: Dataset | IterableDataset,
-    compute: Callable[[Columns], Columns],
+    load: Callable[[Columns], Loaded],
+    compute: Callable[[Columns, Loaded], Columns],
     identify: Callable[[Columns], str],
     folder: Path,
     *,
@@ -65,8 +101,10 @@ def sharded_map(
     pass resumes, and a finished pass computes nothing. `identify` tells a shard of other rows or settings.
 
     Args:
-        dataset: the rows; of a stream at most one shard is held in memory.
-        compute: from a batch of columns to new columns of the same length.
+        dataset: the rows; of a stream at most two shards are held in memory, undecoded.
+        load: from a batch of columns to what `compute` needs besides; called by threads while `compute` works on the
+            batches before, so it changes nothing.
+        compute: from a batch of columns, and what was loaded, to new columns of the same length.
         identify: from a shard's rows to a hash of everything that decides what `compute` makes of them.
         folder: the table, for `load_from_disk`; `<folder>.json` and `<folder>.shards` are used too.
         features: of the new columns.
@@ -85,17 +123,28 @@ def sharded_map(
     stored = finished or share_from_main_process(lambda: [path.name for path in shards.iterdir()])
 
     def write_own_shards() -> list[str]:
-        own_keys = []
-        with _progress_bar(title, dataset, state) as bar:
-            for number, rows in _own_shards(dataset, state):
-                own_keys.append(key := f"{number:06d}-{identify(rows)}")
-                if finished is not None and key not in finished:
-                    raise _other_table(folder)
-                if key in stored or (shards / key).exists():
-                    bar.update(_num_rows(rows))
-                else:
-                    save_dataset(map_batches(_split(rows, batch_size), compute, features, bar), shards / key)
+        own_keys: list[str] = []
+        missing: deque[tuple[str, int]] = deque()  # keys of shards whose batches were taken, and how many they are
+        with (
+            _progress_bar(title, dataset, state) as bar,
+            _loaded(missing_batches(own_keys, missing, bar), load) as batches,
+        ):
+            for first in batches:
+                key, count = missing.popleft()
+                save_dataset(_table(chain([first], islice(batches, count - 1)), compute, features, bar), shards / key)
         return own_keys
+
+    def missing_batches(own_keys: list[str], missing: deque[tuple[str, int]], bar: tqdm) -> Iterator[Columns]:
+        for number, rows in _own_shards(dataset, state):
+            own_keys.append(key := f"{number:06d}-{identify(rows)}")
+            if finished is not None and key not in finished:
+                raise _other_table(folder)
+            if key in stored or (shards / key).exists():
+                bar.update(_num_rows(rows))
+                continue
+            batches = list(_split(rows, batch_size))
+            missing.append((key, len(batches)))
+            yield from batches
 
     keys = _collect(shards, run_on_all_processes(write_own_shards), stored, writers)
     if not keys:

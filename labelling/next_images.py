@@ -16,7 +16,7 @@ from transformers import BaseImageProcessor
 
 from ..configuration_kgl import KGLConfig
 from ..data.duplicates import find_near_duplicates
-from ..data.images import decode_image, find_images, to_pixel_values, without_decoding
+from ..data.images import find_images, load_pixel_values, without_decoding
 from ..data.schema import defect_dataset, image_digests
 from ..data.storage import write_text
 from ..data.validation import inspect_images
@@ -180,11 +180,13 @@ def predict_images(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {image_digests(rows)}".encode()).hexdigest()
 
+    def load(rows: Columns) -> torch.Tensor:
+        return load_pixel_values(rows["image"], image_processor)
+
     @torch.no_grad()
-    def compute(rows: Columns) -> Columns:
-        decoded = [decode_image(image) for image in rows["image"]]
+    def compute(rows: Columns, pixel_values: torch.Tensor) -> Columns:
         with eval_mode(model):
-            output = model(to_pixel_values(decoded, image_processor).to(model.device))
+            output = model(pixel_values.to(model.device))
         return {
             "digest": image_digests(rows),
             "probabilities": class_probabilities(output.logits.float()).cpu().tolist(),
@@ -195,8 +197,9 @@ def predict_images(
 
     rows = without_decoding(images.select_columns(["image"]))
     table = sharded_map(
-        rows, compute, identify, folder, features=_COLUMNS, batch_size=_BATCH, title="Unlabelled and training images"
-    )
+        rows, load, compute, identify, folder, features=_COLUMNS, batch_size=_BATCH,
+        title="Unlabelled and training images",
+    )  # fmt: skip
     return table.with_format("numpy")
 
 

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from safetensors.torch import load_file, save_file
 from transformers import BaseImageProcessor
 
-from ..data.images import decode_image, to_pixel_values, without_decoding
+from ..data.images import load_pixel_values, to_pixel_values, without_decoding
 from ..data.processes import share_from_main_process
 from ..data.schema import digest_rows, image_digests
 from ..data.storage import run_on_main_process
@@ -140,10 +140,12 @@ def write_frozen_features(
         content = f"{settings} {digest_rows(rows, names)} {rows['keeps_cells']}"
         return hashlib.sha1(content.encode()).hexdigest()
 
+    def load(rows: Columns) -> torch.Tensor:
+        return load_pixel_values(rows["image"], image_processor)
+
     @torch.no_grad()
-    def compute(rows: Columns) -> Columns:
-        images = [decode_image(image) for image in rows["image"]]
-        pixel_values = to_pixel_values(images, image_processor).to(model.device)
+    def compute(rows: Columns, pixel_values: torch.Tensor) -> Columns:
+        pixel_values = pixel_values.to(model.device)
         with eval_mode(model):
             maps, _ = model.features(pixel_values)
             mirrored, _ = model.features(pixel_values.flip(3))
@@ -153,12 +155,13 @@ def write_frozen_features(
             "pooled": list(pool_maps(maps).float().cpu().numpy()),
             "flipped": list(pool_maps(mirrored).float().cpu().numpy()),
             "cells": [one.tobytes() if keeps else b"" for one, keeps in zip(cells, rows["keeps_cells"], strict=True)],
-            "grid": [list(cells.shape[1:])] * len(images),
+            "grid": [list(cells.shape[1:])] * len(pixel_values),
         }
 
     table = sharded_map(
-        without_decoding(rows), compute, identify, folder, features=_COLUMNS, batch_size=batch_size, title=_TITLE
-    )
+        without_decoding(rows), load, compute, identify, folder, features=_COLUMNS, batch_size=batch_size,
+        title=_TITLE,
+    )  # fmt: skip
     return _read(table, kept)
 
 
