@@ -10,7 +10,6 @@ from io import BytesIO
 from typing import Any
 from urllib.request import urlopen
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -115,7 +114,7 @@ class DefectDetectionPipeline(Pipeline):
             defect_score, defective = (value.item() for value in self.model.decide(logits))
             decision = config.decision(defect_score)
         cells = outputs["saliency"].float().sigmoid() * config.has_heat_map
-        heat = F.interpolate(cells, outputs["size"], mode="bilinear")[0, 0].numpy()
+        grey = F.interpolate(255 * cells, outputs["size"], mode="bilinear")[0, 0].round_().byte()
         threshold = config.heat_threshold if box_threshold is None else box_threshold
         unlike = None
         if config.training_range is not None:
@@ -127,7 +126,7 @@ class DefectDetectionPipeline(Pipeline):
             "defect_score": defect_score,
             "defective": defective,
             "decision": decision,
-            "heat_map": Image.fromarray((heat * 255).round().astype(np.uint8)),
+            "heat_map": Image.fromarray(grey.numpy()),
             "boxes": hot_boxes(cells[0, 0], threshold, outputs["size"]) if config.has_heat_map else [],
             "unlike_training": unlike,
         }

@@ -1,43 +1,56 @@
 """
 Measure how near `kgl predict`, the prior pass and training come to the speed of the forward pass.
 
-    python benchmarks/throughput.py [--rounds 7] [--images 48] [--into docs/scale.md]
+    python benchmarks/throughput.py [--rounds 5] [--images 64] [--into docs/scale.md]
 
 The default is trained on each set by `kgl train`; then whole jobs and forward passes alone, of the same model and the
 same batch size, run in turns in one process with one thread of torch, whose other work has one more thread, as on a
-machine with two cores. A ratio of 1 means that everything else is hidden behind the forward pass. *Stages* are the
-milliseconds of each step of a prediction, one after the other. *Modes* are forward passes in other number formats and
-layouts over that in float32. All rounds are stored in benchmarks/results/throughput.json; a set that it holds is
-skipped.
+machine with two cores. A ratio of 1 means that everything else is hidden behind the forward pass; forward passes
+beside a thread that hashes, which needs no lock of Python's, show what the machine allows. Jobs have at least six
+batches. *Stages* are the milliseconds of each step of a prediction, one after the other. *Training* is a guided step
+of the same backbone, all of it trained, over its forward pass, and batches that a worker process loads over the same
+ones in memory. *Modes* are forward passes in other number formats and layouts over that in float32. All rounds are
+stored in benchmarks/results/throughput.json; a set that it holds is skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 
 from kgl.benchmarks.evidence.formatting import markdown_table, write_block
 from kgl.benchmarks.evidence.plan import SHARED
 from kgl.benchmarks.measure import RESULTS, hardware, in_mode, paired, store
+from kgl.benchmarks.step_cost import prepare_trainer, take_step
+from kgl.configuration_kgl import KGLConfig
 from kgl.data.arguments import DataArguments
 from kgl.data.images import find_images, load_image_file
 from kgl.data.loading import read_images
 from kgl.evaluation.predict_folder import FolderPredictor, encode_overlay, load_named, load_pipeline
 from kgl.evaluation.prediction_table import PredictionTable
-from kgl.knowledge.saliency_priors import write_saliency_priors
+from kgl.knowledge.arguments import PriorArguments
+from kgl.knowledge.saliency_priors import add_saliency_priors, write_saliency_priors
+from kgl.modeling_kgl import KGLForImageClassification
 from kgl.pipeline_kgl import DefectDetectionPipeline
+from kgl.saliency.compute import compute_saliency
 from kgl.train import main as train
+from kgl.training.augmentation import PairedAugmentation
+from kgl.training.collator import DefectCollator
+from kgl.training.trainer import KnowledgeGuidedTrainer
+from kgl.training.training_args import KGLTrainingArguments
 
 
 NAME = "throughput"
@@ -63,7 +76,7 @@ def predict(pipeline: DefectDetectionPipeline, files: list[Path], batch_size: in
         output, threshold = Path(folder), pipeline.model.config.heat_threshold
         with PredictionTable(output / "predictions.csv", list(pipeline.model.config.label2id)) as table:
             predictor = FolderPredictor(pipeline, output, table, batch_size, threshold)
-            predictor.predict(iter([(path.name, path) for path in files]), load_named)
+            predictor.predict(((f"{number}.png", path) for number, path in enumerate(files)), load_named)
 
 
 def forward_pass(pipeline: DefectDetectionPipeline, count: int, batch_size: int) -> Callable[[], None]:
@@ -78,27 +91,100 @@ def forward_pass(pipeline: DefectDetectionPipeline, count: int, batch_size: int)
     return forward
 
 
-def measure_jobs(pipeline: DefectDetectionPipeline, files: list[Path], rounds: int) -> dict[str, Any]:
-    """Return the time of a prediction over that of its forward passes at every batch size, and a control."""
+def beside_busy_thread(call: Callable[[], None]) -> Callable[[], None]:
+    """Return the call while another thread computes hashes, which needs a core and not Python's lock."""
+
+    def hash_until(done: threading.Event) -> None:
+        content = bytes(1 << 23)
+        while not done.is_set():
+            hashlib.sha256(content)
+
+    def run() -> None:
+        done = threading.Event()
+        thread = threading.Thread(target=hash_until, args=(done,))
+        thread.start()
+        call()
+        done.set()
+        thread.join()
+
+    return run
+
+
+def measure_jobs(pipeline: DefectDetectionPipeline, files: list[Path], count: int, rounds: int) -> dict[str, Any]:
+    """
+    Return the times of predictions, and of forward passes beside a busy thread, over forward passes; and a control.
+
+    Jobs have `count` images of the files, and six batches at least.
+    """
     results = {}
     for batch_size in BATCH_SIZES:
-        forward = forward_pass(pipeline, len(files), batch_size)
-        results[f"prediction {batch_size}"] = paired(
-            lambda batch_size=batch_size: predict(pipeline, files, batch_size), forward, rounds, warmups=1
-        )
-        results[f"control {batch_size}"] = paired(forward, forward, rounds, warmups=1)
+        some = some_of(files, max(count, 6 * batch_size))
+        forward = forward_pass(pipeline, len(some), batch_size)
+        calls = {
+            "prediction": lambda some=some, batch_size=batch_size: predict(pipeline, some, batch_size),
+            "busy": beside_busy_thread(forward),
+        }
+        for name, call in calls.items():
+            results[f"{name} {batch_size}"] = paired(call, forward, rounds, warmups=1)
+    results["control"] = paired(forward, forward, rounds, warmups=1)
     return results
 
 
-def measure_priors(pipeline: DefectDetectionPipeline, arguments: list[str], count: int, rounds: int) -> dict[str, Any]:
-    """Return the time of a saliency prior pass over that of its forward passes."""
-    images = read_images(DataArguments(data_dir=arguments[1])).splits["train"].select(range(count))
+def some_of(files: list[Path], count: int) -> list[Path]:
+    """Return `count` files of equal distances, or some of them twice where there are fewer."""
+    return [files[index * len(files) // count] for index in range(count)]
+
+
+def measure_priors(
+    pipeline: DefectDetectionPipeline, images: Dataset, rounds: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the times of a saliency prior pass, and of its maps alone, over that of its forward passes."""
+    forward, model, size = forward_pass(pipeline, len(images), 16), pipeline.model, pipeline.image_processor.size
+    pixel_values = torch.rand(16, 3, size["height"], size["width"])
+    targets, args = torch.arange(16) % model.config.num_labels, PriorArguments()
 
     def write() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            write_saliency_priors(images, pipeline.model, pipeline.image_processor, Path(folder) / "priors")
+            write_saliency_priors(images, model, pipeline.image_processor, Path(folder) / "priors")
 
-    return paired(write, forward_pass(pipeline, count, 16), rounds, warmups=1)
+    def compute_maps() -> None:
+        for _ in range(len(images) // 16):
+            compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
+
+    return tuple(paired(call, forward, rounds, warmups=1) for call in (write, compute_maps))
+
+
+def measure_training(
+    pipeline: DefectDetectionPipeline, images: Dataset, rounds: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the times of guided steps over their forward passes, and of an epoch over its steps, in batches of 16."""
+    config = pipeline.model.config
+    model = KGLForImageClassification(KGLConfig(backbone_config=config.backbone_config, id2label=config.id2label))
+    with tempfile.TemporaryDirectory() as folder:
+        args = KGLTrainingArguments(
+            output_dir=folder, kg_lambda=0.5, per_device_train_batch_size=16, dataloader_num_workers=1,
+            dataloader_persistent_workers=True,
+        )  # fmt: skip
+        trainer = prepare_trainer(
+            KnowledgeGuidedTrainer(
+                model=model, args=args, train_dataset=add_saliency_priors(images, model, pipeline.image_processor),
+                data_collator=DefectCollator(pipeline.image_processor, PairedAugmentation()),
+            )
+        )  # fmt: skip
+        loader = trainer.get_train_dataloader()
+        batches = list(loader)
+
+        @torch.no_grad()
+        def forward() -> None:
+            for batch in batches:
+                model(pixel_values=batch["pixel_values"])
+
+        def train_on(batches: Iterable[dict[str, torch.Tensor]]) -> None:
+            for batch in batches:
+                take_step(trainer, batch)
+
+        steps = paired(lambda: train_on(batches), forward, rounds, warmups=1)
+        return steps, paired(lambda: train_on(loader), lambda: train_on(batches), rounds, warmups=1)
 
 
 def measure_stages(pipeline: DefectDetectionPipeline, files: list[Path]) -> dict[str, float]:
@@ -150,9 +236,13 @@ def measure_set(name: str, count: int, rounds: int) -> dict[str, Any]:
         torch.set_num_threads(1)
         pipeline, _ = load_pipeline(str(run / "run/final"), 1, None)
         files = find_images(Path(SETS[name][1]))
-        files = files[:: max(1, len(files) // count)][:count]
-        results = {"stages": measure_stages(pipeline, files), **measure_jobs(pipeline, files, rounds)}
-        results["priors"] = measure_priors(pipeline, SETS[name], count, rounds)
+        results = {
+            "stages": measure_stages(pipeline, some_of(files, 48)),
+            **measure_jobs(pipeline, files, count, rounds),
+        }
+        images = read_images(DataArguments(data_dir=SETS[name][1])).splits["train"].select(range(count))
+        results["priors"], results["maps"] = measure_priors(pipeline, images, rounds)
+        results["steps"], results["epoch"] = measure_training(pipeline, images, rounds)
         if name == next(iter(SETS)):
             results["modes"] = measure_modes(pipeline, rounds)
         return results
@@ -164,10 +254,22 @@ def rates_table(results: dict[str, Any]) -> str:
     """Return a Markdown table of images per second over those of the forward pass, with quartiles."""
     rows = []
     for name, measured in results.items():
-        row = {"set": name}
-        for size in BATCH_SIZES:
-            row[f"predict, batches of {size}"] = _rate(measured[f"prediction {size}"])
-        rows.append(row | {"prior pass": _rate(measured["priors"]), "control": _rate(measured["control 16"])})
+        jobs = {name: "prediction", "forward passes beside a busy thread": "busy"}
+        for title, job in jobs.items():
+            rates = {f"batches of {size}": _rate(measured[f"{job} {size}"]) for size in BATCH_SIZES}
+            rows.append({"predictions over forward passes": title} | rates)
+    return markdown_table(rows)
+
+
+def passes_table(results: dict[str, Any]) -> str:
+    """Return a Markdown table of the prior pass and of training over the forward pass, with quartiles."""
+    titles = {
+        "control": "control: forward passes", "priors": "prior pass", "maps": "its maps alone", "steps": "guided steps", "epoch": "epoch over its steps",
+    }  # fmt: skip
+    rows = [
+        {"set": name} | {title: _rate(measured[key]) for key, title in titles.items()}
+        for name, measured in results.items()
+    ]
     return markdown_table(rows)
 
 
@@ -203,7 +305,7 @@ def modes_table(modes: dict[str, Any]) -> str:
 def main() -> None:
     """Measure the sets that the results file lacks, and fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--into", type=Path, help="a page with the marker `throughput`")
     options = parser.parse_args()
@@ -213,7 +315,12 @@ def main() -> None:
     for name in [name for name in SETS if name not in results]:
         results[name] = measure_set(name, options.images, options.rounds)
         store(NAME, {"threads": 1, "rounds": options.rounds, "images": options.images}, results)
-    tables = [rates_table(results), stages_table(results), modes_table(results[next(iter(SETS))]["modes"])]
+    tables = [
+        rates_table(results),
+        passes_table(results),
+        stages_table(results),
+        modes_table(results[next(iter(SETS))]["modes"]),
+    ]
     block = f"{hardware()}, one thread of torch and one for everything else.\n\n" + "\n\n".join(tables)
     print(block)
     if options.into is not None:
