@@ -264,8 +264,12 @@ def rates_table(results: dict[str, Any]) -> str:
 def passes_table(results: dict[str, Any]) -> str:
     """Return a Markdown table of the prior pass and of training over the forward pass, with quartiles."""
     titles = {
-        "control": "control: forward passes", "priors": "prior pass", "maps": "its maps alone", "steps": "guided steps", "epoch": "epoch over its steps",
-    }  # fmt: skip
+        "control": "control: forward passes",
+        "priors": "prior pass",
+        "maps": "its maps alone",
+        "steps": "guided steps",
+        "epoch": "epoch over its steps",
+    }
     rows = [
         {"set": name} | {title: _rate(measured[key]) for key, title in titles.items()}
         for name, measured in results.items()
