@@ -210,7 +210,8 @@ def measure_stages(pipeline: DefectDetectionPipeline, files: list[Path]) -> dict
 @torch.inference_mode()
 def measure_modes(pipeline: DefectDetectionPipeline, rounds: int) -> dict[str, Any]:
     """Return the time of a batch in each mode over that in float32, and the largest change of a probability."""
-    size, model = pipeline.image_processor.size, pipeline.model
+    size = pipeline.image_processor.size
+    model = copy.deepcopy(pipeline.model).to(memory_format=torch.contiguous_format)
     pixel_values = torch.randn(16, 3, size["height"], size["width"])
     expected, results = model(pixel_values), {}
     for name, mode in MODES.items():

@@ -57,6 +57,21 @@ def test_hot_boxes_by_hand():
     assert [(box["xmax"], box["ymax"]) for box in hot_boxes(cells, 0, (7, 12))] == [(12, 7)]
 
 
+def test_layout_for_cpus_changes_no_result_and_is_not_saved(tmp_path):
+    pixel_values, model = torch.randn(2, 3, 48, 32), tiny_model()
+    expected = model(pixel_values)
+    DefectDetectionPipeline(model, image_processor=PROCESSOR)
+    kernels = [weight for weight in model.parameters() if weight.ndim == 4 and weight[0, 0].numel() > 1]
+    assert kernels and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+    laid_out = model(pixel_values)
+    assert torch.allclose(laid_out.logits, expected.logits, atol=1e-5)
+    assert torch.allclose(laid_out.saliency, expected.saliency, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    loaded = KGLForImageClassification.from_pretrained(tmp_path).eval()
+    assert all(weight.is_contiguous() for weight in loaded.parameters())
+    assert torch.equal(loaded(pixel_values).logits, expected.logits)
+
+
 def test_hot_boxes_hold_whole_cells():
     cells = torch.zeros(4, 3)
     cells[1, 2] = 0.75
