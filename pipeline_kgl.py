@@ -29,6 +29,7 @@ PROPERTIES = {
     "feature_distance": ("other features", "other features"),
 }
 OTHER_SIZE = "other size"
+_ORIENTATION, _TURNED = 0x0112, range(2, 9)  # of EXIF: mirrored or rotated
 
 
 class DefectDetectionPipeline(Pipeline):
@@ -189,6 +190,15 @@ def open_image(image: str | Image.Image, timeout: float | None = None) -> Image.
         raise ValueError(f"{error} If you trust the file, set PIL.Image.MAX_IMAGE_PIXELS higher.") from error
     if isinstance(image, Image.Image) and is_deeper_than_8_bits(image):
         raise ValueError(f"{name} image of mode {image.mode} has more than 8 bits per channel; convert it to 8.")
+    return upright_rgb(image, timeout)
+
+
+def upright_rgb(image: str | Image.Image, timeout: float | None = None) -> Image.Image:
+    """Return what `transformers.image_utils.load_image` does, without its two copies of an upright RGB image."""
+    if isinstance(image, Image.Image) and image.mode == "RGB":
+        image.load()
+        if image.getexif().get(_ORIENTATION, 1) not in _TURNED:
+            return image
     return load_image(image, timeout=timeout)
 
 
@@ -316,4 +326,5 @@ __all__ = [
     "image_properties",
     "open_image",
     "unlike_training",
+    "upright_rgb",
 ]

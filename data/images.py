@@ -14,9 +14,9 @@ from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor
-from transformers.image_utils import load_image
 
 from ..errors import InputError
+from ..pipeline_kgl import upright_rgb
 from .shard_files import is_in_shard, read_from_shard
 
 
@@ -107,7 +107,7 @@ def decode_usable(raw: bytes) -> PILImage.Image:
     try:
         image, _ = open_upright(raw)
         check_usable(image)
-        return image.convert("RGB")
+        return upright_rgb(image)
     except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files
         raise ValueError(decoder_message(error)) from error
 
@@ -209,8 +209,7 @@ def to_pixel_values(
     images: list[PILImage.Image], image_processor: BaseImageProcessor, **overrides: Any
 ) -> torch.Tensor:
     """Preprocess images to `(B, 3, H, W)`, the same tensors as those of `pipeline("image-classification")`."""
-    # load_image orients an image and converts it to RGB, as the pipeline does.
-    images = [load_image(image) for image in images]
+    images = [upright_rgb(image) for image in images]
     return image_processor(images=images, return_tensors="pt", **overrides)["pixel_values"]
 
 

@@ -13,14 +13,13 @@ from datasets import Dataset
 from PIL import Image as PILImage
 from sklearn.model_selection import GroupKFold
 from transformers import BaseImageProcessor
-from transformers.image_utils import load_image
 
 from ..data.images import to_pixel_values
 from ..data.progress import progress_bar
 from ..errors import InputError
 from ..heads_kgl import average_features
 from ..modeling_kgl import KGLForImageClassification
-from ..pipeline_kgl import PROPERTIES, image_properties
+from ..pipeline_kgl import PROPERTIES, image_properties, upright_rgb
 from ..saliency.activations import eval_mode
 
 
@@ -61,7 +60,7 @@ def measure_images(
     seen, features, sizes = [], [], []
     with eval_mode(model):
         for batch in batches:
-            images = [load_image(image) for image in batch]  # upright
+            images = [upright_rgb(image) for image in batch]
             pixel_values = to_pixel_values(images, image_processor).to(model.device)
             seen.append(image_properties(pixel_values, image_processor).cpu().double())
             features.append(average_features(model.features(pixel_values)[0]).cpu().double())

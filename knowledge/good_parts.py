@@ -188,16 +188,14 @@ def write_good_parts_priors(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)} {_groups(rows)}".encode()).hexdigest()
 
-    def is_good(rows: Columns) -> np.ndarray:
-        return np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
-
     def load(rows: Columns) -> torch.Tensor | None:
-        defective = [image for image, blank in zip(rows["image"], is_good(rows), strict=True) if not blank]
+        good = _is_good(rows["label"], names, model)
+        defective = [image for image, blank in zip(rows["image"], good, strict=True) if not blank]
         return load_pixel_values(defective, image_processor) if defective else None  # good images have blank priors
 
     @torch.no_grad()
     def compute(rows: Columns, pixel_values: torch.Tensor | None) -> Columns:
-        good = is_good(rows)
+        good = _is_good(rows["label"], names, model)
         maps, weights = np.zeros((len(good), *grid), dtype=np.uint8), np.zeros(len(good), dtype=np.float32)
         if pixel_values is not None:
             groups = [group for group, blank in zip(_groups(rows), good, strict=True) if not blank]
@@ -224,10 +222,13 @@ def cells_of(model: KGLForImageClassification, pixel_values: torch.Tensor) -> to
 
 def _good_rows(dataset: Dataset, model: KGLForImageClassification, seed: int) -> Dataset:
     """Return the defect-free images, `BANK_IMAGES` of them at most."""
-    names = dataset.features["label"].names
-    labels = np.asarray(dataset["label"][:])
-    good = [index for index, label in enumerate(labels) if names[label] == model.config.defect_free_label]
+    good = np.flatnonzero(_is_good(dataset["label"][:], dataset.features["label"].names, model))
     return dataset.select(np.sort(np.random.default_rng(seed).permutation(good)[:BANK_IMAGES]).astype(int))
+
+
+def _is_good(labels: list[int], names: list[str], model: KGLForImageClassification) -> np.ndarray:
+    """Return which labels are the defect-free class, `(N,)` bool."""
+    return np.array([names[label] == model.config.defect_free_label for label in labels], dtype=bool)
 
 
 def _bank_digest(rows: Dataset, seed: int) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -51,34 +50,38 @@ def map_batches(
         features: of the new columns.
         bar: a progress bar, advanced by the rows of each batch.
     """
-    with _loaded(batches, load) as loaded:
+    with _loaded(map(_Batch, batches), load) as loaded:
         return _table(loaded, compute, features, bar)
 
 
+class _Batch(NamedTuple):
+    rows: Columns
+    shard: str = ""
+    number: int = 0  # of batches in the shard
+
+
 @contextmanager
-def _loaded(
-    batches: Iterable[Columns], load: Callable[[Columns], Loaded]
-) -> Iterator[Iterator[tuple[Columns, Loaded]]]:
+def _loaded(batches: Iterable[_Batch], load: Callable[[Columns], Loaded]) -> Iterator[Iterator[tuple[_Batch, Loaded]]]:
     """Pair batches with what `load` makes of them in threads, as many as torch uses, one batch in advance each."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="kgl load")
     try:
-        yield map_in_order(pool, lambda batch: (batch, load(batch)), batches, ahead=threads)
+        yield map_in_order(pool, lambda batch: (batch, load(batch.rows)), batches, ahead=threads)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _table(
-    batches: Iterable[tuple[Columns, Loaded]],
+    batches: Iterable[tuple[_Batch, Loaded]],
     compute: Callable[[Columns, Loaded], Columns],
     features: Features,
     bar: tqdm,
 ) -> Dataset:
     columns: Columns = {name: [] for name in features}
     for batch, loaded in batches:
-        for name, values in compute(batch, loaded).items():
+        for name, values in compute(batch.rows, loaded).items():
             columns[name] += values
-        bar.update(_num_rows(batch))
+        bar.update(_num_rows(batch.rows))
     return Dataset.from_dict(columns, features=features)
 
 
@@ -124,27 +127,22 @@ def sharded_map(
 
     def write_own_shards() -> list[str]:
         own_keys: list[str] = []
-        missing: deque[tuple[str, int]] = deque()  # keys of shards whose batches were taken, and how many they are
-        with (
-            _progress_bar(title, dataset, state) as bar,
-            _loaded(missing_batches(own_keys, missing, bar), load) as batches,
-        ):
+        with _progress_bar(title, dataset, state) as bar, _loaded(missing_batches(own_keys, bar), load) as batches:
             for first in batches:
-                key, count = missing.popleft()
-                save_dataset(_table(chain([first], islice(batches, count - 1)), compute, features, bar), shards / key)
+                of_shard = chain([first], islice(batches, first[0].number - 1))
+                save_dataset(_table(of_shard, compute, features, bar), shards / first[0].shard)
         return own_keys
 
-    def missing_batches(own_keys: list[str], missing: deque[tuple[str, int]], bar: tqdm) -> Iterator[Columns]:
+    def missing_batches(own_keys: list[str], bar: tqdm) -> Iterator[_Batch]:
         for number, rows in _own_shards(dataset, state):
             own_keys.append(key := f"{number:06d}-{identify(rows)}")
             if finished is not None and key not in finished:
                 raise _other_table(folder)
             if key in stored or (shards / key).exists():
                 bar.update(_num_rows(rows))
-                continue
-            batches = list(_split(rows, batch_size))
-            missing.append((key, len(batches)))
-            yield from batches
+            else:
+                batches = list(_split(rows, batch_size))
+                yield from (_Batch(batch, key, len(batches)) for batch in batches)
 
     keys = _collect(shards, run_on_all_processes(write_own_shards), stored, writers)
     if not keys:

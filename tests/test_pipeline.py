@@ -13,10 +13,11 @@ from few_packages import link_packages
 from PIL import Image
 from tiny import tiny_model
 from transformers import pipeline
+from transformers.image_utils import load_image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.pipeline_kgl import DefectDetectionPipeline, hot_boxes, image_properties
+from kgl.pipeline_kgl import DefectDetectionPipeline, hot_boxes, image_properties, upright_rgb
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 48, "width": 32})
@@ -230,6 +231,22 @@ def test_batches_paths_and_images_agree(tmp_path):
             assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [None, *range(10)])
+def test_upright_images_are_those_of_transformers(tmp_path, suffix, orientation):
+    exif, path = Image.Exif(), tmp_path / f"image.{suffix}"
+    if orientation is not None:
+        exif[EXIF_ORIENTATION] = orientation
+    noise().save(path, exif=exif)
+    for mode in ("RGB", "L", "RGBA"):
+        image = Image.open(path) if mode == "RGB" else noise().convert(mode)
+        expected = load_image(Image.open(path) if mode == "RGB" else image)
+        upright = upright_rgb(image)
+        assert upright.mode == "RGB" and np.array_equal(upright, expected)
+        # Pillow turns a TIFF itself, in place.
+        assert (upright is image) == (mode == "RGB" and (suffix == "tif" or orientation not in range(2, 9)))
+
+
 def test_exif_orientation_is_applied(tmp_path):
     upright = noise(30, 64)
     exif = Image.Exif()
@@ -260,6 +277,7 @@ import importlib.util, json, sys
 assert not any(map(importlib.util.find_spec, ("kgl", "datasets", "accelerate", "scipy", "skimage", "sklearn")))
 import torch
 from transformers import pipeline
+from transformers.image_utils import load_image
 
 folder, again = sys.argv[1:]
 torch.set_num_threads(1)
