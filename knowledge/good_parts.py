@@ -179,9 +179,7 @@ def write_good_parts_priors(
     good_parts = learn_good_parts(dataset, model, image_processor, batch_size, seed)
     names = dataset.features["label"].names
     kept = {name: dataset.features[name] for name in ("file_name",) if name in dataset.features}
-    with torch.no_grad(), eval_mode(model):
-        first = to_pixel_values([dataset[0]["image"]], image_processor).to(model.device)
-        grid = grid or tuple(cells_of(model, first).shape[-2:])
+    grid = grid or _grid_of(model, to_pixel_values([dataset[0]["image"]], image_processor))
     bank = _bank_digest(_good_rows(dataset, model, seed), seed)
     settings = json.dumps([image_processor.to_dict(), model_digest(model), bank, grid], sort_keys=True, default=str)
 
@@ -189,9 +187,7 @@ def write_good_parts_priors(
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)} {_groups(rows)}".encode()).hexdigest()
 
     def load(rows: Columns) -> torch.Tensor | None:
-        good = _is_good(rows["label"], names, model)
-        defective = [image for image, blank in zip(rows["image"], good, strict=True) if not blank]
-        return load_pixel_values(defective, image_processor) if defective else None  # good images have blank priors
+        return _load_defective(rows, names, model, image_processor)
 
     @torch.no_grad()
     def compute(rows: Columns, pixel_values: torch.Tensor | None) -> Columns:
@@ -218,6 +214,21 @@ def cells_of(model: KGLForImageClassification, pixel_values: torch.Tensor) -> to
     """Return the projected cells `(B, D, h, w)` of images, float32."""
     maps, _ = model.features(pixel_values)
     return model.saliency_head.cells(maps[: model.config.saliency_stages]).float()
+
+
+@torch.no_grad()
+def _grid_of(model: KGLForImageClassification, pixel_values: torch.Tensor) -> tuple[int, int]:
+    with eval_mode(model):
+        return tuple(cells_of(model, pixel_values.to(model.device)).shape[-2:])
+
+
+def _load_defective(
+    rows: Columns, names: list[str], model: KGLForImageClassification, image_processor: BaseImageProcessor
+) -> torch.Tensor | None:
+    """Return the pixel values of the defective images; None where all are good, which have blank priors."""
+    good = _is_good(rows["label"], names, model)
+    defective = [image for image, blank in zip(rows["image"], good, strict=True) if not blank]
+    return load_pixel_values(defective, image_processor) if defective else None
 
 
 def _good_rows(dataset: Dataset, model: KGLForImageClassification, seed: int) -> Dataset:

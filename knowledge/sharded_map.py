@@ -105,8 +105,7 @@ def sharded_map(
 
     Args:
         dataset: the rows; of a stream at most two shards are held in memory, undecoded.
-        load: from a batch of columns to what `compute` needs besides; called by threads while `compute` works on the
-            batches before, so it changes nothing.
+        load: from a batch of columns to what `compute` needs besides; threads call it in advance.
         compute: from a batch of columns, and what was loaded, to new columns of the same length.
         identify: from a shard's rows to a hash of everything that decides what `compute` makes of them.
         folder: the table, for `load_from_disk`; `<folder>.json` and `<folder>.shards` are used too.
@@ -115,8 +114,7 @@ def sharded_map(
         title: of the progress bar, shown by the main process on a terminal.
 
     Raises:
-        InputError: the folder holds something else, another process is writing it, or it cannot be written to
-            (finished shards stay).
+        InputError: the folder holds something else, another process writes it, or it is full; finished shards stay.
     """
     state = PartialState()
     manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
@@ -125,35 +123,58 @@ def sharded_map(
     held = run_on_main_process(lambda: lock(shards)) if finished is None else None
     stored = finished or share_from_main_process(lambda: [path.name for path in shards.iterdir()])
 
-    def write_own_shards() -> list[str]:
-        own_keys: list[str] = []
-        with _progress_bar(title, dataset, state) as bar, _loaded(missing_batches(own_keys, bar), load) as batches:
-            for first in batches:
-                of_shard = chain([first], islice(batches, first[0].number - 1))
-                save_dataset(_table(of_shard, compute, features, bar), shards / first[0].shard)
-        return own_keys
+    own_keys: list[str] = []
 
-    def missing_batches(own_keys: list[str], bar: tqdm) -> Iterator[_Batch]:
+    def own_shards() -> Iterator[tuple[str, Columns]]:
         for number, rows in _own_shards(dataset, state):
             own_keys.append(key := f"{number:06d}-{identify(rows)}")
             if finished is not None and key not in finished:
                 raise _other_table(folder)
-            if key in stored or (shards / key).exists():
-                bar.update(_num_rows(rows))
-            else:
-                batches = list(_split(rows, batch_size))
-                yield from (_Batch(batch, key, len(batches)) for batch in batches)
+            yield key, rows
 
-    keys = _collect(shards, run_on_all_processes(write_own_shards), stored, writers)
-    if not keys:
-        raise InputError("The dataset has no rows; give one with images.")
+    def write_missing_shards() -> None:
+        with _progress_bar(title, dataset, state) as bar:
+            with _loaded(_missing_batches(own_shards(), shards, stored, batch_size, bar), load) as loaded:
+                _write_shards(loaded, compute, features, bar, shards)
+
+    run_on_all_processes(write_missing_shards)
+    keys = _collect(shards, own_keys, stored, writers)
     if finished is not None and keys != finished:
         raise _other_table(folder)
     if held is not None:
-        write_json(manifest, keys)
-        save_dataset(concatenate_datasets([load_from_disk(shards / key) for key in keys]), folder)
+        _join_shards(keys, shards, manifest, folder)
         held.release()
     return _share(folder, manifest, shards, writers)
+
+
+def _missing_batches(
+    own_shards: Iterable[tuple[str, Columns]], shards: Path, stored: Collection[str], batch_size: int, bar: tqdm
+) -> Iterator[_Batch]:
+    """Yield the batches of the shards that are not stored yet."""
+    for key, rows in own_shards:
+        if key in stored or (shards / key).exists():
+            bar.update(_num_rows(rows))
+        else:
+            batches = list(_split(rows, batch_size))
+            yield from (_Batch(batch, key, len(batches)) for batch in batches)
+
+
+def _write_shards(
+    batches: Iterator[tuple[_Batch, Loaded]],
+    compute: Callable[[Columns, Loaded], Columns],
+    features: Features,
+    bar: tqdm,
+    shards: Path,
+) -> None:
+    """Write the tables of shards whose batches follow each other."""
+    for first in batches:
+        of_shard = chain([first], islice(batches, first[0].number - 1))
+        save_dataset(_table(of_shard, compute, features, bar), shards / first[0].shard)
+
+
+def _join_shards(keys: list[str], shards: Path, manifest: Path, folder: Path) -> None:
+    write_json(manifest, keys)
+    save_dataset(concatenate_datasets([load_from_disk(shards / key) for key in keys]), folder)
 
 
 def _share(folder: Path, manifest: Path, shards: Path, writers: list[int]) -> Dataset:
@@ -168,8 +189,15 @@ def _share(folder: Path, manifest: Path, shards: Path, writers: list[int]) -> Da
 
 
 def _collect(shards: Path, own_keys: list[str], stored: Collection[str], writers: list[int]) -> list[str]:
-    """Return the keys of all processes, sorted, and send the main process the shards that it does not see."""
+    """
+    Return the keys of all processes, sorted, and send the main process the shards that it does not see.
+
+    Raises:
+        InputError: there are none.
+    """
     everyone = gather_object([own_keys])
+    if not any(everyone):
+        raise InputError("The dataset has no rows; give one with images.")
     for number, keys in enumerate(everyone):
         for key in keys if writers[number] != 0 else ():
             if key not in stored:
