@@ -133,9 +133,9 @@ def sharded_map(
             yield key, rows
 
     def write_missing_shards() -> None:
-        with _progress_bar(title, dataset, state) as bar:
-            with _loaded(_missing_batches(own_shards(), shards, stored, batch_size, bar), load) as loaded:
-                _write_shards(loaded, compute, features, bar, shards)
+        bar = _progress_bar(title, dataset, state)
+        with bar, _loaded(_missing_batches(own_shards(), shards, stored, batch_size, bar), load) as loaded:
+            _write_shards(loaded, compute, features, bar, shards)
 
     run_on_all_processes(write_missing_shards)
     keys = _collect(shards, own_keys, stored, writers)
