@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, BaseImageProcessor, ImageClassificationPipeline, Pipeline
+from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -96,7 +97,8 @@ class DefectDetectionPipeline(Pipeline):
             ValueError: more than 8 bits per channel.
         """
         image = open_image(image, timeout)
-        inputs = self.image_processor(images=image, return_tensors="pt").to(self.dtype)
+        seen = resize_first(image, self.image_processor)
+        inputs = self.image_processor(images=seen, return_tensors="pt").to(self.dtype)
         return {"pixel_values": inputs["pixel_values"], "size": (image.height, image.width)}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -200,6 +202,18 @@ def upright_rgb(image: str | Image.Image, timeout: float | None = None) -> Image
         if image.getexif().get(_ORIENTATION, 1) not in _TURNED:
             return image
     return load_image(image, timeout=timeout)
+
+
+def resize_first(image: Image.Image, image_processor: BaseImageProcessor) -> Image.Image:
+    """
+    Return an RGB image as an image processor that resizes by Pillow will resize it, else the image.
+
+    What the processor makes of both is equal; of the whole image it would make three copies in other formats.
+    """
+    size, resample = image_processor.size, image_processor.resample
+    if not (isinstance(image_processor, PilBackend) and image_processor.do_resize and isinstance(resample, int)):
+        return image
+    return image.resize((size.width, size.height), resample) if size.height and size.width else image
 
 
 def image_properties(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
@@ -325,6 +339,7 @@ __all__ = [
     "hot_boxes",
     "image_properties",
     "open_image",
+    "resize_first",
     "unlike_training",
     "upright_rgb",
 ]

@@ -16,7 +16,7 @@ from PIL import ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor
 
 from ..errors import InputError
-from ..pipeline_kgl import upright_rgb
+from ..pipeline_kgl import resize_first, upright_rgb
 from .shard_files import is_in_shard, read_from_shard
 
 
@@ -209,7 +209,7 @@ def to_pixel_values(
     images: list[PILImage.Image], image_processor: BaseImageProcessor, **overrides: Any
 ) -> torch.Tensor:
     """Preprocess images to `(B, 3, H, W)`, the same tensors as those of `pipeline("image-classification")`."""
-    images = [upright_rgb(image) for image in images]
+    images = [resize_first(upright_rgb(image), image_processor) for image in images]
     return image_processor(images=images, return_tensors="pt", **overrides)["pixel_values"]
 
 

@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.modeling_kgl import KGLForImageClassification
-from kgl.pipeline_kgl import DefectDetectionPipeline, hot_boxes, image_properties, upright_rgb
+from kgl.pipeline_kgl import DefectDetectionPipeline, hot_boxes, image_properties, resize_first, upright_rgb
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 48, "width": 32})
@@ -229,6 +229,18 @@ def test_batches_paths_and_images_agree(tmp_path):
             assert output["heat_map"].size == (len(one["heat_map"][0]), len(one["heat_map"]))
             difference = np.asarray(output["heat_map"]).astype(int) - np.asarray(one["heat_map"])
             assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("resample", list(Image.Resampling))
+@pytest.mark.parametrize("size", [{"height": 48, "width": 32}, {"height": 90, "width": 50}, {"shortest_edge": 32}])
+@pytest.mark.parametrize("do_resize", [True, False])
+def test_processors_see_no_difference_in_images_resized_before(size, resample, do_resize):
+    processor = ViTImageProcessorPil(size=size, resample=resample, do_resize=do_resize)
+    image = noise(50, 70)
+    before = resize_first(image, processor)
+    assert before.size == ((size["width"], size["height"]) if do_resize and "width" in size else image.size)
+    expected, seen = (processor(images=one, return_tensors="pt")["pixel_values"] for one in (image, before))
+    assert torch.equal(seen, expected)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
