@@ -50,8 +50,8 @@ OUTPUT = RESULTS / "duplicates.jsonl"
 READERS = {"kolektorsdd": read_kolektorsdd, "magnetic-tile": read_magnetic_tile, "neu-det": read_neu_det}
 DISTANCE = 16  # bits, the default
 GENERATED = 100_000  # hashes that all pairs are compared of
-TIMED = 400  # images decoded and hashed by one and by two processes
-BURN = 50_000_000  # turns of a loop of plain Python, about as long
+TIMED = 1344  # images decoded and hashed by one and by two processes
+BURN = 180_000_000  # turns of a loop of plain Python, about as long
 _BLOCK = 1 << 18
 
 

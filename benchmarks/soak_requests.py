@@ -84,11 +84,13 @@ def check_queue(requests: list[Request], most: int) -> int:
     """
     Return how many requests were refused for a full queue when certainly fewer than `most` others waited.
 
-    A client that left before the answer may have waited for a minute; images are classified in less.
+    A client that left before the answer may have waited for a minute, images are classified in less; a request without
+    an answer, to the end.
     """
     queued = [one for one in requests if one.queued and one.outcome != "queue full"]
     joined = np.array([one.sent for one in queued])
-    answered = np.array([one.answered or one.sent + SECONDS for one in queued])
+    without = {"left": SECONDS, "lost": np.inf}
+    answered = np.array([one.answered or one.sent + without[one.outcome] for one in queued])
     return sum(
         int(((joined < one.answered) & (answered > one.sent)).sum()) < most
         for one in requests

@@ -103,9 +103,11 @@ def beside_busy_thread(call: Callable[[], None]) -> Callable[[], None]:
         done = threading.Event()
         thread = threading.Thread(target=hash_until, args=(done,))
         thread.start()
-        call()
-        done.set()
-        thread.join()
+        try:
+            call()
+        finally:
+            done.set()
+            thread.join()
 
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .shard_files import is_in_shard, read_from_shard
 
 MIN_SIDE = 8  # pixels
 _EXIF_ORIENTATION = 0x0112
+_LIMIT = threading.Lock()  # threads read images, and Pillow's limit is one for all
 _TOO_DEEP = "more than 8 bits per channel; convert it to 8"
 # Of Synology's and QNAP's file servers, of archives made by macOS, and of drives.
 _SYSTEM_FOLDERS = frozenset({
@@ -107,7 +109,7 @@ def decode_usable(raw: bytes) -> PILImage.Image:
     try:
         image, _ = open_upright(raw)
         check_usable(image)
-        return upright_rgb(image)
+        return upright_rgb(image).copy()  # without the decoder and the file, which some formats keep
     except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files
         raise ValueError(decoder_message(error)) from error
 
@@ -131,8 +133,8 @@ def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
     """
     if not raw:
         raise ValueError("empty file")
-    limit = PILImage.MAX_IMAGE_PIXELS
-    with _open_any_size(raw) as image:
+    image, limit = _open_any_size(raw)
+    with image:
         pixels = image.width * image.height
         if limit is not None and pixels > limit:
             raise ValueError(
@@ -148,14 +150,15 @@ def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
         return image, False
 
 
-def _open_any_size(raw: bytes) -> PILImage.Image:
-    """Read an image's header; Pillow's own check of its size names no size, and only warns up to twice its limit."""
-    limit = PILImage.MAX_IMAGE_PIXELS
-    PILImage.MAX_IMAGE_PIXELS = None
-    try:
-        return PILImage.open(io.BytesIO(raw))
-    finally:
-        PILImage.MAX_IMAGE_PIXELS = limit
+def _open_any_size(raw: bytes) -> tuple[PILImage.Image, int | None]:
+    """Read an image's header, and Pillow's limit; its own check of it names no size, and only warns up to twice it."""
+    with _LIMIT:
+        limit = PILImage.MAX_IMAGE_PIXELS
+        PILImage.MAX_IMAGE_PIXELS = None
+        try:
+            return PILImage.open(io.BytesIO(raw)), limit
+        finally:
+            PILImage.MAX_IMAGE_PIXELS = limit
 
 
 def check_usable(image: PILImage.Image) -> None:
@@ -213,9 +216,9 @@ def to_pixel_values(
     return image_processor(images=images, return_tensors="pt", **overrides)["pixel_values"]
 
 
-def load_pixel_values(encoded: list[dict[str, Any]], image_processor: BaseImageProcessor) -> torch.Tensor:
-    """Return the same of values of [`without_decoding`], of which one image at a time is decoded."""
-    return torch.cat([to_pixel_values([decode_image(one)], image_processor) for one in encoded])
+def load_pixel_values(encoded: dict[str, Any], image_processor: BaseImageProcessor) -> torch.Tensor:
+    """Return `(1, 3, H, W)` of a value of [`without_decoding`]."""
+    return to_pixel_values([decode_image(encoded)], image_processor)
 
 
 def normalize(images: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:

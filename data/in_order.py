@@ -18,7 +18,7 @@ def map_in_order(
     """
     Yield `function(item)` in the order of the items, computed by the pool up to `ahead` items in advance.
 
-    An item's error is raised when its turn has come.
+    The error of an item is raised when its turn has come, one of the source of items at once.
     """
     waiting: deque[Future[Result]] = deque()
     for item in items:

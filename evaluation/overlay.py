@@ -44,6 +44,7 @@ def _drawn_levels(heat: np.ndarray, threshold: float | None) -> np.ndarray:
 def _blend(image: Image.Image, levels: Image.Image) -> Image.Image:
     """Blend by Pillow, within the heat's bounding box: fast, and without holding Python's lock."""
     pixels, box = image.convert("RGB"), levels.getbbox()
+    pixels.info = {}  # a comment of the image's file is none of the overlay's
     if box is None:
         return pixels
     levels, under = levels.crop(box), pixels.crop(box)

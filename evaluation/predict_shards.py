@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, Value
-from PIL import Image as PILImage
 from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ..data.images import decode_usable, find_files, has_image_suffix, image_bytes, without_decoding
@@ -18,11 +17,11 @@ from ..data.processes import leave_process_group
 from ..data.readers.shards import SUFFIXES, load_shard_images
 from ..data.storage import full_disk_as_input_error, run_on_main_process
 from ..errors import InputError
-from ..knowledge.sharded_map import Columns, sharded_map
+from ..knowledge.sharded_map import Columns, Row, sharded_map
 from ..pipeline_kgl import DefectDetectionPipeline
 from ..training.run_dir import claim
 from .predict_folder import FolderPredictions, FolderPredictor, load_pipeline, prediction_settings
-from .prediction_stream import UnusableImage
+from .prediction_stream import UnusableImage, forward_batch
 from .prediction_table import PredictionTable, Stamp, file_stamp
 
 
@@ -54,9 +53,9 @@ def predict_shards(
     """
     Write `output/predictions.csv`, one row per image in the order of the shards, without overlays.
 
-    A batch of images, and one more per thread of torch, is held in memory beside the row groups. Called by every
-    process of `accelerate launch`, the processes share the work, whatever the number of shards. A stopped call
-    resumes, a finished one computes nothing.
+    Two batches of images as the model sees them, and a whole one per thread of torch, are held in memory beside the
+    row groups. Called by every process of `accelerate launch`, the processes share the work, whatever the number of
+    shards. A stopped call resumes, a finished one computes nothing.
 
     Args:
         shards: parquet and WebDataset files.
@@ -86,13 +85,16 @@ def predict_shards(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{key} {rows['file_name']}".encode()).hexdigest()
 
-    def compute(rows: Columns, loaded: _Loaded) -> Columns:
-        return _predict(pipeline, rows, loaded, batch_size, threshold)
+    def load(row: Row) -> dict[str, Any] | str:
+        return _load(row, pipeline)
+
+    def compute(rows: Columns, loaded: list[dict[str, Any] | str]) -> Columns:
+        return _predict(pipeline, rows, loaded, threshold)
 
     held = run_on_main_process(lambda: claim(output, {"predictions": settings}, flag="--output"))
     with full_disk_as_input_error(output):
         table = sharded_map(
-            without_decoding(images), _load, compute, identify, output / "predictions", features=_COLUMNS,
+            without_decoding(images), load, compute, identify, output / "predictions", features=_COLUMNS,
             batch_size=batch_size, title="Images",
         )  # fmt: skip
         leave_process_group()
@@ -106,36 +108,30 @@ def predict_shards(
     return counts
 
 
-class _Loaded(NamedTuple):
-    images: list[PILImage.Image]  # usable ones
-    problems: list[str | None]  # of every row: why its image cannot be used
-
-
-def _load(rows: Columns) -> _Loaded:
-    """Decode the images of undecoded rows."""
-    loaded = _Loaded([], [])
-    for encoded in rows["image"]:
-        try:
-            if encoded is None:
-                raise ValueError("no image in its row of the shard")
-            loaded.images.append(decode_usable(image_bytes(encoded)))
-            loaded.problems.append(None)
-        except ValueError as error:
-            loaded.problems.append(str(error))
-    return loaded
+def _load(row: Row, pipeline: DefectDetectionPipeline) -> dict[str, Any] | str:
+    """Return the pipeline's inputs of an undecoded row, or why its image cannot be used."""
+    try:
+        if row["image"] is None:
+            raise ValueError("no image in its row of the shard")
+        return pipeline.preprocess(decode_usable(image_bytes(row["image"])))
+    except ValueError as error:
+        return str(error)
 
 
 def _predict(
-    pipeline: DefectDetectionPipeline, rows: Columns, loaded: _Loaded, batch_size: int, threshold: float
+    pipeline: DefectDetectionPipeline, rows: Columns, loaded: list[dict[str, Any] | str], threshold: float
 ) -> Columns:
     """Return the predictions of images as JSON, or why an image cannot be used."""
-    images, problems = loaded
-    predictions = iter(pipeline(images, batch_size=batch_size, box_threshold=threshold) if images else [])
-    texts = []
-    for problem in problems:
-        kept = {} if problem else {name: one for name, one in next(predictions).items() if name != "heat_map"}
-        texts.append(json.dumps(kept))
-    return {"file_name": rows["file_name"], "prediction": texts, "problem": problems}
+    outputs = forward_batch(pipeline, [one for one in loaded if not isinstance(one, str)])
+    predictions = [
+        {} if isinstance(one, str) else pipeline.postprocess(next(outputs), threshold) | {"heat_map": None}
+        for one in loaded
+    ]
+    return {
+        "file_name": rows["file_name"],
+        "prediction": [json.dumps(one) for one in predictions],
+        "problem": [one if isinstance(one, str) else None for one in loaded],
+    }
 
 
 def _new_table(path: Path, classes: list[str]) -> PredictionTable:

@@ -73,7 +73,7 @@ def predict_stream(
         return finish(prepared.loaded, pipeline.postprocess(outputs, box_threshold))
 
     def start_completing(batch: list[_Prepared | UnusableImage]) -> list[Future[Result] | UnusableImage]:
-        outputs = _forward(pipeline, [one for one in batch if isinstance(one, _Prepared)])
+        outputs = forward_batch(pipeline, [one.inputs for one in batch if isinstance(one, _Prepared)])
         return [one if isinstance(one, UnusableImage) else pool.submit(complete, one, next(outputs)) for one in batch]
 
     pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="kgl predict")
@@ -104,12 +104,12 @@ def _batches(
         yield batch
 
 
-def _forward(pipeline: DefectDetectionPipeline, batch: list[_Prepared]) -> Iterator[dict[str, Any]]:
-    """Return the outputs of the pipeline's forward pass, image by image."""
-    if not batch:
+def forward_batch(pipeline: DefectDetectionPipeline, inputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Return the outputs of a pipeline's forward pass, image by image, of what it made of each in `preprocess`."""
+    if not inputs:
         return iter(())
-    sizes = [one.inputs["size"] for one in batch]
-    pixel_values = torch.cat([one.inputs["pixel_values"] for one in batch])
+    sizes = [one["size"] for one in inputs]
+    pixel_values = torch.cat([one["pixel_values"] for one in inputs])
     outputs = pipeline.forward({"pixel_values": pixel_values, "size": sizes})
     tensors = {name: value for name, value in outputs.items() if name != "size"}
     return (
@@ -122,4 +122,4 @@ def _results(completing: list[Future[Result] | UnusableImage]) -> list[Result | 
     return [one if isinstance(one, UnusableImage) else one.result() for one in completing]
 
 
-__all__ = ["LoadedImage", "UnusableImage", "predict_stream"]
+__all__ = ["LoadedImage", "UnusableImage", "forward_batch", "predict_stream"]

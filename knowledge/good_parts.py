@@ -21,7 +21,7 @@ from ..saliency.activations import eval_mode
 from ..saliency.maps import to_grid
 from .prior_columns import prior_columns, prior_features
 from .saliency_priors import model_digest
-from .sharded_map import Columns, sharded_map
+from .sharded_map import Columns, Row, sharded_map
 
 
 BANK_CELLS = 4_000
@@ -186,27 +186,27 @@ def write_good_parts_priors(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)} {_groups(rows)}".encode()).hexdigest()
 
-    def load(rows: Columns) -> torch.Tensor | None:
-        return _load_defective(rows, names, model, image_processor)
+    def load(row: Row) -> torch.Tensor | None:
+        good = names[row["label"]] == model.config.defect_free_label
+        return None if good else load_pixel_values(row["image"], image_processor)  # good images have blank priors
 
     @torch.no_grad()
-    def compute(rows: Columns, pixel_values: torch.Tensor | None) -> Columns:
-        good = _is_good(rows["label"], names, model)
+    def compute(rows: Columns, loaded: list[torch.Tensor | None]) -> Columns:
+        good = np.array([one is None for one in loaded])
         maps, weights = np.zeros((len(good), *grid), dtype=np.uint8), np.zeros(len(good), dtype=np.float32)
-        if pixel_values is not None:
+        if not good.all():
             groups = [group for group, blank in zip(_groups(rows), good, strict=True) if not blank]
             with eval_mode(model):
-                cells = cells_of(model, pixel_values.to(model.device))
+                cells = cells_of(model, torch.cat([one for one in loaded if one is not None]).to(model.device))
             distances = good_parts.distances(cells, groups)
             maps[~good] = good_parts.to_prior(to_grid(distances, grid)).cpu().numpy()
             weights[~good] = good_parts.trust(distances)
         columns = prior_columns(maps, weights, good, rows.get("mask", []), THRESHOLD)
         return {name: rows[name] for name in kept} | {"digest": image_digests(rows)} | columns
 
-    features = Features(kept | {"digest": Value("string")} | prior_features(grid))
     return sharded_map(
-        without_decoding(dataset), load, compute, identify, folder, features=features, batch_size=batch_size,
-        title=_TITLE,
+        without_decoding(dataset), load, compute, identify, folder, batch_size=batch_size, title=_TITLE,
+        features=Features(kept | {"digest": Value("string")} | prior_features(grid)),
     )  # fmt: skip
 
 
@@ -222,24 +222,11 @@ def _grid_of(model: KGLForImageClassification, pixel_values: torch.Tensor) -> tu
         return tuple(cells_of(model, pixel_values.to(model.device)).shape[-2:])
 
 
-def _load_defective(
-    rows: Columns, names: list[str], model: KGLForImageClassification, image_processor: BaseImageProcessor
-) -> torch.Tensor | None:
-    """Return the pixel values of the defective images; None where all are good, which have blank priors."""
-    good = _is_good(rows["label"], names, model)
-    defective = [image for image, blank in zip(rows["image"], good, strict=True) if not blank]
-    return load_pixel_values(defective, image_processor) if defective else None
-
-
 def _good_rows(dataset: Dataset, model: KGLForImageClassification, seed: int) -> Dataset:
     """Return the defect-free images, `BANK_IMAGES` of them at most."""
-    good = np.flatnonzero(_is_good(dataset["label"][:], dataset.features["label"].names, model))
+    names, labels = dataset.features["label"].names, np.asarray(dataset["label"][:])
+    good = [index for index, label in enumerate(labels) if names[label] == model.config.defect_free_label]
     return dataset.select(np.sort(np.random.default_rng(seed).permutation(good)[:BANK_IMAGES]).astype(int))
-
-
-def _is_good(labels: list[int], names: list[str], model: KGLForImageClassification) -> np.ndarray:
-    """Return which labels are the defect-free class, `(N,)` bool."""
-    return np.array([names[label] == model.config.defect_free_label for label in labels], dtype=bool)
 
 
 def _bank_digest(rows: Dataset, seed: int) -> str:

@@ -24,7 +24,7 @@ from ..saliency.compute import compute_saliency
 from ..saliency.maps import to_grid, to_uint8
 from .arguments import PriorArguments
 from .prior_columns import prior_columns, prior_features
-from .sharded_map import Columns, map_batches, sharded_map
+from .sharded_map import Columns, Row, map_batches, sharded_map
 
 
 _TITLE = "Saliency priors"
@@ -58,7 +58,9 @@ def add_saliency_priors(
     """
     load, compute, features = _prior_functions(dataset, model, image_processor, args or PriorArguments())
     with progress_bar(title=_TITLE, total=len(dataset), unit=" images") as bar:
-        priors = map_batches(without_decoding(dataset).iter(batch_size), load, compute, features, bar)
+        priors = map_batches(
+            without_decoding(dataset), load, compute, features=features, batch_size=batch_size, bar=bar
+        )
     return concatenate_datasets([dataset, priors], axis=1)
 
 
@@ -95,8 +97,8 @@ def write_saliency_priors(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)}".encode()).hexdigest()
 
-    def compute(rows: Columns, pixel_values: torch.Tensor) -> Columns:
-        columns = compute_priors(rows, pixel_values)
+    def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
+        columns = compute_priors(rows, loaded)
         return {name: rows[name] for name in kept} | {"digest": image_digests(rows)} | columns
 
     return sharded_map(
@@ -110,8 +112,8 @@ def _prior_functions(
     model: KGLForImageClassification,
     image_processor: BaseImageProcessor,
     args: PriorArguments,
-) -> tuple[Callable[[Columns], torch.Tensor], Callable[[Columns, torch.Tensor], Columns], Features]:
-    """Return what loads a batch of undecoded rows, what computes its prior columns, and the columns' types."""
+) -> tuple[Callable[[Row], torch.Tensor], Callable[[Columns, list[torch.Tensor]], Columns], Features]:
+    """Return what loads an undecoded row, what computes the prior columns of a batch, and the columns' types."""
     features = dataset.features or {}
     if not isinstance(features.get("image"), Image) or not isinstance(features.get("label"), ClassLabel):
         raise InputError("The dataset needs columns image and label of the types datasets.Image and ClassLabel.")
@@ -122,11 +124,11 @@ def _prior_functions(
         raise InputError("The dataset has no images.")
     grid = check_saliency_method(to_pixel_values([first["image"]], image_processor).to(model.device), model, args)
 
-    def load(rows: Columns) -> torch.Tensor:
-        return load_pixel_values(rows["image"], image_processor)
+    def load(row: Row) -> torch.Tensor:
+        return load_pixel_values(row["image"], image_processor)
 
-    def compute(rows: Columns, pixel_values: torch.Tensor) -> Columns:
-        pixel_values = pixel_values.to(model.device)
+    def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
+        pixel_values = torch.cat(loaded).to(model.device)
         targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
         with _uncalibrated(model):
             maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from ..errors import InputError
 
 
 Columns = dict[str, list[Any]]
+Row = dict[str, Any]
 Loaded = TypeVar("Loaded")
 _STREAM_SHARD = 256  # rows of a stream held in memory, undecoded
 _MIN_SHARD = 64
@@ -34,46 +36,63 @@ _SHARDS = 32  # enough for several processes to share evenly
 
 
 def map_batches(
-    batches: Iterable[Columns],
-    load: Callable[[Columns], Loaded],
-    compute: Callable[[Columns, Loaded], Columns],
+    dataset: Dataset,
+    load: Callable[[Row], Loaded],
+    compute: Callable[[Columns, list[Loaded]], Columns],
+    *,
     features: Features,
+    batch_size: int,
     bar: tqdm,
 ) -> Dataset:
     """
     Return the columns that `compute` makes of each batch, as one table in memory.
 
     Args:
-        batches: columns of the same length each.
+        dataset: the rows.
         load: see [`sharded_map`].
         compute: see [`sharded_map`].
         features: of the new columns.
+        batch_size: rows per call of `compute`.
         bar: a progress bar, advanced by the rows of each batch.
     """
-    with _loaded(map(_Batch, batches), load) as loaded:
-        return _table(loaded, compute, features, bar)
+    with _loaded(map(_Batch, dataset.iter(batch_size)), load, batch_size) as batches:
+        return _table(batches, compute, features, bar)
 
 
 class _Batch(NamedTuple):
     rows: Columns
     shard: str = ""
-    number: int = 0  # of batches in the shard
+    shard_batches: int = 0  # of which the shard consists
 
 
 @contextmanager
-def _loaded(batches: Iterable[_Batch], load: Callable[[Columns], Loaded]) -> Iterator[Iterator[tuple[_Batch, Loaded]]]:
-    """Pair batches with what `load` makes of them in threads, as many as torch uses, one batch in advance each."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="kgl load")
+def _loaded(
+    batches: Iterable[_Batch], load: Callable[[Row], Loaded], ahead: int
+) -> Iterator[Iterator[tuple[_Batch, list[Loaded]]]]:
+    """Pair batches with what `load` makes of their rows, in as many threads as torch uses and so many in advance."""
+    taken: deque[_Batch] = deque()
+
+    def rows() -> Iterator[Row]:
+        for batch in batches:
+            taken.append(batch)
+            for values in zip(*batch.rows.values(), strict=True):
+                yield dict(zip(batch.rows, values, strict=True))
+
+    def regroup(loaded: Iterator[Loaded]) -> Iterator[tuple[_Batch, list[Loaded]]]:
+        for first in loaded:
+            batch = taken.popleft()
+            yield batch, [first, *islice(loaded, _num_rows(batch.rows) - 1)]
+
+    pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="kgl load")
     try:
-        yield map_in_order(pool, lambda batch: (batch, load(batch.rows)), batches, ahead=threads)
+        yield regroup(map_in_order(pool, load, rows(), ahead))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _table(
-    batches: Iterable[tuple[_Batch, Loaded]],
-    compute: Callable[[Columns, Loaded], Columns],
+    batches: Iterable[tuple[_Batch, list[Loaded]]],
+    compute: Callable[[Columns, list[Loaded]], Columns],
     features: Features,
     bar: tqdm,
 ) -> Dataset:
@@ -87,8 +106,8 @@ def _table(
 
 def sharded_map(
     dataset: Dataset | IterableDataset,
-    load: Callable[[Columns], Loaded],
-    compute: Callable[[Columns, Loaded], Columns],
+    load: Callable[[Row], Loaded],
+    compute: Callable[[Columns, list[Loaded]], Columns],
     identify: Callable[[Columns], str],
     folder: Path,
     *,
@@ -104,9 +123,9 @@ def sharded_map(
     pass resumes, and a finished pass computes nothing. `identify` tells a shard of other rows or settings.
 
     Args:
-        dataset: the rows; of a stream at most two shards are held in memory, undecoded.
-        load: from a batch of columns to what `compute` needs besides; threads call it in advance.
-        compute: from a batch of columns, and what was loaded, to new columns of the same length.
+        dataset: the rows; of a stream a shard and a batch are held in memory, undecoded.
+        load: from a row to what `compute` needs besides; threads call it, for at most a batch in advance.
+        compute: from a batch of columns, and what was loaded of its rows, to new columns of the same length.
         identify: from a shard's rows to a hash of everything that decides what `compute` makes of them.
         folder: the table, for `load_from_disk`; `<folder>.json` and `<folder>.shards` are used too.
         features: of the new columns.
@@ -134,7 +153,7 @@ def sharded_map(
 
     def write_missing_shards() -> None:
         bar = _progress_bar(title, dataset, state)
-        with bar, _loaded(_missing_batches(own_shards(), shards, stored, batch_size, bar), load) as loaded:
+        with bar, _loaded(_missing_batches(own_shards(), shards, stored, batch_size, bar), load, batch_size) as loaded:
             _write_shards(loaded, compute, features, bar, shards)
 
     run_on_all_processes(write_missing_shards)
@@ -160,15 +179,15 @@ def _missing_batches(
 
 
 def _write_shards(
-    batches: Iterator[tuple[_Batch, Loaded]],
-    compute: Callable[[Columns, Loaded], Columns],
+    batches: Iterator[tuple[_Batch, list[Loaded]]],
+    compute: Callable[[Columns, list[Loaded]], Columns],
     features: Features,
     bar: tqdm,
     shards: Path,
 ) -> None:
     """Write the tables of shards whose batches follow each other."""
     for first in batches:
-        of_shard = chain([first], islice(batches, first[0].number - 1))
+        of_shard = chain([first], islice(batches, first[0].shard_batches - 1))
         save_dataset(_table(of_shard, compute, features, bar), shards / first[0].shard)
 
 
@@ -277,4 +296,4 @@ def _num_rows(rows: Columns) -> int:
     return len(next(iter(rows.values())))
 
 
-__all__ = ["Columns", "map_batches", "sharded_map"]
+__all__ = ["Columns", "Row", "map_batches", "sharded_map"]

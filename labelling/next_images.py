@@ -24,7 +24,7 @@ from ..errors import InputError, format_count
 from ..evaluation.metrics import defect_scores
 from ..heads_kgl import pool_maps, top_cells
 from ..knowledge.saliency_priors import model_digest
-from ..knowledge.sharded_map import Columns, sharded_map
+from ..knowledge.sharded_map import Columns, Row, sharded_map
 from ..modeling_kgl import KGLForImageClassification, class_probabilities
 from ..saliency.activations import eval_mode
 from ..training.model_init import load_classifier
@@ -180,13 +180,13 @@ def predict_images(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {image_digests(rows)}".encode()).hexdigest()
 
-    def load(rows: Columns) -> torch.Tensor:
-        return load_pixel_values(rows["image"], image_processor)
+    def load(row: Row) -> torch.Tensor:
+        return load_pixel_values(row["image"], image_processor)
 
     @torch.no_grad()
-    def compute(rows: Columns, pixel_values: torch.Tensor) -> Columns:
+    def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
         with eval_mode(model):
-            output = model(pixel_values.to(model.device))
+            output = model(torch.cat(loaded).to(model.device))
         return {
             "digest": image_digests(rows),
             "probabilities": class_probabilities(output.logits.float()).cpu().tolist(),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import quotas
-from heap import limit_fragmentation
+from heap import limit_arenas, return_freed
 from image_files import Example, read_examples
 from input_error import InputError
 from labelled_set import LabelledSet, read_labelled_set
@@ -28,6 +28,7 @@ from upload_folder import UploadFolder
 
 HERE = Path(__file__).parent
 EXAMPLE_FOLDERS = (HERE / "examples", HERE.parent / "examples")  # of a Space, of the repository
+log = logging.getLogger("app")
 GRADIO_VARIABLES = ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_ROOT_PATH")
 
 
@@ -142,6 +143,16 @@ def _make_cache_writable() -> None:
         os.environ["HF_HOME"] = cache.name
 
 
+def tidy_until(stopped: threading.Event, folder: UploadFolder) -> None:
+    """Delete leftovers of uploads, and return freed memory, at intervals until `stopped` is set."""
+    while not stopped.wait(quotas.SWEEP_SECONDS):
+        try:
+            folder.sweep()
+        except OSError:
+            log.exception("some uploads could not be deleted; the next sweep tries again")
+        return_freed()
+
+
 def serve(inputs: Inputs, path: Path) -> None:
     """Serve the page until interrupted, with uploads in the folder `path`."""
     os.environ["GRADIO_TEMP_DIR"] = str(path)
@@ -150,7 +161,7 @@ def serve(inputs: Inputs, path: Path) -> None:
 
     folder, stopped = UploadFolder(path), threading.Event()
     page = build_page(inputs.pipeline, inputs.labelled_set, inputs.examples)
-    sweeper = threading.Thread(target=folder.sweep_until, args=(stopped,), daemon=True)
+    sweeper = threading.Thread(target=tidy_until, args=(stopped, folder), daemon=True)
     sweeper.start()
     page.launch(**launch_settings(page, inputs.pipeline.model.config, folder))
     stopped.set()
@@ -165,7 +176,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for name in [name for name in os.environ if name.startswith("GRADIO_") and name not in GRADIO_VARIABLES]:
         del os.environ[name]  # several open what is closed here
-    limit_fragmentation()  # before there are threads
+    limit_arenas()  # before there are threads
     try:
         inputs = read_inputs(args)
     except (InputError, OSError) as error:

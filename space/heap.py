@@ -4,20 +4,23 @@ import ctypes
 import platform
 
 
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
-_OWN_MAPPING_BYTES = 1 << 20
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _ARENAS = 2
+_GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
-def limit_fragmentation() -> None:
+def limit_arenas() -> None:
+    """Let Gradio's many threads share few heaps, of which glibc otherwise has one for each of them."""
+    if _GLIBC is not None:
+        _GLIBC.mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def return_freed() -> None:
     """
-    Keep freed images and answers from staying in the process, where the allocator is glibc's; else do nothing.
+    Return freed images and answers to the system, where the allocator is glibc's; else do nothing.
 
-    By default glibc has an arena of its own for each of the many threads that Gradio uses, and puts blocks of up to
-    32 MB into them, where what is small and stays keeps what was large and is gone.
+    It keeps them for as long as anything lies behind them in the heap, however small. Keeping them out of the heap
+    (`M_MMAP_THRESHOLD`) would take the model's activations out of it, too: passes took half as long again.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    allocator = ctypes.CDLL(None)
-    allocator.mallopt(_M_ARENA_MAX, _ARENAS)
-    allocator.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
+    if _GLIBC is not None:
+        _GLIBC.malloc_trim(0)

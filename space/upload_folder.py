@@ -1,15 +1,11 @@
 """The folder of uploads: its size, and files that Gradio does not delete."""
 
 import contextlib
-import logging
-import threading
 import time
 from pathlib import Path
 
 import quotas
 
-
-log = logging.getLogger("app")
 
 _ENTRY_BYTES = 4096  # about what even an empty file takes
 
@@ -47,11 +43,3 @@ class UploadFolder:
                 elif not any(path.iterdir()):
                     path.rmdir()
         self.used = used
-
-    def sweep_until(self, stopped: threading.Event) -> None:
-        """Sweep at intervals until `stopped` is set."""
-        while not stopped.wait(quotas.SWEEP_SECONDS):
-            try:
-                self.sweep()
-            except OSError:
-                log.exception("some uploads could not be deleted; the next sweep tries again")

@@ -12,7 +12,7 @@ import torch
 from few_packages import link_packages
 from PIL import Image
 from tiny import tiny_model
-from transformers import pipeline
+from transformers import BaseImageProcessor, pipeline
 from transformers.image_utils import load_image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -243,6 +243,18 @@ def test_processors_see_no_difference_in_images_resized_before(size, resample, d
     assert torch.equal(seen, expected)
 
 
+def test_only_processors_of_kgl_are_anticipated():
+    class Cropping(ViTImageProcessorPil):
+        def resize(self, image: np.ndarray, *args: object, **kwargs: object) -> np.ndarray:
+            return super().resize(image[:, :40], *args, **kwargs)
+
+    image, by_hand = noise(), ViTImageProcessorPil()
+    by_hand.size = {"height": 48, "width": 32}
+    assert resize_first(image, by_hand).size == (32, 48)
+    for processor in (Cropping(size=by_hand.size), BaseImageProcessor()):
+        assert resize_first(image, processor) is image
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 @pytest.mark.parametrize("orientation", [None, *range(10)])
 def test_upright_images_are_those_of_transformers(tmp_path, suffix, orientation):
@@ -289,7 +301,6 @@ import importlib.util, json, sys
 assert not any(map(importlib.util.find_spec, ("kgl", "datasets", "accelerate", "scipy", "skimage", "sklearn")))
 import torch
 from transformers import pipeline
-from transformers.image_utils import load_image
 
 folder, again = sys.argv[1:]
 torch.set_num_threads(1)

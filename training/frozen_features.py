@@ -20,7 +20,7 @@ from ..data.storage import run_on_main_process
 from ..heads_kgl import pool_maps
 from ..knowledge.cells import FITTED_IMAGES, fit_projection
 from ..knowledge.saliency_priors import model_digest
-from ..knowledge.sharded_map import Columns, sharded_map
+from ..knowledge.sharded_map import Columns, Row, sharded_map
 from ..modeling_kgl import KGLForImageClassification
 from ..saliency.activations import eval_mode
 
@@ -140,12 +140,12 @@ def write_frozen_features(
         content = f"{settings} {digest_rows(rows, names)} {rows['keeps_cells']}"
         return hashlib.sha1(content.encode()).hexdigest()
 
-    def load(rows: Columns) -> torch.Tensor:
-        return load_pixel_values(rows["image"], image_processor)
+    def load(row: Row) -> torch.Tensor:
+        return load_pixel_values(row["image"], image_processor)
 
     @torch.no_grad()
-    def compute(rows: Columns, pixel_values: torch.Tensor) -> Columns:
-        pixel_values = pixel_values.to(model.device)
+    def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
+        pixel_values = torch.cat(loaded).to(model.device)
         with eval_mode(model):
             maps, _ = model.features(pixel_values)
             mirrored, _ = model.features(pixel_values.flip(3))

@@ -119,6 +119,17 @@ def test_overlays_keep_the_colours_of_a_photograph():
     assert np.abs(overlay - [0, 200, 0]).max() < 8
 
 
+def test_overlays_have_no_comment_of_the_image(tmp_path, saved):
+    (tmp_path / "line").mkdir()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48), dtype=np.uint8))
+    image.save(tmp_path / "line" / "a.gif", comment=b"x" * 70_000)  # more than a JPEG can hold
+    image.convert("RGB").save(tmp_path / "line" / "b.jpg", comment=b"a line")
+    counts = predict_folder([tmp_path / "line"], saved, tmp_path / "out")
+    assert counts.images == 2 and not counts.unusable
+    for name in ("a.gif.jpg", "b.jpg"):
+        assert "comment" not in Image.open(tmp_path / "out" / "overlays" / name).info
+
+
 def test_files_of_the_same_name_have_separate_overlays(tmp_path, saved, images):
     (tmp_path / "work").mkdir()
     os.chdir(tmp_path / "work")
