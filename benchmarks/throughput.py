@@ -1,13 +1,13 @@
 """
 Measure how near `kgl predict`, the prior pass and training come to the speed of the forward pass.
 
-    python benchmarks/throughput.py [--rounds 5] [--images 64] [--into docs/scale.md]
+    python benchmarks/throughput.py [--rounds 5] [--images 128] [--into docs/scale.md]
 
 The default is trained on each set by `kgl train`; then whole jobs and forward passes alone, of the same model and the
 same batch size, run in turns in one process with one thread of torch, whose other work has one more thread, as on a
 machine with two cores. A ratio of 1 means that everything else is hidden behind the forward pass; forward passes
-beside a thread that hashes, which needs no lock of Python's, show what the machine allows. Jobs have at least six
-batches. *Stages* are the milliseconds of each step of a prediction, one after the other. *Training* is a guided step
+beside a thread that hashes, which needs no lock of Python's, show what the machine allows. Jobs have at least 12
+batches, as the first one is loaded and the last one drawn with nothing to hide behind. *Stages* are the milliseconds of each step of a prediction, one after the other. *Training* is a guided step
 of the same backbone, all of it trained, over its forward pass, and batches that a worker process loads over the same
 ones in memory. *Modes* are forward passes in other number formats and layouts over that in float32. All rounds are
 stored in benchmarks/results/throughput.json; a set that it holds is skipped.
@@ -55,6 +55,7 @@ from kgl.training.training_args import KGLTrainingArguments
 
 NAME = "throughput"
 BATCH_SIZES = (1, 4, 16, 64)
+BATCHES = 12
 SETS = {  # name: arguments of kgl train
     "circuit boards, 1000 x 667": ["--data_dir", str(SHARED / "data/circuit-board")],
     "KolektorSDD, 500 x 1270": ["--data_dir", str(SHARED / "data/kolektorsdd"), "--train_per_class", "16"],
@@ -116,11 +117,11 @@ def measure_jobs(pipeline: DefectDetectionPipeline, files: list[Path], count: in
     """
     Return the times of predictions, and of forward passes beside a busy thread, over forward passes; and a control.
 
-    Jobs have `count` images of the files, and six batches at least.
+    Jobs have `count` images of the files, and `BATCHES` batches at least.
     """
     results = {}
     for batch_size in BATCH_SIZES:
-        some = some_of(files, max(count, 6 * batch_size))
+        some = some_of(files, max(count, BATCHES * batch_size))
         forward = forward_pass(pipeline, len(some), batch_size)
         calls = {
             "prediction": lambda some=some, batch_size=batch_size: predict(pipeline, some, batch_size),
@@ -243,9 +244,10 @@ def measure_set(name: str, count: int, rounds: int) -> dict[str, Any]:
             "stages": measure_stages(pipeline, some_of(files, 48)),
             **measure_jobs(pipeline, files, count, rounds),
         }
-        images = read_images(DataArguments(data_dir=SETS[name][1])).splits["train"].select(range(count))
-        results["priors"], results["maps"] = measure_priors(pipeline, images, rounds)
-        results["steps"], results["epoch"] = measure_training(pipeline, images, rounds)
+        images = read_images(DataArguments(data_dir=SETS[name][1])).splits["train"]
+        some = images.select(range(16 * BATCHES))
+        results["priors"], results["maps"] = measure_priors(pipeline, some, rounds)
+        results["steps"], results["epoch"] = measure_training(pipeline, some.select(range(count)), rounds)
         if name == next(iter(SETS)):
             results["modes"] = measure_modes(pipeline, rounds)
         return results
@@ -313,7 +315,7 @@ def main() -> None:
     """Measure the sets that the results file lacks, and fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--into", type=Path, help="a page with the marker `throughput`")
     options = parser.parse_args()
     disable_progress_bars()

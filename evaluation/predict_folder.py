@@ -31,7 +31,7 @@ from .prediction_table import PredictionTable, Stamp, file_stamp
 from .unlike_images import UnlikeImages
 
 
-_MAX_JPEG_SIDE = 65_500  # the format's own limit
+_MAX_JPEG_SIDE, _QUALITY = 65_500, 90  # the first is the format's own limit
 _MAX_NAMED = 10
 _BOX_COLOUR = (0, 255, 127)
 
@@ -224,7 +224,7 @@ class FolderPredictor:
 
     def _draw(self, loaded: LoadedImage, prediction: dict[str, Any]) -> _Drawn:
         path, top_cells = overlay_path(self.output / "overlays", loaded.name), self.pipeline.model.config.top_cells
-        _draw_overlay(path, loaded.image, prediction, self.box_threshold, top_cells)
+        _write_overlay(path, loaded.image, prediction, self.box_threshold, top_cells)
         return _Drawn(loaded.name, loaded.stamp, prediction)
 
     def count(self, unusable: list[UnusableImage], changed: list[str]) -> FolderPredictions:
@@ -350,16 +350,23 @@ def overlay_path(folder: Path, name: str) -> Path:
     return folder / parent / last
 
 
-def _draw_overlay(
+def _write_overlay(
     path: Path, image: PILImage.Image, prediction: dict[str, Any], threshold: float, share: float
 ) -> None:
-    """Write the image under its heat map as [`encode_overlay`] returns it."""
+    """Write the overlay of [`draw_overlay`]; into a file, Pillow encodes without holding Python's lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_overlay(image, prediction, threshold, share))
+    draw_overlay(image, prediction, threshold, share).save(path, format="JPEG", quality=_QUALITY)
 
 
 def encode_overlay(image: PILImage.Image, prediction: dict[str, Any], threshold: float, share: float) -> bytes:
-    """Return the image under its heat map as a JPEG, with boxes and its highest cells unless it is called good."""
+    """Return the overlay of [`draw_overlay`] as a JPEG."""
+    jpeg = io.BytesIO()
+    draw_overlay(image, prediction, threshold, share).save(jpeg, format="JPEG", quality=_QUALITY)
+    return jpeg.getvalue()
+
+
+def draw_overlay(image: PILImage.Image, prediction: dict[str, Any], threshold: float, share: float) -> PILImage.Image:
+    """Return the image under its heat map, with boxes and its highest cells unless it is called good."""
     suspect = prediction["decision"] != "good"  # also where the model makes no decision
     lowest = grey_shown_from(prediction["heat_map"], threshold, suspect, share)
     overlay = overlay_grey_heat_map(image, prediction["heat_map"], lowest)
@@ -368,9 +375,7 @@ def encode_overlay(image: PILImage.Image, prediction: dict[str, Any], threshold:
         corners = (box["xmin"], box["ymin"], box["xmax"] - 1, box["ymax"] - 1)
         pen.rectangle(corners, outline=_BOX_COLOUR, width=1 + math.isqrt(overlay.width * overlay.height) // 500)
     overlay.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
-    jpeg = io.BytesIO()
-    overlay.save(jpeg, format="JPEG", quality=90)
-    return jpeg.getvalue()
+    return overlay
 
 
 __all__ = [
@@ -378,6 +383,7 @@ __all__ = [
     "FolderPredictor",
     "ImageSources",
     "changed_sentence",
+    "draw_overlay",
     "encode_overlay",
     "load_named",
     "load_pipeline",

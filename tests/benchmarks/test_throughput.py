@@ -17,6 +17,7 @@ def pipeline() -> DefectDetectionPipeline:
 
 def test_every_job_and_step_is_measured(tmp_path, pipeline, monkeypatch):
     monkeypatch.setattr(throughput, "BATCH_SIZES", (1, 16))
+    monkeypatch.setattr(throughput, "BATCHES", 2)
     files = [tmp_path / f"{number}.png" for number in range(4)]
     for number, path in enumerate(files):
         Image.new("RGB", (40, 20), (number, 0, 0)).save(path)

@@ -1,7 +1,6 @@
 """Prediction of image folders: the table, the overlays, unusable images, and resuming."""
 
 import csv
-import io
 import json
 import os
 import threading
@@ -17,7 +16,7 @@ import kgl.evaluation.predict_folder as module
 from kgl.cli.predict import main
 from kgl.data.schema import defect_dataset
 from kgl.errors import InputError
-from kgl.evaluation.predict_folder import FolderPredictions, encode_overlay, overlay_path, predict_folder
+from kgl.evaluation.predict_folder import FolderPredictions, draw_overlay, overlay_path, predict_folder
 from kgl.evaluation.prediction_table import PredictionTable
 from kgl.evaluation.training_range import set_training_range
 from kgl.modeling_kgl import KGLForImageClassification
@@ -73,7 +72,7 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
     grey = Image.new("RGB", (60, 40), (100, 100, 100))
     heat[0:8, 0:16] = 100  # below the threshold
     prediction = {"heat_map": Image.fromarray(heat), "boxes": [box], "decision": "defective"}
-    module._draw_overlay(tmp_path / "deep" / "overlay.jpg", grey, prediction, 0.4, 0.05)
+    module._write_overlay(tmp_path / "deep" / "overlay.jpg", grey, prediction, 0.4, 0.05)
     drawn = np.asarray(Image.open(tmp_path / "deep" / "overlay.jpg")).astype(int)
     assert np.abs(drawn[2:6, 2:10] - 100).max() <= 3  # the image where nothing is hot
     assert np.abs(drawn[18:22, 30:40] - (0.25 * 100 + 0.75 * np.array([252, 255, 164]))).max() <= 8
@@ -81,7 +80,7 @@ def test_overlay_shows_heat_and_boxes(tmp_path):
     assert green[10, 25:45].min() > 60 and green[29, 25:45].min() > 60
     assert green[15:25, 20].min() > 60 and green[15:25, 49].min() > 60
     for decision, boxed in ((None, True), ("look again", True), ("good", False)):  # an image called good has no box
-        module._draw_overlay(tmp_path / "overlay.jpg", grey, prediction | {"decision": decision}, 0.4, 0.05)
+        module._write_overlay(tmp_path / "overlay.jpg", grey, prediction | {"decision": decision}, 0.4, 0.05)
         again = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
         assert ((again[:, :, 1] - again[:, :, 0])[10, 25:45].min() > 60) == boxed
 
@@ -91,7 +90,7 @@ def test_frame_of_a_box_leaves_room_in_a_strip(tmp_path):
         "heat_map": Image.new("L", (4000, 40)), "decision": "defective",
         "boxes": [{"xmin": 100, "ymin": 10, "xmax": 140, "ymax": 30, "score": 1.0}],
     }  # fmt: skip
-    module._draw_overlay(tmp_path / "overlay.jpg", Image.new("RGB", (4000, 40), (99, 99, 99)), prediction, 0.4, 0.05)
+    module._write_overlay(tmp_path / "overlay.jpg", Image.new("RGB", (4000, 40), (99, 99, 99)), prediction, 0.4, 0.05)
     drawn = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
     green = drawn[:, :, 1] - drawn[:, :, 0]
     assert green[10, 120] > 60 and np.abs(green[14:26, 120]).max() < 30
@@ -115,7 +114,7 @@ def test_threshold_is_the_models_by_default(tmp_path, images):
 def test_overlays_keep_the_colours_of_a_photograph():
     photo = Image.new("RGB", (48, 40), (0, 200, 0))
     prediction = {"heat_map": Image.new("L", (48, 40)), "decision": "good", "boxes": []}
-    overlay = np.asarray(Image.open(io.BytesIO(encode_overlay(photo, prediction, 0.5, 0.05))), dtype=int)
+    overlay = np.asarray(draw_overlay(photo, prediction, 0.5, 0.05), dtype=int)
     assert np.abs(overlay - [0, 200, 0]).max() < 8
 
 
