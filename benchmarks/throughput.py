@@ -7,10 +7,12 @@ The default is trained on each set by `kgl train`; then whole jobs and forward p
 same batch size, run in turns in one process with one thread of torch, whose other work has one more thread, as on a
 machine with two cores. A ratio of 1 means that everything else is hidden behind the forward pass; forward passes
 beside a thread that hashes, which needs no lock of Python's, show what the machine allows. Jobs have at least 12
-batches, as the first one is loaded and the last one drawn with nothing to hide behind. *Stages* are the milliseconds of each step of a prediction, one after the other. *Training* is a guided step
-of the same backbone, all of it trained, over its forward pass, and batches that a worker process loads over the same
-ones in memory. *Modes* are forward passes in other number formats and layouts over that in float32. All rounds are
-stored in benchmarks/results/throughput.json; a set that it holds is skipped.
+batches, as the first one is loaded and the last one drawn with nothing to hide behind.
+
+*Stages* are the milliseconds of each step of a prediction, one after the other. *Training* is a guided step of the
+same backbone, all of it trained, over its forward pass, and batches that a worker process loads over the same ones in
+memory. *Modes* are forward passes in other number formats and layouts over that in float32. All rounds are stored in
+benchmarks/results/throughput.json; a set that it holds is skipped.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ def measure_jobs(pipeline: DefectDetectionPipeline, files: list[Path], count: in
     """
     results = {}
     for batch_size in BATCH_SIZES:
-        some = some_of(files, max(count, BATCHES * batch_size))
+        some = [files[index] for index in some_of(len(files), max(count, BATCHES * batch_size))]
         forward = forward_pass(pipeline, len(some), batch_size)
         calls = {
             "prediction": lambda some=some, batch_size=batch_size: predict(pipeline, some, batch_size),
@@ -129,13 +131,14 @@ def measure_jobs(pipeline: DefectDetectionPipeline, files: list[Path], count: in
         }
         for name, call in calls.items():
             results[f"{name} {batch_size}"] = paired(call, forward, rounds, warmups=1)
+    forward = forward_pass(pipeline, count, BATCH_SIZES[0])
     results["control"] = paired(forward, forward, rounds, warmups=1)
     return results
 
 
-def some_of(files: list[Path], count: int) -> list[Path]:
-    """Return `count` files of equal distances, or some of them twice where there are fewer."""
-    return [files[index * len(files) // count] for index in range(count)]
+def some_of(available: int, count: int) -> list[int]:
+    """Return `count` indices of equal distances, some of them more than once where fewer are available."""
+    return [index * available // count for index in range(count)]
 
 
 def measure_priors(
@@ -241,11 +244,11 @@ def measure_set(name: str, count: int, rounds: int) -> dict[str, Any]:
         pipeline, _ = load_pipeline(str(run / "run/final"), 1, None)
         files = find_images(Path(SETS[name][1]))
         results = {
-            "stages": measure_stages(pipeline, some_of(files, 48)),
+            "stages": measure_stages(pipeline, [files[index] for index in some_of(len(files), 48)]),
             **measure_jobs(pipeline, files, count, rounds),
         }
         images = read_images(DataArguments(data_dir=SETS[name][1])).splits["train"]
-        some = images.select(range(16 * BATCHES))
+        some = images.select(some_of(len(images), 16 * BATCHES))
         results["priors"], results["maps"] = measure_priors(pipeline, some, rounds)
         results["steps"], results["epoch"] = measure_training(pipeline, some.select(range(count)), rounds)
         if name == next(iter(SETS)):
