@@ -11,7 +11,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, BaseImageProcessor, ImageClassificationPipeline, Pipeline
 from transformers.image_utils import load_image
@@ -30,7 +30,6 @@ PROPERTIES = {
     "feature_distance": ("other features", "other features"),
 }
 OTHER_SIZE = "other size"
-_ORIENTATION, _TURNED = 0x0112, range(2, 9)  # of EXIF: mirrored or rotated
 
 
 class DefectDetectionPipeline(Pipeline):
@@ -200,9 +199,14 @@ def upright_rgb(image: str | Image.Image, timeout: float | None = None) -> Image
     """Return what `transformers.image_utils.load_image` does, without its two copies of an upright RGB image."""
     if isinstance(image, Image.Image) and image.mode == "RGB":
         image.load()
-        if image.getexif().get(_ORIENTATION, 1) not in _TURNED:
+        if not is_turned(image):
             return image
     return load_image(image, timeout=timeout)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Return whether a loaded image has an EXIF tag by which it has to be rotated or mirrored."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
 def resize_first(image: Image.Image, image_processor: BaseImageProcessor) -> Image.Image:
@@ -341,6 +345,7 @@ __all__ = [
     "custom_pipelines",
     "hot_boxes",
     "image_properties",
+    "is_turned",
     "open_image",
     "resize_first",
     "unlike_training",

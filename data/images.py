@@ -17,12 +17,11 @@ from PIL import ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor
 
 from ..errors import InputError
-from ..pipeline_kgl import resize_first, upright_rgb
+from ..pipeline_kgl import is_turned, resize_first, upright_rgb
 from .shard_files import is_in_shard, read_from_shard
 
 
 MIN_SIDE = 8  # pixels
-_EXIF_ORIENTATION = 0x0112
 _LIMIT = threading.Lock()  # threads read images, and Pillow's limit is one for all
 _TOO_DEEP = "more than 8 bits per channel; convert it to 8"
 # Of Synology's and QNAP's file servers, of archives made by macOS, and of drives.
@@ -145,7 +144,7 @@ def open_upright(raw: bytes) -> tuple[PILImage.Image, bool]:
         if not image.mode.startswith("I") and any(";16" in str(tile) for tile in image.tile):
             raise ValueError(_TOO_DEEP)
         image.load()
-        if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
+        if is_turned(image):
             return ImageOps.exif_transpose(image), True
         return image, False
 
@@ -216,9 +215,9 @@ def to_pixel_values(
     return image_processor(images=images, return_tensors="pt", **overrides)["pixel_values"]
 
 
-def load_pixel_values(encoded: dict[str, Any], image_processor: BaseImageProcessor) -> torch.Tensor:
-    """Return `(1, 3, H, W)` of a value of [`without_decoding`]."""
-    return to_pixel_values([decode_image(encoded)], image_processor)
+def load_pixel_values(row: dict[str, Any], image_processor: BaseImageProcessor) -> torch.Tensor:
+    """Return `(1, 3, H, W)` of the `image` of a row of [`without_decoding`]."""
+    return to_pixel_values([decode_image(row["image"])], image_processor)
 
 
 def normalize(images: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:

@@ -188,7 +188,7 @@ def write_good_parts_priors(
 
     def load(row: Row) -> torch.Tensor | None:
         good = names[row["label"]] == model.config.defect_free_label
-        return None if good else load_pixel_values(row["image"], image_processor)  # good images have blank priors
+        return None if good else load_pixel_values(row, image_processor)  # good images have blank priors
 
     @torch.no_grad()
     def compute(rows: Columns, loaded: list[torch.Tensor | None]) -> Columns:

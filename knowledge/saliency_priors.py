@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +125,6 @@ def _prior_functions(
         raise InputError("The dataset has no images.")
     grid = check_saliency_method(to_pixel_values([first["image"]], image_processor).to(model.device), model, args)
 
-    def load(row: Row) -> torch.Tensor:
-        return load_pixel_values(row["image"], image_processor)
-
     def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
         pixel_values = torch.cat(loaded).to(model.device)
         targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
@@ -136,6 +134,7 @@ def _prior_functions(
         good = np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
         return prior_columns(maps, np.ones(len(maps), dtype=np.float32), good, rows.get("mask", []))
 
+    load = partial(load_pixel_values, image_processor=image_processor)
     return load, compute, Features(prior_features(grid))
 
 

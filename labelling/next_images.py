@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..errors import InputError, format_count
 from ..evaluation.metrics import defect_scores
 from ..heads_kgl import pool_maps, top_cells
 from ..knowledge.saliency_priors import model_digest
-from ..knowledge.sharded_map import Columns, Row, sharded_map
+from ..knowledge.sharded_map import Columns, sharded_map
 from ..modeling_kgl import KGLForImageClassification, class_probabilities
 from ..saliency.activations import eval_mode
 from ..training.model_init import load_classifier
@@ -180,9 +180,6 @@ def predict_images(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {image_digests(rows)}".encode()).hexdigest()
 
-    def load(row: Row) -> torch.Tensor:
-        return load_pixel_values(row["image"], image_processor)
-
     @torch.no_grad()
     def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
         with eval_mode(model):
@@ -196,6 +193,7 @@ def predict_images(
         }
 
     rows = without_decoding(images.select_columns(["image"]))
+    load = partial(load_pixel_values, image_processor=image_processor)
     table = sharded_map(
         rows, load, compute, identify, folder, features=_COLUMNS, batch_size=_BATCH,
         title="Unlabelled and training images",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..data.storage import run_on_main_process
 from ..heads_kgl import pool_maps
 from ..knowledge.cells import FITTED_IMAGES, fit_projection
 from ..knowledge.saliency_priors import model_digest
-from ..knowledge.sharded_map import Columns, Row, sharded_map
+from ..knowledge.sharded_map import Columns, sharded_map
 from ..modeling_kgl import KGLForImageClassification
 from ..saliency.activations import eval_mode
 
@@ -140,9 +141,6 @@ def write_frozen_features(
         content = f"{settings} {digest_rows(rows, names)} {rows['keeps_cells']}"
         return hashlib.sha1(content.encode()).hexdigest()
 
-    def load(row: Row) -> torch.Tensor:
-        return load_pixel_values(row["image"], image_processor)
-
     @torch.no_grad()
     def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
         pixel_values = torch.cat(loaded).to(model.device)
@@ -158,6 +156,7 @@ def write_frozen_features(
             "grid": [list(cells.shape[1:])] * len(pixel_values),
         }
 
+    load = partial(load_pixel_values, image_processor=image_processor)
     table = sharded_map(
         without_decoding(rows), load, compute, identify, folder, features=_COLUMNS, batch_size=batch_size,
         title=_TITLE,
