@@ -123,10 +123,9 @@ def _predict(
 ) -> Columns:
     """Return the predictions of images as JSON, or why an image cannot be used."""
     outputs = forward_batch(pipeline, [one for one in loaded if not isinstance(one, str)])
-    predictions = [
-        {} if isinstance(one, str) else pipeline.postprocess(next(outputs), threshold) | {"heat_map": None}
-        for one in loaded
-    ]
+    predictions = [{} if isinstance(one, str) else pipeline.postprocess(next(outputs), threshold) for one in loaded]
+    for prediction in predictions:
+        prediction.pop("heat_map", None)
     return {
         "file_name": rows["file_name"],
         "prediction": [json.dumps(one) for one in predictions],
