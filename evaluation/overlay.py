@@ -12,6 +12,7 @@ from PIL import Image
 COLOURMAP = "inferno"
 _PALETTE = colormaps[COLOURMAP](np.arange(256), bytes=True)[:, :3].tobytes()
 _OPACITY = [round(0.75 * level) for level in range(256)]
+_BAND = 64  # rows that are blended at a time: what Pillow makes of them stays in the processor's cache
 
 
 def overlay_heat_map(image: np.ndarray, heat: np.ndarray, threshold: float | None = None) -> np.ndarray:
@@ -42,17 +43,20 @@ def _drawn_levels(heat: np.ndarray, threshold: float | None) -> np.ndarray:
 
 
 def _blend(image: Image.Image, levels: Image.Image) -> Image.Image:
-    """Blend by Pillow, within the heat's bounding box: fast, and without holding Python's lock."""
-    pixels, box = image.convert("RGB"), levels.getbbox()
+    """Blend by Pillow, where there is heat: fast, and without holding Python's lock."""
+    pixels = image.convert("RGB")
     pixels.info = {}  # a comment of the image's file is none of the overlay's
-    if box is None:
-        return pixels
-    levels, under = levels.crop(box), pixels.crop(box)
-    if image.mode != "L":  # heat over a colour would have a hue of no heat
-        under = Image.composite(under.convert("L").convert("RGB"), under, levels)
-    colours = Image.frombytes("P", levels.size, levels.tobytes())
-    colours.putpalette(_PALETTE)
-    pixels.paste(Image.composite(colours.convert("RGB"), under, levels.point(_OPACITY)), box)
+    for top in range(0, levels.height, _BAND):
+        band = levels.crop((0, top, levels.width, min(top + _BAND, levels.height)))
+        box = band.getbbox()
+        if box is None:
+            continue
+        band, box = band.crop(box), (box[0], top + box[1], box[2], top + box[3])
+        if image.mode != "L":  # heat over a colour would have a hue of no heat
+            pixels.paste(pixels.crop(box).convert("L").convert("RGB"), box, band)
+        colours = Image.frombytes("P", band.size, band.tobytes())
+        colours.putpalette(_PALETTE)
+        pixels.paste(colours.convert("RGB"), box, band.point(_OPACITY))
     return pixels
 
 

@@ -44,3 +44,12 @@ def test_grey_maps_are_drawn_like_those_of_numbers(shape, highest, threshold, su
         assert lowest == pytest.approx(shown_from(heat, threshold, suspect, share), abs=1e-6)
         drawn = overlay_grey_heat_map(Image.fromarray(image), heat_map, lowest)
         assert np.array_equal(drawn, overlay_heat_map(image, heat, lowest))
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_tall_maps_are_drawn_like_each_of_their_rows(channels):
+    draws = np.random.default_rng(0)
+    image, heat = draws.integers(0, 256, (150, 5, *channels), np.uint8), draws.random((150, 5))
+    heat[70:140] = 0  # without heat in a whole band
+    rows = [overlay_heat_map(image[row : row + 1], heat[row : row + 1]) for row in range(150)]
+    assert np.array_equal(overlay_heat_map(image, heat), np.concatenate(rows))
