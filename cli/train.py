@@ -111,8 +111,10 @@ def main(argv: Sequence[str]) -> None:
         settings = parse(argv)  # first, since a wrong setting need not wait for the imports of the job
         if settings.model.backbone is not None:
             check_path_or_repo("--backbone", settings.model.backbone)
+        from ..data.processes import end_other_process
         from ..train import run
 
         run(settings)
+        end_other_process()
 
     run_command(HELP.command, job)

@@ -166,6 +166,18 @@ def leave_process_group() -> None:
     PartialState().destroy_process_group()
 
 
+def end_other_process() -> None:
+    """
+    End this process with exit code 0, if it is not the main one, when a command that trains has nothing left to do.
+
+    Models hold the process group, so its threads run on. One of them may wait for Python's lock to release the tensor
+    of the last step, and aborts if Python is cleaning up (pytorch issue 190489); the launcher would then end the main
+    process, which still evaluates. So there is no clean-up.
+    """
+    if not PartialState().is_main_process:
+        _exit_now(0)
+
+
 def leave_others(command: str, error: Exception) -> None:
     """
     Leave the process group after an error that this one of several processes ends with.
@@ -215,6 +227,7 @@ __all__ = [
     "LONG_WAIT",
     "HostWatch",
     "check_equal",
+    "end_other_process",
     "is_lost_connection",
     "leave_others",
     "leave_process_group",

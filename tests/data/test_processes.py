@@ -2,10 +2,12 @@
 
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 import kgl.data.processes as processes
+from kgl.cli.train import main
 from kgl.data.processes import check_equal, is_lost_connection, run_on_all_processes
 from kgl.data.storage import lock
 from kgl.errors import InputError
@@ -46,6 +48,16 @@ def test_error_of_one_process_is_raised_in_all(monkeypatch):
     play(monkeypatch, ("line-2", "images: there is no such folder."))
     with pytest.raises(InputError, match=r"^Process 1 on line-2: images: there is no such folder\.$"):
         run_on_all_processes(lambda: 3)
+
+
+@pytest.mark.parametrize(("is_main", "expected"), [(False, ["ran", "ended with 0"]), (True, ["ran"])])
+def test_other_processes_of_a_training_end_without_clean_up(is_main, expected, monkeypatch):
+    done = []
+    monkeypatch.setattr("kgl.train.run", lambda settings: done.append("ran"))
+    monkeypatch.setattr(processes, "PartialState", lambda: SimpleNamespace(is_main_process=is_main))
+    monkeypatch.setattr("os._exit", lambda code: done.append(f"ended with {code}"))
+    main(["images"])
+    assert done == expected
 
 
 def test_errors_of_lost_connections_are_known():
