@@ -19,7 +19,7 @@ from ..heads_kgl import top_cells
 from ..modeling_kgl import KGLForImageClassification
 from ..saliency.activations import eval_mode
 from ..saliency.maps import to_grid
-from .prior_columns import prior_columns, prior_features
+from .prior_columns import load_mask, prior_columns, prior_features
 from .saliency_priors import model_digest
 from .sharded_map import Columns, Row, sharded_map
 
@@ -186,22 +186,22 @@ def write_good_parts_priors(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)} {_groups(rows)}".encode()).hexdigest()
 
-    def load(row: Row) -> torch.Tensor | None:
-        good = names[row["label"]] == model.config.defect_free_label
-        return None if good else load_pixel_values(row, image_processor)  # good images have blank priors
+    def load(row: Row) -> tuple[torch.Tensor | None, np.ndarray | None]:
+        good = names[row["label"]] == model.config.defect_free_label  # then the prior is blank
+        return None if good else load_pixel_values(row, image_processor), load_mask(row, grid)
 
-    @torch.no_grad()
-    def compute(rows: Columns, loaded: list[torch.Tensor | None]) -> Columns:
-        good = np.array([one is None for one in loaded])
+    def compute(rows: Columns, loaded: list[tuple[torch.Tensor | None, np.ndarray | None]]) -> Columns:
+        images, masks = zip(*loaded, strict=True)
+        good = np.array([one is None for one in images])
         maps, weights = np.zeros((len(good), *grid), dtype=np.uint8), np.zeros(len(good), dtype=np.float32)
         if not good.all():
             groups = [group for group, blank in zip(_groups(rows), good, strict=True) if not blank]
-            with eval_mode(model):
-                cells = cells_of(model, torch.cat([one for one in loaded if one is not None]).to(model.device))
+            with torch.no_grad(), eval_mode(model):
+                cells = cells_of(model, torch.cat([one for one in images if one is not None]).to(model.device))
             distances = good_parts.distances(cells, groups)
             maps[~good] = good_parts.to_prior(to_grid(distances, grid)).cpu().numpy()
             weights[~good] = good_parts.trust(distances)
-        columns = prior_columns(maps, weights, good, rows.get("mask", []), THRESHOLD)
+        columns = prior_columns(maps, weights, good, masks, THRESHOLD)
         return {name: rows[name] for name in kept} | {"digest": image_digests(rows)} | columns
 
     return sharded_map(

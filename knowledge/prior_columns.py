@@ -22,8 +22,20 @@ def prior_features(grid: tuple[int, int]) -> dict[str, Any]:
     return dict(zip(PRIOR_COLUMNS, (Array2D(grid, "uint8"), Value("uint8"), Value("float32")), strict=True))
 
 
+def load_mask(row: dict[str, Any], grid: tuple[int, int]) -> np.ndarray | None:
+    """Return the `mask` of a row of [`without_decoding`] on a grid, `(h, w)` bool; None where there is none."""
+    mask = decode_image(row.get("mask"))
+    if mask is None:
+        return None
+    return mask_to_grid(mask_to_array(mask, (mask.height, mask.width))[None], grid)[0]
+
+
 def prior_columns(
-    maps: np.ndarray, weights: np.ndarray, good: np.ndarray, masks: list[Any], threshold: int | None = None
+    maps: np.ndarray,
+    weights: np.ndarray,
+    good: np.ndarray,
+    masks: list[np.ndarray | None],
+    threshold: int | None = None,
 ) -> dict[str, list[Any]]:
     """
     Return the prior columns of a batch: blank priors of good images, masks in place of maps, thresholds and weights.
@@ -32,16 +44,13 @@ def prior_columns(
         maps: `(B, h, w)` uint8.
         weights: how far each map is trusted, `(B,)` in 0..1.
         good: which images are defect-free, `(B,)` bool: their prior is blank, with weight 1.
-        masks: of the images, None where there is none; empty without masks. A mask has weight 1.
+        masks: of the images, `(h, w)` bool, None where there is none. A mask has weight 1.
         threshold: of all maps that are neither blank nor a mask; None for Otsu's, of each.
     """
-    maps, weights, masked = maps.copy(), weights.copy(), np.zeros(len(maps), dtype=bool)
+    maps, weights, masked = maps.copy(), weights.copy(), np.array([mask is not None for mask in masks])
     maps[good], weights[good] = 0, 1
-    for index, mask in enumerate(map(decode_image, masks)):
-        if mask is not None:
-            pixels = mask_to_array(mask, (mask.height, mask.width))
-            maps[index], weights[index] = mask_to_grid(pixels[None], maps.shape[1:])[0] * np.uint8(255), 1
-            masked[index] = True
+    for index in np.flatnonzero(masked):
+        maps[index], weights[index] = masks[index] * np.uint8(255), 1
     # An empty map or mask of a defective image does not say that it has no defect.
     weights[~good & (maps.max(axis=(1, 2)) == 0)] = 0
     fixed = ~good & ~masked & (threshold is not None)
@@ -64,4 +73,4 @@ def with_priors(dataset: Dataset, priors: Dataset) -> Dataset:
     return concatenate_datasets([dataset, priors.select_columns(list(PRIOR_COLUMNS))], axis=1)
 
 
-__all__ = ["PRIOR_COLUMNS", "prior_columns", "prior_features", "with_priors"]
+__all__ = ["PRIOR_COLUMNS", "load_mask", "prior_columns", "prior_features", "with_priors"]

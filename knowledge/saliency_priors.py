@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +23,12 @@ from ..saliency.activations import eval_mode
 from ..saliency.compute import compute_saliency
 from ..saliency.maps import to_grid, to_uint8
 from .arguments import PriorArguments
-from .prior_columns import prior_columns, prior_features
+from .prior_columns import load_mask, prior_columns, prior_features
 from .sharded_map import Columns, Row, map_batches, sharded_map
 
 
 _TITLE = "Saliency priors"
+_Loaded = tuple[torch.Tensor, np.ndarray | None]  # pixel values (1, 3, H, W), and the mask on the grid
 
 
 def add_saliency_priors(
@@ -98,7 +98,7 @@ def write_saliency_priors(
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{settings} {digest_rows(rows, names)}".encode()).hexdigest()
 
-    def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
+    def compute(rows: Columns, loaded: list[_Loaded]) -> Columns:
         columns = compute_priors(rows, loaded)
         return {name: rows[name] for name in kept} | {"digest": image_digests(rows)} | columns
 
@@ -113,7 +113,7 @@ def _prior_functions(
     model: KGLForImageClassification,
     image_processor: BaseImageProcessor,
     args: PriorArguments,
-) -> tuple[Callable[[Row], torch.Tensor], Callable[[Columns, list[torch.Tensor]], Columns], Features]:
+) -> tuple[Callable[[Row], _Loaded], Callable[[Columns, list[_Loaded]], Columns], Features]:
     """Return what loads an undecoded row, what computes the prior columns of a batch, and the columns' types."""
     features = dataset.features or {}
     if not isinstance(features.get("image"), Image) or not isinstance(features.get("label"), ClassLabel):
@@ -125,16 +125,19 @@ def _prior_functions(
         raise InputError("The dataset has no images.")
     grid = check_saliency_method(to_pixel_values([first["image"]], image_processor).to(model.device), model, args)
 
-    def compute(rows: Columns, loaded: list[torch.Tensor]) -> Columns:
-        pixel_values = torch.cat(loaded).to(model.device)
+    def load(row: Row) -> _Loaded:
+        return load_pixel_values(row, image_processor), load_mask(row, grid)
+
+    def compute(rows: Columns, loaded: list[_Loaded]) -> Columns:
+        images, masks = zip(*loaded, strict=True)
+        pixel_values = torch.cat(images).to(model.device)
         targets = torch.tensor([model.config.label2id[names[label]] for label in rows["label"]], device=model.device)
         with _uncalibrated(model):
             maps = compute_saliency(model, pixel_values, targets, args.prior_method, args.prior_layers)
         maps = to_uint8(to_grid(maps, grid), rows.get("file_name"))
         good = np.array([names[label] == model.config.defect_free_label for label in rows["label"]])
-        return prior_columns(maps, np.ones(len(maps), dtype=np.float32), good, rows.get("mask", []))
+        return prior_columns(maps, np.ones(len(maps), dtype=np.float32), good, masks)
 
-    load = partial(load_pixel_values, image_processor=image_processor)
     return load, compute, Features(prior_features(grid))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from kgl.knowledge.prior_columns import prior_columns
+from kgl.knowledge.prior_columns import load_mask, prior_columns
 from kgl.knowledge.thresholds import NO_CELL, otsu_threshold
 
 
@@ -15,7 +15,7 @@ def mask(*marked):
     pixels = np.zeros((2, 4), dtype=np.uint8)
     for column in marked:
         pixels[0, column] = 255
-    return Image.fromarray(pixels)
+    return load_mask({"mask": Image.fromarray(pixels)}, (1, 2))
 
 
 def test_columns_of_each_kind_of_image():
@@ -36,7 +36,7 @@ def test_columns_of_each_kind_of_image():
 
 
 def test_without_a_threshold_each_map_has_its_own():
-    columns = prior_columns(MAPS, np.ones(5, dtype=np.float32), GOOD, [])
+    columns = prior_columns(MAPS, np.ones(5, dtype=np.float32), GOOD, [None] * 5)
     own = [otsu_threshold(one) for one in (np.zeros((1, 2), dtype=np.uint8), *MAPS[1:])]
     assert columns["prior_threshold"] == own
     assert columns["prior_weight"] == [1, 1, 0, 1, 1]
