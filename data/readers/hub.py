@@ -67,7 +67,8 @@ def read_hub_dataset(name: str, config: str | None, columns: Columns, streaming:
     except Exception as error:  # loading a repository raises whatever its builder raises
         denied = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOTDIR, errno.EROFS)
         advice = " Set HF_HOME to a folder that can be written." if denied else ""
-        raise InputError(f"{source}: it cannot be loaded. {root_cause(error)}{advice}") from error
+        failed = "it" if Path(name).is_dir() else "there is no such folder, and it"
+        raise InputError(f"{source}: {failed} cannot be loaded. {root_cause(error)}{advice}") from error
     tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     if streaming and not Path(name).is_dir() and not tables:
         raise InputError(f"{source}: it lists no files, so it cannot be streamed; leave out --streaming.")
