@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image as PILImage
 
-from ..data.in_order import map_in_order
+from ..data.in_order import Task, map_in_order
 from ..pipeline_kgl import DefectDetectionPipeline
 from .prediction_table import Stamp
 
@@ -53,8 +53,8 @@ def predict_stream(
     Yield, batch by batch in the order of the images, what `finish` makes of each image and its prediction.
 
     `load` and `finish` run in as many threads as torch uses, which decode, resize and encode without holding Python's
-    lock; the forward pass runs in this one. At most three batches of images are in memory: one that is loaded, one
-    that is predicted, one that is finished.
+    lock; the forward pass runs in this one, which helps where it would wait. At most three batches of images are in
+    memory: one that is loaded, one that is predicted, one that is finished.
 
     Args:
         pipeline: predicts.
@@ -72,9 +72,9 @@ def predict_stream(
     def complete(prepared: _Prepared, outputs: dict[str, Any]) -> Result:
         return finish(prepared.loaded, pipeline.postprocess(outputs, box_threshold))
 
-    def start_completing(batch: list[_Prepared | UnusableImage]) -> list[Future[Result] | UnusableImage]:
+    def start_completing(batch: list[_Prepared | UnusableImage]) -> list[Task[Result] | UnusableImage]:
         outputs = forward_batch(pipeline, [one.inputs for one in batch if isinstance(one, _Prepared)])
-        return [one if isinstance(one, UnusableImage) else pool.submit(complete, one, next(outputs)) for one in batch]
+        return [one if isinstance(one, UnusableImage) else Task(pool, complete, one, next(outputs)) for one in batch]
 
     pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="kgl predict")
     try:
@@ -118,8 +118,9 @@ def forward_batch(pipeline: DefectDetectionPipeline, inputs: list[dict[str, Any]
     )
 
 
-def _results(completing: list[Future[Result] | UnusableImage]) -> list[Result | UnusableImage]:
-    return [one if isinstance(one, UnusableImage) else one.result() for one in completing]
+def _results(completing: list[Task[Result] | UnusableImage]) -> list[Result | UnusableImage]:
+    tasks = [one for one in completing if isinstance(one, Task)]
+    return [one.result(tasks) if isinstance(one, Task) else one for one in completing]
 
 
 __all__ = ["LoadedImage", "UnusableImage", "forward_batch", "predict_stream"]

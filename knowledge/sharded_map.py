@@ -7,7 +7,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -139,9 +139,6 @@ def sharded_map(
     manifest, shards = (folder.with_name(f"{folder.name}.{ending}") for ending in ("json", "shards"))
     writers = find_writers(folder.parent)
     finished = _finished_keys(folder, manifest, is_writer=writers[state.process_index] == state.process_index)
-    held = run_on_main_process(lambda: lock(shards)) if finished is None else None
-    stored = finished or share_from_main_process(lambda: [path.name for path in shards.iterdir()])
-
     own_keys: list[str] = []
 
     def own_shards() -> Iterator[tuple[str, Columns]]:
@@ -156,14 +153,26 @@ def sharded_map(
         with bar, _loaded(_missing_batches(own_shards(), shards, stored, batch_size, bar), load, batch_size) as loaded:
             _write_shards(loaded, compute, features, bar, shards)
 
-    run_on_all_processes(write_missing_shards)
-    keys = _collect(shards, own_keys, stored, writers)
+    with _locked(shards) if finished is None else nullcontext():
+        stored = finished or share_from_main_process(lambda: [path.name for path in shards.iterdir()])
+        run_on_all_processes(write_missing_shards)
+        keys = _collect(shards, own_keys, stored, writers)
+        if finished is None and state.is_main_process:
+            _join_shards(keys, shards, manifest, folder)
     if finished is not None and keys != finished:
         raise _other_table(folder)
-    if held is not None:
-        _join_shards(keys, shards, manifest, folder)
-        held.release()
     return _share(folder, manifest, shards, writers)
+
+
+@contextmanager
+def _locked(shards: Path) -> Iterator[None]:
+    """Keep other jobs out of the folder of shards within."""
+    held = run_on_main_process(lambda: lock(shards))
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.release()
 
 
 def _missing_batches(

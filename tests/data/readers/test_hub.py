@@ -67,7 +67,9 @@ def test_splits_groups_and_file_names(hub_folder):
     with pytest.raises(InputError, match=r"column 'serial' holds Value.*, not images; see --image_column"):
         load_defect_dataset(args)
     args.hub_dataset = "nobody/nothing"
-    with pytest.raises(InputError, match="--hub_dataset nobody/nothing: there is no such folder, and it cannot be loaded"):
+    with pytest.raises(
+        InputError, match="--hub_dataset nobody/nothing: there is no such folder, and it cannot be loaded"
+    ):
         load_defect_dataset(args)
 
 
