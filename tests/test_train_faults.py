@@ -67,6 +67,20 @@ def test_terminated_within_an_epoch_saves_and_resumes_to_the_same_weights(
     assert_same_weights(out, tmp_path / "out")
 
 
+def test_terminated_in_the_last_step_takes_no_further_step(finished_run, tmp_path, monkeypatch):
+    """Within an epoch: at its end the Trainer stops by itself."""
+    recipe, *_ = finished_run
+    seven_steps = [recipe, "--max_steps", "7", "--keep_checkpoints", "true", "--output_dir"]
+    run(parse([*seven_steps, str(tmp_path / "whole")]))
+    signal_after_step(monkeypatch, "primary", 7)
+    stopped = parse([*seven_steps, str(tmp_path / "stopped")])
+    with pytest.raises(Terminated):
+        run(stopped)
+    run(stopped)
+    assert RunState(tmp_path / "stopped").record("primary")["steps"] == 7
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_damaged_checkpoint_is_found_and_the_one_before_it_taken(finished_run, tmp_path, monkeypatch, capsys):
     recipe, out, _ = finished_run
     command = parse([recipe, "--output_dir", str(tmp_path / "out")])

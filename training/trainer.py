@@ -135,6 +135,12 @@ class ClassificationTrainer(Trainer):
         if any_process(not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())):
             raise DivergedError(f"after step {self.state.global_step} weights are not finite.")
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed after the last step: the Trainer takes another one
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.check_weights()
         super()._save_checkpoint(*args, **kwargs)

@@ -220,14 +220,15 @@ def train_phase(
     trainer.accelerator.wait_for_everyone()
     record = state.finish(phase, seconds=seconds, steps=trainer.state.global_step, validation=validation)
     if say:
-        print(f"{title}: {record['steps']} steps in {seconds:.0f} s, mean loss {loss:.3f}.")
+        mean_loss = "" if loss is None else f", mean loss {loss:.3f}"
+        print(f"{title}: {record['steps']} steps in {seconds:.0f} s{mean_loss}.")
     return TrainedPhase(folder, **record)
 
 
 def _train(
     phase: str, title: str, rows: Dataset, inputs: Inputs, recipe: Recipe, state: RunState
-) -> tuple[ClassificationTrainer, float, float]:
-    """Return the trained Trainer, the seconds of all attempts, and the mean loss."""
+) -> tuple[ClassificationTrainer, float, float | None]:
+    """Return the trained Trainer, the seconds of all attempts, and the mean loss; None of a resumed training."""
     folder, say = recipe.output_dir / phase, recipe.args.process_index == 0
     model = recipe.initial_model()
     if uses_fsdp(recipe.args):
@@ -259,7 +260,8 @@ def _train(
             print(f"{title}: stopped by SIGTERM after step {trainer.state.global_step}, which is saved.")
         leave_process_group()
         raise Terminated
-    return trainer, before + time.perf_counter() - started, result.training_loss
+    mean_loss = None if checkpoint else result.training_loss  # the Trainer would count the earlier steps as 0
+    return trainer, before + time.perf_counter() - started, mean_loss
 
 
 def _prepare_checkpoints(recipe: Recipe, checkpoint: Path | None) -> bool:
