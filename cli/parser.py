@@ -307,20 +307,34 @@ def run_command(command: str, job: Callable[[], object]) -> None:
         rank = os.environ.get("RANK", "0")
         process = "" if rank == "0" else f" in process {rank}"
         sys.stderr.write(f"{command}: error{process}: {error}\n")  # in one piece, also from several processes
-        _leave_others(command, error)
-        raise SystemExit(2) from None
-    except RuntimeError as error:
-        _leave_others(command, error)
-        raise
+        _end(2)
     except KeyboardInterrupt as stopped:
         print(f"\n{command}: stopped. Run the same command again to resume.", file=sys.stderr)
-        raise SystemExit(143 if isinstance(stopped, Terminated) else 130) from None
+        _end(143 if isinstance(stopped, Terminated) else 130)
+    except Exception as error:
+        if not _is_one_of_several():
+            raise
+        from ..data.processes import end_after
+
+        end_after(command, error)
+
+
+def _is_one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _end(code: int) -> NoReturn:
+    if not _is_one_of_several():
+        raise SystemExit(code) from None
+    from ..data.processes import end_process
+
+    end_process(code)
 
 
 @contextmanager
 def _terminated_by_sigterm() -> Iterator[None]:
     """Raise [`Terminated`] on SIGTERM within, but not in one of several processes: waiting, it would not see it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _is_one_of_several():
         yield
         return
     process = os.getpid()
@@ -335,13 +349,6 @@ def _terminated_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _leave_others(command: str, error: Exception) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from ..data.processes import leave_others
-
-        leave_others(command, error)
 
 
 def _silence_libraries() -> None:

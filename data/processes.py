@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
@@ -144,7 +146,7 @@ class HostWatch:
             except RuntimeError as error:
                 time.sleep(_GRACE)
                 if not self._stopping.is_set():
-                    _end_process(self._command, self._sentence(str(error)))
+                    _end_with(self._command, self._sentence(str(error)))
                 return
             if stopping.item():
                 return
@@ -167,34 +169,37 @@ def leave_process_group() -> None:
 
 
 def end_other_process() -> None:
-    """
-    End this process with exit code 0, if it is not the main one, when a command that trains has nothing left to do.
-
-    Models hold the process group, so its threads run on. One of them may wait for Python's lock to release the tensor
-    of the last step, and aborts if Python is cleaning up (pytorch issue 190489); the launcher would then end the main
-    process, which still evaluates. So there is no clean-up.
-    """
+    """End this process with exit code 0, if it is not the main one, when a command that trains has no more to do."""
     if not PartialState().is_main_process:
-        _exit_now(0)
+        end_process(0)
 
 
-def leave_others(command: str, error: Exception) -> None:
+def end_process(code: int) -> NoReturn:
     """
-    Leave the process group after an error that this one of several processes ends with.
+    End this one of several processes, without Python's clean-up after the functions of `atexit`.
 
-    After an [`InputError`], which is printed: a process that ends while the group stands may abort and lose its exit
-    code. After torch's error for a process that cannot be reached, this one ends with a sentence and exit code 1.
+    Models hold the process group after it is left, so its threads run on. One of them may wait for Python's lock to
+    release the tensor of the last step: in Python's clean-up it aborts, or waits for ever (pytorch issue 190489).
     """
-    if isinstance(error, InputError):
-        if HostWatch.current is not None:  # its thread may wait for processes that have ended
-            HostWatch.current.silence()
-            _exit_now(2)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    elif is_lost_connection(error):
+    if HostWatch.current is not None:  # its thread may wait for processes that have ended
+        HostWatch.current.silence()
+    atexit._run_exitfuncs()
+    _exit_now(code)
+
+
+def end_after(command: str, error: Exception) -> NoReturn:
+    """
+    End this one of several processes after an error of no sentence, with exit code 1.
+
+    It ends with the traceback, or with a sentence where the error is that of torch for a process that cannot be
+    reached.
+    """
+    if is_lost_connection(error):
         if HostWatch.current is not None:
             HostWatch.current.wait(2 * _SILENCE.total_seconds())  # it knows which, and ends this process
-        _end_process(command, _lost_process("Another process"))
+        _end_with(command, _lost_process("Another process"))
+    traceback.print_exception(error)
+    end_process(1)
 
 
 def is_lost_connection(error: Exception) -> bool:
@@ -210,14 +215,14 @@ def _lost_process(name: str) -> str:
     )
 
 
-def _end_process(command: str, message: str) -> None:
+def _end_with(command: str, message: str) -> NoReturn:
     """Print a sentence and end this process, whose other threads may wait for ever, with exit code 1."""
     sys.stderr.write(f"{command}: error in process {os.environ.get('RANK', '0')}: {message}\n")
     _exit_now(1)
 
 
-def _exit_now(code: int) -> None:
-    """End this process without the clean-up of threads and groups, which could wait for other processes."""
+def _exit_now(code: int) -> NoReturn:
+    """End this process without any clean-up, which could wait for other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -227,9 +232,10 @@ __all__ = [
     "LONG_WAIT",
     "HostWatch",
     "check_equal",
+    "end_after",
     "end_other_process",
+    "end_process",
     "is_lost_connection",
-    "leave_others",
     "leave_process_group",
     "run_on_all_processes",
     "share_from_main_process",

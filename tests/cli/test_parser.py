@@ -12,7 +12,7 @@ import pytest
 from kgl.cli.main import check_arguments
 from kgl.cli.parser import run_command
 from kgl.cli.train import parse
-from kgl.errors import InputError
+from kgl.errors import InputError, Terminated
 from kgl.training.arguments import check_path_or_repo
 
 
@@ -244,6 +244,31 @@ def test_sigterm_of_one_of_several_processes_is_left_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     before = signal.getsignal(signal.SIGTERM)
     run_command("kgl train", lambda: before == signal.getsignal(signal.SIGTERM) or pytest.fail("it is handled"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        (InputError("the folder is empty."), 2, "kgl train: error: the folder is empty.\n"),
+        (KeyboardInterrupt(), 130, "\nkgl train: stopped. Run the same command again to resume.\n"),
+        (Terminated(), 143, "\nkgl train: stopped. Run the same command again to resume.\n"),
+        (KeyError("label"), 1, "KeyError: 'label'\n"),
+        (RuntimeError("gloo/transport: Connection closed by peer"), 1, "Another process has ended or"),
+    ],
+)  # fmt: skip
+def test_one_of_several_processes_ends_at_once(error, code, printed, monkeypatch, capsys):
+    def end(code):
+        raise SystemExit(code)
+
+    def job():
+        raise error
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("kgl.data.processes.end_process", end)
+    monkeypatch.setattr("kgl.data.processes._exit_now", end)
+    with pytest.raises(SystemExit) as stopped:
+        run_command("kgl train", job)
+    assert stopped.value.code == code and printed in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

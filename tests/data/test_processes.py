@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -51,13 +53,28 @@ def test_error_of_one_process_is_raised_in_all(monkeypatch):
 
 
 @pytest.mark.parametrize(("is_main", "expected"), [(False, ["ran", "ended with 0"]), (True, ["ran"])])
-def test_other_processes_of_a_training_end_without_clean_up(is_main, expected, monkeypatch):
+def test_other_processes_of_a_training_end_at_once(is_main, expected, monkeypatch):
     done = []
     monkeypatch.setattr("kgl.train.run", lambda settings: done.append("ran"))
     monkeypatch.setattr(processes, "PartialState", lambda: SimpleNamespace(is_main_process=is_main))
-    monkeypatch.setattr("os._exit", lambda code: done.append(f"ended with {code}"))
+    monkeypatch.setattr(processes, "end_process", lambda code: done.append(f"ended with {code}"))
     main(["images"])
     assert done == expected
+
+
+def test_end_of_a_process_runs_exit_functions_and_no_other_clean_up():
+    code = (
+        "import atexit\n"
+        "from kgl.data.processes import end_process\n"
+        "class Model:\n"
+        "    def __del__(self): print('cleaned up')\n"
+        "model = Model()\n"
+        "atexit.register(print, 'removed temporary files')\n"
+        "print('job')\n"
+        "end_process(143)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, "job\nremoved temporary files\n"), done.stderr
 
 
 def test_errors_of_lost_connections_are_known():

@@ -60,6 +60,7 @@ def test_two_processes_predict_like_one(tmp_path, monkeypatch):
 
 def test_watching_is_for_one_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr("kgl.data.processes.end_process", sys.exit)
+    with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), "--model", "model", "--output", str(tmp_path / "out"), "--watch", "1"])
     assert "--watch goes with one process; start it without torchrun" in capsys.readouterr().err
