@@ -183,7 +183,7 @@ def main() -> None:
         "throughput": lambda: measure_throughput(batch_size, size, limits, at_least),
         "step_cost": lambda: measure_steps(batch_size, size, rounds),
         "kolektorsdd": lambda: train_fold(
-            fold_command(options.data_dir, options.epochs, options.smoke), options.run_dir
+            fold_command(options.data_dir.resolve(), options.epochs, options.smoke), options.run_dir.resolve()
         ),
     }
     record = {"hardware": hardware(), "torch": torch.__version__, "batch_size": batch_size, "size": size} | done

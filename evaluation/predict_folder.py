@@ -84,7 +84,8 @@ def predict_folder(
     sources = ImageSources.of(paths, output)
     images = sources.find_all()
     unusable: list[UnusableImage] = []
-    with open_predictor(sources, model, batch_size, box_threshold) as predictor:
+    pipeline, threshold = load_pipeline(model, batch_size, box_threshold)
+    with open_predictor(sources, pipeline, threshold, batch_size) as predictor:
         changed = predictor.table.changed(images)
         predictor.table.remove(changed)
         todo = [(name, path) for name, path in images.items() if name not in predictor.table.rows]
@@ -245,15 +246,14 @@ class FolderPredictor:
 
 @contextmanager
 def open_predictor(
-    sources: ImageSources, model: str, batch_size: int, box_threshold: float | None
+    sources: ImageSources, pipeline: DefectDetectionPipeline, threshold: float, batch_size: int
 ) -> Iterator[FolderPredictor]:
     """
-    Load a classifier and lock the output folder while it predicts into it; see [`predict_folder`].
+    Lock the output folder while what [`load_pipeline`] returned predicts into it; see [`predict_folder`].
 
     Raises:
-        InputError: an argument cannot be used, or the output folder holds something else or cannot be written to.
+        InputError: the output folder holds something else or cannot be written to.
     """
-    pipeline, threshold = load_pipeline(model, batch_size, box_threshold)
     folder_lock, output = _claim_output(sources, pipeline, threshold), sources.output
     try:
         with PredictionTable(output / "predictions.csv", list(pipeline.model.config.label2id)) as table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from datasets import Dataset, Features, Value
 from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ..data.images import decode_usable, find_files, has_image_suffix, image_bytes, without_decoding
-from ..data.processes import leave_process_group
+from ..data.processes import (
+    LONG_WAIT,
+    HostWatch,
+    check_equal,
+    leave_process_group,
+    run_on_all_processes,
+    share_from_main_process,
+)
 from ..data.readers.shards import SUFFIXES, load_shard_images
 from ..data.storage import full_disk_as_input_error, run_on_main_process
 from ..errors import InputError
@@ -70,32 +78,28 @@ def predict_shards(
     Raises:
         InputError: an argument cannot be used, or `output` holds something else or cannot be written to.
     """
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONG_WAIT)
     if is_fsdp_enabled():
         raise InputError("accelerate launch --use_fsdp: each process needs the whole model here; leave it out.")
-    pipeline, threshold = load_pipeline(model, batch_size, box_threshold, state.device)
-    images = load_shard_images(shards)
+    HostWatch.start("kgl predict")
+    pipeline, threshold = run_on_all_processes(lambda: load_pipeline(model, batch_size, box_threshold, state.device))
+    images = run_on_all_processes(lambda: load_shard_images(shards))
     stamps = {str(shard.absolute()): file_stamp(shard) for shard in shards}
-    settings = {
-        **prediction_settings(pipeline, threshold),
-        "shards": {shard: list(stamp) for shard, stamp in stamps.items()},
-    }
+    decides = prediction_settings(pipeline, threshold)
+    check_equal({"predictions": {**decides, "images": _digest(images, stamps)}})
+    settings = share_from_main_process(
+        lambda: {**decides, "shards": {shard: list(stamp) for shard, stamp in stamps.items()}}
+    )
     key = json.dumps(settings, sort_keys=True, default=str)
 
     def identify(rows: Columns) -> str:
         return hashlib.sha1(f"{key} {rows['file_name']}".encode()).hexdigest()
 
-    def load(row: Row) -> dict[str, Any] | str:
-        return _load(row, pipeline)
-
-    def compute(rows: Columns, loaded: list[dict[str, Any] | str]) -> Columns:
-        return _predict(pipeline, rows, loaded, threshold)
-
     held = run_on_main_process(lambda: claim(output, {"predictions": settings}, flag="--output"))
     with full_disk_as_input_error(output):
         table = sharded_map(
-            without_decoding(images), load, compute, identify, output / "predictions", features=_COLUMNS,
-            batch_size=batch_size, title="Images",
+            without_decoding(images), partial(_load, pipeline), partial(_predict, pipeline, threshold), identify,
+            output / "predictions", features=_COLUMNS, batch_size=batch_size, title="Images",
         )  # fmt: skip
         leave_process_group()
         if not state.is_main_process:
@@ -108,7 +112,13 @@ def predict_shards(
     return counts
 
 
-def _load(row: Row, pipeline: DefectDetectionPipeline) -> dict[str, Any] | str:
+def _digest(images: Dataset, stamps: dict[str, Stamp]) -> str:
+    """Return a digest of the images' names and the shards' sizes; times differ between copies."""
+    described = [images["file_name"][:], [size for size, _ in stamps.values()]]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _load(pipeline: DefectDetectionPipeline, row: Row) -> dict[str, Any] | str:
     """Return the pipeline's inputs of an undecoded row, or why its image cannot be used."""
     try:
         if row["image"] is None:
@@ -119,7 +129,7 @@ def _load(row: Row, pipeline: DefectDetectionPipeline) -> dict[str, Any] | str:
 
 
 def _predict(
-    pipeline: DefectDetectionPipeline, rows: Columns, loaded: list[dict[str, Any] | str], threshold: float
+    pipeline: DefectDetectionPipeline, threshold: float, rows: Columns, loaded: list[dict[str, Any] | str]
 ) -> Columns:
     """Return the predictions of images as JSON, or why an image cannot be used."""
     outputs = forward_batch(pipeline, [one for one in loaded if not isinstance(one, str)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from ..data.processes import (
     share_from_main_process,
 )
 from ..data.progress import progress_bar
+from ..data.storage import run_on_main_process
 from ..errors import InputError
-from ..knowledge.saliency_priors import model_digest
 from ..pipeline_kgl import DefectDetectionPipeline
 from .predict_folder import (
     FolderPredictions,
@@ -31,9 +31,10 @@ from .predict_folder import (
     load_pipeline,
     open_predictor,
     overlay_path,
+    prediction_settings,
 )
 from .prediction_stream import LoadedImage, UnusableImage
-from .prediction_table import file_stamp
+from .prediction_table import Stamp, file_stamp
 
 
 class _Batch(NamedTuple):
@@ -62,16 +63,12 @@ def predict_together(
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONG_WAIT)
     HostWatch.start("kgl predict")
     sources, images = run_on_all_processes(lambda: _find_images(paths, output))
+    pipeline, threshold = run_on_all_processes(lambda: load_pipeline(model, batch_size, box_threshold, state.device))
+    check_equal({"predictions": {**prediction_settings(pipeline, threshold), "images": _digest(images)}})
     with ExitStack() as opened:
-
-        def load() -> tuple[FolderPredictor | None, DefectDetectionPipeline, float]:
-            if not state.is_main_process:
-                return None, *load_pipeline(model, batch_size, box_threshold, state.device)
-            predictor = opened.enter_context(open_predictor(sources, model, batch_size, box_threshold))
-            return predictor, predictor.pipeline, predictor.box_threshold
-
-        predictor, pipeline, threshold = run_on_all_processes(load)
-        check_equal({"predictions": {"model": model_digest(pipeline.model), "images": _digest(images)}})
+        predictor = run_on_main_process(
+            lambda: opened.enter_context(open_predictor(sources, pipeline, threshold, batch_size))
+        )
         changed, todo = share_from_main_process(lambda: _to_do(predictor, images))
         unusable: list[UnusableImage] = []
         bar = progress_bar(
@@ -80,7 +77,7 @@ def predict_together(
         with bar:
             for start in range(0, len(todo), batch_size * state.num_processes):
                 names = todo[start : start + batch_size * state.num_processes]
-                stamps = {name: file_stamp(images[name]) for name in names if images[name].exists()}
+                stamps = _stamps(names, images) if state.is_main_process else {}
                 own = names[state.process_index * batch_size : (state.process_index + 1) * batch_size]
                 batches: list[_Batch | None] = [None] * state.num_processes
                 batch = _predict(pipeline, {name: images[name] for name in own}, batch_size, threshold)
@@ -100,8 +97,18 @@ def _find_images(paths: list[Path], output: Path) -> tuple[ImageSources, dict[st
 
 def _digest(images: dict[str, Path]) -> str:
     """Return a digest of names and sizes; times differ between copies."""
-    described = "\n".join(f"{name}\t{path.stat().st_size}" for name, path in images.items())
+    stamps = _stamps(list(images), images)
+    described = "\n".join(f"{name}\t{stamps[name][0] if name in stamps else 'unusable'}" for name in images)
     return hashlib.sha256(described.encode("utf-8", errors="surrogateescape")).hexdigest()
+
+
+def _stamps(names: list[str], images: dict[str, Path]) -> dict[str, Stamp]:
+    """Return the stamps of files; a link that leads nowhere, and a file that is gone by now, have none."""
+    stamps = {}
+    for name in names:
+        with suppress(OSError):
+            stamps[name] = file_stamp(images[name])
+    return stamps
 
 
 def _to_do(predictor: FolderPredictor, images: dict[str, Path]) -> tuple[list[str], list[str]]:
@@ -126,7 +133,7 @@ def _predict(pipeline: DefectDetectionPipeline, images: dict[str, Path], batch_s
     return _Batch(rows, unusable)
 
 
-def _write(predictor: FolderPredictor, batch: _Batch, stamps: dict[str, tuple[str, str]]) -> None:
+def _write(predictor: FolderPredictor, batch: _Batch, stamps: dict[str, Stamp]) -> None:
     """Write rows and overlays; the stamps are those of the main process's files, which it compares when it resumes."""
     for name, prediction, overlay in batch.rows:
         if name not in stamps:

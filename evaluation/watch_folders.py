@@ -16,6 +16,7 @@ from .predict_folder import (
     FolderPredictor,
     ImageSources,
     changed_sentence,
+    load_pipeline,
     open_predictor,
 )
 from .prediction_stream import LoadedImage, UnusableImage
@@ -60,7 +61,8 @@ def watch_folders(
     if not SHORTEST_WATCH <= seconds <= LONGEST_WATCH:
         raise InputError(f"--watch {seconds}: it must lie in {SHORTEST_WATCH}..{LONGEST_WATCH:.0f} seconds.")
     sources = ImageSources.of(paths, output)
-    with open_predictor(sources, model, batch_size, box_threshold) as predictor, StopSignal() as stop:
+    pipeline, threshold = load_pipeline(model, batch_size, box_threshold)
+    with open_predictor(sources, pipeline, threshold, batch_size) as predictor, StopSignal() as stop:
         print(f"Watching {' '.join(map(str, paths))} every {seconds:g} s until Ctrl-C or SIGTERM.", flush=True)
         watcher, warn = FolderWatcher(sources, predictor.table), unlike_warner(predictor)
         while not stop.requested:

@@ -136,7 +136,7 @@ class ClassificationTrainer(Trainer):
             raise DivergedError(f"after step {self.state.global_step} weights are not finite.")
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed after the last step: the Trainer takes another one
+        if self.state.global_step >= self.state.max_steps:  # resumed after the last step: the Trainer takes one more
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)

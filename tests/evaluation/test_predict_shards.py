@@ -74,7 +74,7 @@ def test_three_shards_over_two_processes_lose_and_repeat_no_image(shards, monkey
 def test_finished_pass_computes_nothing(tmp_path, saved, shards, monkeypatch):
     first = predict_shards(find_shards([shards]), saved, tmp_path / "out")
     written = (tmp_path / "out" / "predictions.csv").read_bytes()
-    monkeypatch.setattr("kgl.evaluation.predict_shards._predict", None)
+    monkeypatch.setattr("kgl.evaluation.predict_shards._predict", lambda *args: pytest.fail("it computes"))
     assert predict_shards(find_shards([shards]), saved, tmp_path / "out") == first
     assert (tmp_path / "out" / "predictions.csv").read_bytes() == written
     with pytest.raises(InputError, match="box_threshold is"):

@@ -11,6 +11,7 @@ import pytest
 from tiny import make_images, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from kgl.cli import data
 from kgl.cli.predict import main
 from kgl.evaluation.predict_folder import predict_folder
 
@@ -39,14 +40,17 @@ def test_two_processes_predict_like_one(tmp_path, monkeypatch):
     one = tmp_path / "0"
     make_images(one / "line", good=8, scratched=3)
     (one / "line" / "good" / "8.png").write_bytes(b"no image")
+    (one / "line" / "good" / "9.png").symlink_to("nowhere")
     tiny_model(id2label={0: "good", 1: "scratch"}).save_pretrained(one / "model")
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(one / "model")
-    shutil.copytree(one, tmp_path / "1")
+    shutil.copytree(one, tmp_path / "1", symlinks=True)
     settings = ["--model", "model", "--output", "predicted", "--batch_size", "4"]
     jobs = start(tmp_path, "line", *settings)
     outputs = [job.communicate(timeout=300) for job in jobs]
     assert [job.returncode for job in jobs] == [1, 0], outputs  # the main process names the unusable image
-    assert "11 images" in outputs[0][0] and "8.png" in outputs[0][1] and outputs[1][0] == ""
+    assert (
+        "11 images" in outputs[0][0] and all(f"{name}.png" in outputs[0][1] for name in (8, 9)) and outputs[1][0] == ""
+    )
     monkeypatch.chdir(one)
     predict_folder([Path("line")], "model", Path("alone"), batch_size=4)
     files = [
@@ -56,6 +60,21 @@ def test_two_processes_predict_like_one(tmp_path, monkeypatch):
     assert b"8.png,not an image" in files[1].pop(Path("unusable.csv"))  # the command alone writes it
     assert files[0] == files[1] and len(files[0]) == 12
     assert not (tmp_path / "1" / "predicted").exists()
+
+
+@pytest.mark.parametrize(("images", "difference"), [("line", "the images are not the same"), ("shards", "model is ")])
+def test_other_images_and_models_are_refused_before_anything_is_written(images, difference, tmp_path):
+    for number in range(2):
+        make_images(tmp_path / str(number) / "line", good=4 + number, scratched=3)
+        tiny_model(seed=number if images == "shards" else 0).save_pretrained(tmp_path / str(number) / "model")
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / str(number) / "model")
+        if images == "shards":
+            data.main([str(tmp_path / "0" / "line"), "--to_shards", str(tmp_path / str(number) / "shards")])
+    jobs = start(tmp_path, images, "--model", "model", "--output", "predicted")
+    for job in jobs:
+        _, errors = job.communicate(timeout=300)
+        assert job.returncode == 2 and difference in errors, errors
+    assert not (tmp_path / "0" / "predicted").exists()
 
 
 def test_watching_is_for_one_process(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from tiny import make_images, save_noise, tiny_model
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from kgl.errors import InputError
-from kgl.evaluation.predict_folder import ImageSources, open_predictor, predict_folder
+from kgl.evaluation.predict_folder import ImageSources, load_pipeline, open_predictor, predict_folder
 from kgl.evaluation.prediction_table import PredictionTable
 from kgl.evaluation.watch_folders import PATIENCE, FolderWatcher, StopSignal, unlike_warner, watch_folders
 from kgl.pipeline_kgl import DefectDetectionPipeline
@@ -362,7 +362,7 @@ def test_watch_tells_of_every_decided_image(tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
     ViTImageProcessorPil(size={"height": 40, "width": 48}).save_pretrained(tmp_path / "model")
     sources, names = ImageSources.of([images], tmp_path / "out"), []
-    with open_predictor(sources, str(tmp_path / "model"), 4, None) as predictor:
+    with open_predictor(sources, *load_pipeline(str(tmp_path / "model"), 4, None), 4) as predictor:
         watcher = FolderWatcher(sources, predictor.table)
         for _ in range(2):
             predictor.predict(watcher.complete_images(StopSignal()), lambda loaded: loaded, names.append)
