@@ -325,7 +325,7 @@ def main() -> None:
     path = RESULTS / f"{NAME}.json"
     results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
     for name in [name for name in SETS if name not in results]:
-        results[name] = measure_set(name, options.images, options.rounds)
+        results[name] = {"hardware": hardware(), **measure_set(name, options.images, options.rounds)}
         store(NAME, {"threads": 1, "rounds": options.rounds, "images": options.images}, results)
     tables = [
         rates_table(results),
@@ -333,7 +333,8 @@ def main() -> None:
         stages_table(results),
         modes_table(results[next(iter(SETS))]["modes"]),
     ]
-    block = f"{hardware()}, one thread of torch and one for everything else.\n\n" + "\n\n".join(tables)
+    machines = " and ".join(dict.fromkeys(one["hardware"] for one in results.values()))
+    block = f"{machines}, one thread of torch and one for everything else.\n\n" + "\n\n".join(tables)
     print(block)
     if options.into is not None:
         write_block(options.into, NAME, block)
