@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -22,11 +24,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from fsspec.core import url_to_fs
 
+from ..errors import InputError
+
 
 PROTOCOL = "shard"
 BUFFERED_GROUPS = 16  # row groups that training shuffles together
 _CACHED_GROUPS = BUFFERED_GROUPS + 8  # of the next ones, and of masks
 _OPEN_FILES = 32
+_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 _BLOCK = 64  # images of a tar file that are read together
 _READING = threading.Lock()  # threads share open files, and one row group is read once
 
@@ -91,9 +96,10 @@ def _read_inside(file: str, inside: str) -> bytes:
 
 
 def open_parquet(file: str) -> pq.ParquetFile:
-    """Open a parquet file, on this machine or at an address of `fsspec`."""
+    """Open a parquet file, on this machine or at an address of `fsspec`; checksums are compared where it has some."""
     file_system, path = url_to_fs(file)
-    return pq.ParquetFile(path if "file" in file_system.protocol else file_system.open(path))
+    local = "file" in file_system.protocol
+    return pq.ParquetFile(path if local else file_system.open(path), page_checksum_verification=True)
 
 
 def read_range(file: str, offset: int, size: int) -> bytes:
@@ -109,9 +115,37 @@ def _opened(process: int, file: str) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_CACHED_GROUPS)
 def _read_row_group(process: int, file: str, group: int, column: str) -> pa.ChunkedArray:
-    """Return the encoded images of a column in a row group."""
-    table = _opened(process, file).read_row_group(group, columns=[f"{column}.bytes"])
+    """
+    Return the encoded images of a column in a row group.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        table = _opened(process, file).read_row_group(group, columns=[f"{column}.bytes"])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: the shard is damaged, copy it again. {' '.join(str(error).split())}") from error
     return pc.struct_field(table[column], "bytes")
+
+
+def check_complete(files: Iterable[Path]) -> None:
+    """
+    Check that no shard is missing among files, by names such as `train-00000-of-00008.parquet`.
+
+    Raises:
+        InputError: one is; the message names it.
+    """
+    found: dict[tuple[Path, str, str, str], set[int]] = {}
+    for file in files:
+        parts = _NUMBERED.fullmatch(file.name)
+        if parts is not None:
+            found.setdefault((file.parent, parts[1], parts[3], parts[4]), set()).add(int(parts[2]))
+    for (folder, name, count, suffix), numbers in found.items():
+        missing = sorted(set(range(int(count))) - numbers)
+        if missing:
+            first = folder / f"{name}-{missing[0]:0{len(count)}}-of-{count}{suffix}"
+            others = f", like {len(missing) - 1} more of {int(count)}" if len(missing) > 1 else ""
+            raise InputError(f"{first} is missing{others}; copy it again, or rename the others to go without.")
 
 
 def shard_blocks(dataset: Dataset) -> list[np.ndarray] | None:
@@ -152,6 +186,7 @@ def encoded_images(paths: Sequence[str | None]) -> pa.StructArray:
 __all__ = [
     "BUFFERED_GROUPS",
     "PROTOCOL",
+    "check_complete",
     "encoded_images",
     "is_in_shard",
     "open_parquet",

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from datasets.arrow_writer import ParquetWriter
 
 from ..errors import InputError
 from .images import image_bytes, without_decoding
@@ -90,32 +91,45 @@ def write_split(images: Dataset, split: str, data: Path) -> Counter[str]:
         file_name=Value("string"), digest=Value("string"),
     )  # fmt: skip
     written = Counter(images=len(images), groups=len(set(images["group"][:])))
-    writer, in_group, in_shard, shards = None, Counter(), 0, []
+    writer, group, in_group, in_shard, shards = None, [], 0, 0, []
+
+    def write_group() -> None:
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, features.arrow_schema))
+            group.clear()
+
     for row in progress_bar(_encoded_rows(images), f"Shards of {split}", total=len(images), unit=" images"):
         if writer is None:
             shards.append(data / f"{len(shards)}.unfinished")
-            writer, in_shard = (
-                ParquetWriter(path=str(shards[-1]), features=features, writer_batch_size=GROUP_IMAGES),
-                0,
-            )
-        writer.write(row)
+            writer, in_group, in_shard = _open_writer(shards[-1], features), 0, 0
+        group.append(row)
         size = sum(len(row[name]["bytes"]) for name in ("image", "mask") if row[name] is not None)
-        in_group.update(images=1, bytes=size)
-        in_shard += size
+        in_group, in_shard = in_group + size, in_shard + size
         written.update(bytes=size, masks=row["mask"] is not None)
-        if in_group["images"] == GROUP_IMAGES or in_group["bytes"] >= GROUP_BYTES:
-            writer.write_examples_on_file()
-            in_group.clear()
+        if len(group) == GROUP_IMAGES or in_group >= GROUP_BYTES:
+            write_group()
+            in_group = 0
         if in_shard >= SHARD_BYTES:
-            writer.finalize()
+            write_group()
+            writer.close()
             writer = None
-            in_group.clear()
     if writer is not None:
-        writer.finalize()
+        write_group()
+        writer.close()
     for number, shard in enumerate(shards):
         shard.replace(data / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
     written.update(shards=len(shards))
     return written
+
+
+def _open_writer(path: Path, features: Features) -> pq.ParquetWriter:
+    """Open a shard; the checksums of its pages tell readers of damage, and encoded images are not compressed again."""
+    encoded = [f"{name}.bytes" for name in ("image", "mask")]
+    small = ["label", "group", "file_name", "digest", "image.path", "mask.path"]
+    compression = dict.fromkeys(encoded, "none") | dict.fromkeys(small, "snappy")
+    return pq.ParquetWriter(
+        path, features.arrow_schema, compression=compression, use_dictionary=small, write_page_checksum=True
+    )
 
 
 def _encoded_rows(images: Dataset) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from ..data.processes import (
     share_from_main_process,
 )
 from ..data.readers.shards import SUFFIXES, load_shard_images
+from ..data.shard_files import check_complete
 from ..data.storage import full_disk_as_input_error, run_on_main_process
 from ..errors import InputError
 from ..knowledge.sharded_map import Columns, Row, sharded_map
@@ -41,7 +42,7 @@ def find_shards(paths: list[Path]) -> list[Path]:
     Return the shards among files, and those in folders without image files at any depth; none where there are none.
 
     Raises:
-        InputError: some of the paths hold shards and others do not.
+        InputError: some of the paths hold shards and others do not, or a folder lacks one of them.
     """
     found = {}
     for path in paths:
@@ -49,6 +50,8 @@ def find_shards(paths: list[Path]) -> list[Path]:
         shards = [file for file in files if file.suffix.lower() in SUFFIXES]
         # Beside images, such a file is something else: a list of them, or a backup.
         found[path] = [] if any(has_image_suffix(file.name) for file in files) else shards
+        if path.is_dir():
+            check_complete(found[path])
     without = [path for path, shards in found.items() if not shards]
     if without and len(without) < len(paths):
         raise InputError(f"{without[0]}: it holds no shards, and other paths do; predict images and shards apart.")

@@ -114,7 +114,8 @@ assert not torch.distributed.is_initialized(), "a group left standing can abort 
 def test_two_processes_print_and_write_once(tmp_path):
     make_images(tmp_path / "images")
     (tmp_path / "job.py").write_text(IN_EACH_PROCESS)
-    settings = [write_recipe(tmp_path, data_dir=str(tmp_path / "images")), "--num_train_epochs", "1"]
+    recipe = write_recipe(tmp_path, data_dir=str(tmp_path / "images"), use_cpu=torch.cuda.is_available())
+    settings = [recipe, "--num_train_epochs", "1"]
     job = [*launched(2), str(tmp_path / "job.py"), *settings, "--output_dir", str(tmp_path / "out")]
     for line in ("Phase 2, final classifier: 2 steps", "holds this run, finished before"):
         done = subprocess.run(job, capture_output=True, text=True)

@@ -58,6 +58,8 @@ class KGLTrainingArguments(RecipeArguments, GuidanceArguments, TrainingArguments
             raise InputError("--deepspeed: the package deepspeed is not installed; pip install deepspeed.")
         if self.ddp_backend is not None and "RANK" not in os.environ:
             raise InputError(f"--ddp_backend {self.ddp_backend}: it goes with accelerate launch or torchrun.")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+            self.use_cpu = True  # processes without GPUs are joined only if they are asked for
         super().__post_init__()
         reentrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         if self.gradient_checkpointing and self.ddp_find_unused_parameters is None and not reentrant:

@@ -29,6 +29,7 @@ from huggingface_hub import metadata_load
 
 from ...errors import InputError, format_count
 from ..images import find_files, has_image_suffix, is_hidden
+from ..shard_files import check_complete
 from ..storage import datasets_cache
 from .columns import SPLIT_NAMES, Columns
 from .table_files import read_table_file
@@ -175,6 +176,7 @@ def _lists_images(splits: Splits, guessed: BuilderConfig | None) -> bool:
 
 
 def _check_tables(root: Path, splits: Splits, source: str) -> None:
+    check_complete(file for files in splits.values() for file in files)
     for file in (file for files in splits.values() for file in files):
         if "::" in str(file.relative_to(root)):
             raise InputError(f"{source}: {file} cannot be read with :: in its name; rename it.")

@@ -67,7 +67,7 @@ def test_two_hosts_train_like_one_process(hosts, tmp_path, monkeypatch, few_draw
     save_inputs(tmp_path / "inputs")
     settings = [
         "images", "--backbone", "backbone", "--image_height", "64", "--image_width", "64", "--num_folds", "2",
-        "--validation_share", "0", "--use_cpu", "true", "--fine_tune", "true", "--head", "avg_max", "--prior_source",
+        "--validation_share", "0", "--fine_tune", "true", "--head", "avg_max", "--prior_source",
         "both", "--augment", "false", "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3",
         "--keep_checkpoints", "true", "--output_dir", "out",
     ]  # fmt: skip

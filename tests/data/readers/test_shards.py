@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from shards import shards_of, small_shards, tars_of
 from tiny import count_labels
 from torch.utils.data import DataLoader
@@ -18,6 +18,7 @@ from kgl.data.readers.columns import Columns
 from kgl.data.readers.shards import _read_shard
 from kgl.data.shard_files import shard_blocks
 from kgl.errors import InputError
+from kgl.evaluation.predict_shards import find_shards
 
 
 def bytes_of(images: Dataset) -> list[bytes]:
@@ -122,3 +123,35 @@ def test_tables_of_other_kinds_are_refused(image_folder, tmp_path):
     (folder / "train.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match=r"cannot be (read|loaded)"):
         read_images(DataArguments(hub_dataset=str(folder), streaming=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_shard_is_named_though_its_images_can_be_decoded(image_folder, tmp_path, workers):
+    """Its images were inspected when `kgl data` wrote it, and are not inspected again."""
+    shards = shards_of(image_folder, tmp_path / "shards")
+    shard = shards / "data" / "train-00000-of-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    place = content.index((image_folder / "good" / "3.png").read_bytes()[:60]) + 40
+    content[place] ^= 1
+    shard.write_bytes(content)
+    images = concatenate_datasets(
+        list(read_defect_dataset(DataArguments(hub_dataset=str(shards), streaming=True)).splits.values())
+    )
+    with pytest.raises(InputError, match=f"{shard}: the shard is damaged, copy it again"):
+        list(DataLoader(images, collate_fn=list, num_workers=workers))
+    with pytest.raises(InputError, match=f"{shard}: the shard is damaged, copy it again"):
+        bytes_of(images)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_missing_shard_is_named(image_folder, tmp_path, monkeypatch, streaming):
+    small_shards(monkeypatch)
+    shards = shards_of(image_folder, tmp_path / "shards")
+    for number in (1, 2):
+        next(shards.rglob(f"train-0000{number}-of-*")).unlink()
+    with pytest.raises(InputError, match=r"train-00001-of-0000\d\.parquet is missing, like 1 more of \d; copy"):
+        read_images(DataArguments(hub_dataset=str(shards), streaming=streaming))
+    with pytest.raises(InputError, match=r"train-00001-of-0000\d\.parquet is missing"):
+        find_shards([shards])
+    left = sorted(shards.rglob("*.parquet"))
+    assert find_shards(left) == left  # those alone, named one by one
