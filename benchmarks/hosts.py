@@ -188,6 +188,8 @@ def main() -> None:
     lines = stored_lines(OUTPUT)
     done = {line["way"] for line in lines}
     ways = [way for way in options.only if way not in done]
+    for way in set(options.only) & done:
+        print(f"{way}: {OUTPUT} has its line; remove it there to run it again.")
     with tempfile.TemporaryDirectory() as folder:
         inputs, alone = prepare(Path(folder)) if ways else (None, None)
         for number, way in enumerate(ways):

@@ -172,6 +172,8 @@ class DataArguments:
                 shown = " ".join(map(str, value)) if isinstance(value, list) else value
                 misplaced = dataset == "hub" and self.hub_dataset is None and name in ("data_dir", "data_file")
                 advice = f"give it as --hub_dataset {shown}" if misplaced else "leave one of them out"
+                if name == "streaming":
+                    shown, advice = "true", "it goes with shards, given as --hub_dataset"
                 raise InputError(f"--{name} {shown} has no effect beside {chosen_by}; {advice}.")
 
     def _check_ranges(self) -> None:

@@ -18,7 +18,6 @@ from .images import image_bytes, without_decoding
 from .loading import LoadedDataset
 from .progress import progress_bar
 from .readers.shards import CONTRACT
-from .storage import full_disk_as_input_error
 
 
 GROUP_BYTES = 8 * 2**20  # of a row group, which is read at once
@@ -65,7 +64,7 @@ def write_shards(loaded: LoadedDataset, folder: Path) -> dict[str, Counter[str]]
         parent.mkdir(parents=True, exist_ok=True)
         for leftover in parent.glob(f"{prefix}*"):
             shutil.rmtree(leftover)
-        with full_disk_as_input_error(parent), tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as unfinished:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as unfinished:
             data = Path(unfinished) / "shards" / "data"
             data.mkdir(parents=True)
             for split, images in loaded.splits.items():

@@ -24,15 +24,15 @@ def shards_of(images: Path, folder: Path, **settings: object) -> Path:
     return folder
 
 
-def tars_of(images: Path, folder: Path, count: int = 3) -> Path:
-    """Write a folder of images, one folder per class, as WebDataset shards with the class in `txt`."""
+def tars_of(images: Path, folder: Path, count: int = 3, ending: str = "txt") -> Path:
+    """Write a folder of images, one folder per class, as WebDataset shards with the class in a field."""
     folder.mkdir(parents=True)
     for number in range(count):
         with tarfile.open(folder / f"train-{number:05d}.tar", "w") as archive:
             for image in sorted(images.rglob("*.png"))[number::count]:
                 key = f"{image.parent.name}_{image.stem}"
-                for ending, content in (("png", image.read_bytes()), ("txt", image.parent.name.encode())):
-                    member = tarfile.TarInfo(f"{key}.{ending}")
+                for field, content in (("png", image.read_bytes()), (ending, image.parent.name.encode())):
+                    member = tarfile.TarInfo(f"{key}.{field}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
     return folder

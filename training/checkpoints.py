@@ -87,13 +87,14 @@ def last_good_checkpoint(state: RunState, phase: str, folder: Path) -> dict[str,
     """
     found = [None]
     if PartialState().is_main_process:
-        for checkpoint in reversed(state.checkpoints(phase)):
+        for number, checkpoint in reversed(list(enumerate(state.checkpoints(phase)))):
             path = folder / f"checkpoint-{checkpoint['step']}"
             damage = _find_damage(path, checkpoint.get("files", {}))  # earlier versions stored no digests
             if damage is None:
                 found = [checkpoint]
                 break
-            print(f"{path}: {damage}; the checkpoint before it is taken.")
+            instead = "the checkpoint before it is taken" if number > 0 else "training begins anew"
+            print(f"{path}: {damage}; {instead}.")
     broadcast_object_list(found)
     return found[0]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets, load_from_disk
-from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, set_seed
+from transformers import BaseImageProcessor, PrinterCallback, ProgressCallback, TrainerState, set_seed
 
 from ..data.host_folders import find_writers, send_to_hosts, writer_first
 from ..data.image_cache import cache_resized_images
@@ -237,8 +237,10 @@ def _train(
     last = last_good_checkpoint(state, phase, folder)
     checkpoint = None if last is None else folder / f"checkpoint-{last['step']}"
     before = 0.0 if last is None else last["seconds"]
-    if say and checkpoint is not None:
-        print(f"{title}: resumed from {checkpoint}.")
+    if checkpoint is not None:
+        _log_as_before(trainer, checkpoint)
+        if say:
+            print(f"{title}: resumed from {checkpoint}.")
     deletes, termination = _prepare_checkpoints(recipe, checkpoint), TerminationCallback()
     trainer.add_callback(termination)
     trainer.add_callback(CompleteCheckpointCallback(state, phase, recipe.args.save_total_limit, before, deletes))
@@ -262,6 +264,13 @@ def _train(
         raise Terminated
     mean_loss = None if checkpoint else result.training_loss  # the Trainer would count the earlier steps as 0
     return trainer, before + time.perf_counter() - started, mean_loss
+
+
+def _log_as_before(trainer: ClassificationTrainer, checkpoint: Path) -> None:
+    """Take the steps that a share in `--logging_steps` came to; transformers warns that it is not that number."""
+    if trainer.args.logging_steps < 1:
+        stored = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        trainer.args.logging_steps = stored.logging_steps
 
 
 def _prepare_checkpoints(recipe: Recipe, checkpoint: Path | None) -> bool:

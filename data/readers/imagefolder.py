@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 from ...errors import InputError, format_count
-from ..images import find_images, has_image_suffix, is_hidden
+from ..images import find_files, find_images, has_image_suffix, is_hidden
 from ..run_folders import describe_output_folder
 from ..schema import defect_dataset
 from .columns import SPLIT_NAMES
+from .shards import SUFFIXES
 from .source import SourceDataset
 
 
@@ -175,6 +176,8 @@ def _doubtful_classes(folder: Path, names: list[str], files: list[tuple[Path, st
 
 def _check_classes_have_images(folder: Path, split: str, names: list[str], files: list[tuple[Path, str]]) -> None:
     if not files:
+        if any(file.suffix.lower() in SUFFIXES for file in find_files(folder)):
+            raise InputError(f"--data_dir {folder}: it holds shards, not images; give it as --hub_dataset {folder}.")
         raise InputError(f"--data_dir {folder}: there is no image in a class folder of it; {_EACH_IS_A_CLASS}.")
     empty = sorted(set(names) - {name for _, name in files})
     if empty and split != "validation":  # a small validation set may lack a rare class

@@ -135,11 +135,13 @@ def _fields(file: str, source: str) -> dict[str, bool]:
     return {field: has_image_suffix(f"image.{field}") for field in sorted(fields)}
 
 
-def _opened(file: str, source: str) -> pq.ParquetFile:
+@contextmanager
+def _opened(file: str, source: str) -> Iterator[pq.ParquetFile]:
     try:
-        return open_parquet(file)
+        with open_parquet(file) as opened:
+            yield opened
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{source}: {PurePosixPath(file).name} cannot be read. {error}") from error
+        raise _unreadable(file, source, error) from error
 
 
 @contextmanager
@@ -149,7 +151,12 @@ def _opened_tar(file: str, source: str) -> Iterator[tarfile.TarFile]:
         with file_system.open(path, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             yield archive
     except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{source}: {PurePosixPath(file).name} cannot be read. {error}") from error
+        raise _unreadable(file, source, error) from error
+
+
+def _unreadable(file: str, source: str, error: Exception) -> InputError:
+    named = source if file.endswith(source) else f"{source}: {PurePosixPath(file).name}"
+    return InputError(f"{named} cannot be read, copy it again. {' '.join(str(error).split())}")
 
 
 def _members(archive: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
@@ -199,7 +206,9 @@ def _read_tar(file: str, columns: Columns, source: str) -> Dataset:
         for row in rows.values():
             for name in small:
                 text = archive.extractfile(row[name]).read().decode().strip() if name in row else None
-                texts[name].append(str(int(text)) if text and name in _NUMBERS else text)
+                if text and name in _NUMBERS:
+                    text = _number(text, f"{source}: {PurePosixPath(file).name}: {row[name].name}")
+                texts[name].append(text)
     stored = {name: pa.array(values, pa.string()) for name, values in texts.items()}
     for name in images:
         members = [row.get(name) for row in rows.values()]
@@ -207,6 +216,16 @@ def _read_tar(file: str, columns: Columns, source: str) -> Dataset:
     stored[NAME_COLUMN] = pa.array([f"{key}.{columns.image}" for key in rows], pa.string())
     types = dict.fromkeys(small, Value("string")) | dict.fromkeys(images, Image())
     return _dataset(stored, Features(types | {NAME_COLUMN: Value("string")}))
+
+
+def _number(text: str, source: str) -> str:
+    """Return the number of a field as `datasets` reads it."""
+    try:
+        return str(int(text))
+    except ValueError as error:
+        raise InputError(
+            f"{source} holds {text!r}, where `datasets` reads a number; write words into .txt (--label_column txt)."
+        ) from error
 
 
 def _dataset(columns: dict[str, pa.Array | pa.ChunkedArray], features: Features) -> Dataset:

@@ -15,7 +15,7 @@ from kgl.data.arguments import DataArguments
 from kgl.data.images import image_bytes, without_decoding
 from kgl.data.loading import read_defect_dataset, read_images
 from kgl.data.readers.columns import Columns
-from kgl.data.readers.shards import _read_shard
+from kgl.data.readers.shards import _read_shard, load_shard_images
 from kgl.data.shard_files import shard_blocks
 from kgl.errors import InputError
 from kgl.evaluation.predict_shards import find_shards
@@ -116,7 +116,7 @@ def test_processes_that_load_read_for_themselves(image_folder, tmp_path, monkeyp
 def test_tables_of_other_kinds_are_refused(image_folder, tmp_path):
     with pytest.raises(InputError, match="--streaming true reads parquet and WebDataset shards, not"):
         read_images(DataArguments(hub_dataset=str(image_folder), streaming=True))
-    with pytest.raises(InputError, match="--streaming True has no effect beside --data_dir"):
+    with pytest.raises(InputError, match="--streaming true has no effect beside --data_dir"):
         DataArguments(data_dir=str(image_folder), streaming=True)
     folder = tmp_path / "damaged"
     folder.mkdir()
@@ -155,3 +155,21 @@ def test_missing_shard_is_named(image_folder, tmp_path, monkeypatch, streaming):
         find_shards([shards])
     left = sorted(shards.rglob("*.parquet"))
     assert find_shards(left) == left  # those alone, named one by one
+
+
+def test_words_in_a_field_of_numbers_are_refused_by_name(image_folder, tmp_path):
+    tars = tars_of(image_folder, tmp_path / "tars", ending="cls")
+    with pytest.raises(InputError, match=r"train-00000\.tar: good_0\.cls holds 'good', where `datasets` reads"):
+        read_images(DataArguments(hub_dataset=str(tars), streaming=True, image_column="png", label_column="cls"))
+
+
+def test_folders_of_shards_are_told_from_folders_of_images(image_folder, tmp_path):
+    shards = shards_of(image_folder, tmp_path / "shards")
+    with pytest.raises(InputError, match=f"it holds shards, not images; give it as --hub_dataset {shards}"):
+        read_images(DataArguments(data_dir=str(shards)))
+    with pytest.raises(InputError, match=r"--streaming true has no effect .* it goes with shards"):
+        DataArguments(data_dir=str(shards), streaming=True)
+    shard = next(shards.rglob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(InputError, match=f"^{shard} cannot be read, copy it again"):
+        load_shard_images([shard])
