@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
 from datasets import Dataset
-from transformers.integrations.fsdp import is_fsdp_enabled
 
 from kgl.data.arguments import DataArguments
 from kgl.data.loading import load_defect_dataset
-from kgl.data.processes import LONG_WAIT, HostWatch, leave_process_group, run_on_all_processes
+from kgl.data.processes import join_processes, leave_process_group, run_on_all_processes
 from kgl.data.schema import dataset_fingerprint
 from kgl.data.storage import full_disk_as_input_error
-from kgl.errors import InputError, format_count
+from kgl.errors import format_count
 from kgl.knowledge.arguments import PriorArguments, PriorPassArguments
 from kgl.knowledge.saliency_priors import model_digest, write_saliency_priors
 from kgl.training.model_init import load_classifier
@@ -36,10 +33,7 @@ def run(pass_args: PriorPassArguments, prior_args: PriorArguments, data_args: Da
     Raises:
         InputError: an input that cannot be used, or an output folder that holds something else.
     """
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONG_WAIT)
-    if is_fsdp_enabled():  # then transformers loads weights in the main process only
-        raise InputError("accelerate launch --use_fsdp: each process needs the whole model here; leave it out.")
-    HostWatch.start("kgl prior")
+    state = join_processes("kgl prior")
     output = Path(pass_args.output_dir)
     model, image_processor = run_on_all_processes(lambda: load_classifier(pass_args.model))
     train = run_on_all_processes(lambda: load_defect_dataset(data_args)["train"])

@@ -312,19 +312,20 @@ def run_command(command: str, job: Callable[[], object]) -> None:
         print(f"\n{command}: stopped. Run the same command again to resume.", file=sys.stderr)
         _end(143 if isinstance(stopped, Terminated) else 130)
     except Exception as error:
-        if not _is_one_of_several():
+        if not is_one_of_several():
             raise
         from ..data.processes import end_after
 
         end_after(command, error)
 
 
-def _is_one_of_several() -> bool:
+def is_one_of_several() -> bool:
+    """Return whether torchrun or accelerate launch started this process with others; known before torch is loaded."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _end(code: int) -> NoReturn:
-    if not _is_one_of_several():
+    if not is_one_of_several():
         raise SystemExit(code) from None
     from ..data.processes import end_process
 
@@ -334,7 +335,7 @@ def _end(code: int) -> NoReturn:
 @contextmanager
 def _terminated_by_sigterm() -> Iterator[None]:
     """Raise [`Terminated`] on SIGTERM within, but not in one of several processes: waiting, it would not see it."""
-    if _is_one_of_several():
+    if is_one_of_several():
         yield
         return
     process = os.getpid()
@@ -364,4 +365,4 @@ def _silence_libraries() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-__all__ = ["CommandHelp", "HelpGroup", "images_to_flags", "parse_settings", "run_command"]
+__all__ = ["CommandHelp", "HelpGroup", "images_to_flags", "is_one_of_several", "parse_settings", "run_command"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.arguments import MAX_MEGAPIXELS_HELP, check_megapixels
 from ..errors import InputError, expand_home, format_count
 from ..training.arguments import check_path_or_repo
-from .parser import CommandHelp, HelpGroup, parse_settings, run_command
+from .parser import CommandHelp, HelpGroup, is_one_of_several, parse_settings, run_command
 from .unusable import report_unusable
 
 
@@ -83,7 +83,7 @@ def run(args: PredictArguments) -> None:
     Raises:
         SystemExit: 1 where images could not be used.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # processes of torchrun or accelerate launch
+    several = is_one_of_several()
     if several and args.watch is not None:
         raise InputError("--watch goes with one process; start it without torchrun or accelerate launch.")
     for path in args.paths if not several else ():  # several processes check them together

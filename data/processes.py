@@ -17,12 +17,13 @@ from typing import Any, NoReturn
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ..errors import InputError
 from .storage import Result, run_on_main_process
 
 
-LONG_WAIT = timedelta(days=1)  # for another process's share of a large set; a lost host is noticed by the watch
+_LONG_WAIT = timedelta(days=1)  # for another process's share of a large set; a lost host is noticed by the watch
 _INTERVAL = 5.0  # seconds between two signs of life
 _SILENCE = timedelta(seconds=40)
 _GRACE = 2.0  # seconds for a process to end with its own sentence, where all end
@@ -160,6 +161,23 @@ class HostWatch:
         return _lost_process(f"process {lost} on {self._hosts[lost]}")
 
 
+def join_processes(command: str) -> PartialState:
+    """
+    Join the processes of a job that shares the work of one model, and watch their hosts; all processes call it.
+
+    Args:
+        command: see [`HostWatch`].
+
+    Raises:
+        InputError: the job was started with FSDP, where transformers loads weights in the main process only.
+    """
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_LONG_WAIT)
+    if is_fsdp_enabled():
+        raise InputError("accelerate launch --use_fsdp: each process needs the whole model here; leave it out.")
+    HostWatch.start(command)
+    return state
+
+
 def leave_process_group() -> None:
     """End the process group, when all processes have done what they do together; all processes call it."""
     if HostWatch.current is not None:
@@ -229,13 +247,13 @@ def _exit_now(code: int) -> NoReturn:
 
 
 __all__ = [
-    "LONG_WAIT",
     "HostWatch",
     "check_equal",
     "end_after",
     "end_other_process",
     "end_process",
     "is_lost_connection",
+    "join_processes",
     "leave_process_group",
     "run_on_all_processes",
     "share_from_main_process",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,35 +90,41 @@ def write_split(images: Dataset, split: str, data: Path) -> Counter[str]:
         file_name=Value("string"), digest=Value("string"),
     )  # fmt: skip
     written = Counter(images=len(images), groups=len(set(images["group"][:])))
-    writer, group, in_group, in_shard, shards = None, [], 0, 0, []
-
-    def write_group() -> None:
-        if group:
-            writer.write_table(pa.Table.from_pylist(group, features.arrow_schema))
-            group.clear()
-
-    for row in progress_bar(_encoded_rows(images), f"Shards of {split}", total=len(images), unit=" images"):
+    writer, shards = None, []
+    rows = progress_bar(_encoded_rows(images), f"Shards of {split}", total=len(images), unit=" images")
+    for group, ends_shard in _row_groups(rows):
         if writer is None:
             shards.append(data / f"{len(shards)}.unfinished")
-            writer, in_group, in_shard = _open_writer(shards[-1], features), 0, 0
-        group.append(row)
-        size = sum(len(row[name]["bytes"]) for name in ("image", "mask") if row[name] is not None)
-        in_group, in_shard = in_group + size, in_shard + size
-        written.update(bytes=size, masks=row["mask"] is not None)
-        if len(group) == GROUP_IMAGES or in_group >= GROUP_BYTES:
-            write_group()
-            in_group = 0
-        if in_shard >= SHARD_BYTES:
-            write_group()
+            writer = _open_writer(shards[-1], features)
+        writer.write_table(pa.Table.from_pylist(group, features.arrow_schema))
+        written.update(bytes=sum(map(_num_bytes, group)), masks=sum(row["mask"] is not None for row in group))
+        if ends_shard:
             writer.close()
             writer = None
     if writer is not None:
-        write_group()
         writer.close()
     for number, shard in enumerate(shards):
         shard.replace(data / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
     written.update(shards=len(shards))
     return written
+
+
+def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    """Yield the rows of every row group, and whether it is the last one of its shard."""
+    group, in_group, in_shard = [], 0, 0
+    for row in rows:
+        group.append(row)
+        in_group, in_shard = in_group + _num_bytes(row), in_shard + _num_bytes(row)
+        ends_shard = in_shard >= SHARD_BYTES
+        if ends_shard or len(group) == GROUP_IMAGES or in_group >= GROUP_BYTES:
+            yield group, ends_shard
+            group, in_group, in_shard = [], 0, 0 if ends_shard else in_shard
+    if group:
+        yield group, True
+
+
+def _num_bytes(row: dict[str, Any]) -> int:
+    return sum(len(row[name]["bytes"]) for name in ("image", "mask") if row[name] is not None)
 
 
 def _open_writer(path: Path, features: Features) -> pq.ParquetWriter:

@@ -8,16 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from datasets import Dataset, Features, Value
-from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ..data.images import decode_usable, find_files, has_image_suffix, image_bytes, without_decoding
 from ..data.processes import (
-    LONG_WAIT,
-    HostWatch,
     check_equal,
+    join_processes,
     leave_process_group,
     run_on_all_processes,
     share_from_main_process,
@@ -81,10 +77,7 @@ def predict_shards(
     Raises:
         InputError: an argument cannot be used, or `output` holds something else or cannot be written to.
     """
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONG_WAIT)
-    if is_fsdp_enabled():
-        raise InputError("accelerate launch --use_fsdp: each process needs the whole model here; leave it out.")
-    HostWatch.start("kgl predict")
+    state = join_processes("kgl predict")
     pipeline, threshold = run_on_all_processes(lambda: load_pipeline(model, batch_size, box_threshold, state.device))
     images = run_on_all_processes(lambda: load_shard_images(shards))
     stamps = {str(shard.absolute()): file_stamp(shard) for shard in shards}

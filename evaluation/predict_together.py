@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
 
 from ..data.processes import (
-    LONG_WAIT,
-    HostWatch,
     check_equal,
+    join_processes,
     leave_process_group,
     run_on_all_processes,
     share_from_main_process,
@@ -60,8 +58,7 @@ def predict_together(
     Raises:
         InputError: as `predict_folder`, in all processes; or they have other images or another model.
     """
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONG_WAIT)
-    HostWatch.start("kgl predict")
+    state = join_processes("kgl predict")
     sources, images = run_on_all_processes(lambda: _find_images(paths, output))
     pipeline, threshold = run_on_all_processes(lambda: load_pipeline(model, batch_size, box_threshold, state.device))
     check_equal({"predictions": {**prediction_settings(pipeline, threshold), "images": _digest(images)}})

@@ -176,8 +176,9 @@ def _lists_images(splits: Splits, guessed: BuilderConfig | None) -> bool:
 
 
 def _check_tables(root: Path, splits: Splits, source: str) -> None:
-    check_complete(file for files in splits.values() for file in files)
-    for file in (file for files in splits.values() for file in files):
+    every = [file for files in splits.values() for file in files]
+    check_complete(every)
+    for file in every:
         if "::" in str(file.relative_to(root)):
             raise InputError(f"{source}: {file} cannot be read with :: in its name; rename it.")
         if is_zipfile(file):

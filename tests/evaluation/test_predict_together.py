@@ -48,9 +48,8 @@ def test_two_processes_predict_like_one(tmp_path, monkeypatch):
     jobs = start(tmp_path, "line", *settings)
     outputs = [job.communicate(timeout=300) for job in jobs]
     assert [job.returncode for job in jobs] == [1, 0], outputs  # the main process names the unusable image
-    assert (
-        "11 images" in outputs[0][0] and all(f"{name}.png" in outputs[0][1] for name in (8, 9)) and outputs[1][0] == ""
-    )
+    assert "11 images" in outputs[0][0] and outputs[1][0] == ""
+    assert "8.png" in outputs[0][1] and "9.png" in outputs[0][1]
     monkeypatch.chdir(one)
     predict_folder([Path("line")], "model", Path("alone"), batch_size=4)
     files = [
